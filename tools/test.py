@@ -1,0 +1,106 @@
+"""Evaluates a checkpoint of MMDetection, MMSegmentation or MMPretrain, as the config says."""
+
+import argparse
+import copy
+import os
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmhatnet import cli
+from mmhatnet.checkpoint import load_weights_only
+
+DEFAULT_TTA_MODELS = dict(
+    mmdet=dict(
+        type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+    ),
+    mmseg=dict(type='SegTTAModel'),
+    mmpretrain=dict(type='AverageClsScoreTTA'),
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='the config of the job')
+    parser.add_argument('checkpoint', help='the checkpoint to evaluate')
+    cli.add_common_options(parser)
+    parser.add_argument(
+        '--out',
+        help='where predictions are written: a .pkl file, or for MMSegmentation a folder of '
+        'label maps',
+    )
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', help='folder for images with the predictions drawn')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays open')
+    parser.add_argument('--tta', action='store_true', help='augment and merge while testing')
+    return parser.parse_args()
+
+
+def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise SystemExit(f'--show and --show-dir: {args.config} has no visualization hook.')
+    # The frameworks' own hooks name the same settings differently.
+    hook['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
+    hook.update(show=args.show, wait_time=args.wait_time)
+    if args.show_dir:
+        # MMDetection appends a relative folder to itself, image by image.
+        folder = os.path.abspath(args.show_dir)
+        if cfg.default_scope == 'mmseg':
+            cfg.visualizer.save_dir = folder
+        else:
+            hook['test_out_dir' if cfg.default_scope == 'mmdet' else 'out_dir'] = folder
+
+
+def augment_tests(cfg: Config) -> None:
+    metrics = cfg.test_evaluator.get('metric', [])
+    if cfg.default_scope == 'mmdet' and 'segm' in metrics:
+        raise SystemExit(
+            '--tta: MMDetection merges boxes and not masks; to test the boxes alone, add '
+            '--cfg-options model.roi_head.mask_head=None test_evaluator.metric=bbox'
+        )
+    if 'tta_model' not in cfg:
+        cfg.tta_model = DEFAULT_TTA_MODELS[cfg.default_scope]
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_pipeline' not in cfg:
+        *transforms, pack = copy.deepcopy(dataset.pipeline)
+        if cfg.default_scope == 'mmdet':
+            pack.meta_keys = (*pack.meta_keys, 'flip', 'flip_direction')
+        flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
+        cfg.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def write_predictions(cfg: Config, out: str) -> None:
+    if cfg.default_scope == 'mmseg':
+        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+        return
+    if not out.endswith(('.pkl', '.pickle')):
+        raise SystemExit(f'--out {out}: the predictions are written to a .pkl or .pickle file.')
+    dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
+    cfg.test_evaluator = [cfg.test_evaluator, dict(type=dump, out_file_path=out)]
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.load_config(args)
+    cli.require_checkpoint(args.checkpoint)
+    cli.require_datasets(cfg, 'test')
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        show_predictions(cfg, args)
+    if args.tta:
+        augment_tests(cfg)
+    if args.out:
+        write_predictions(cfg, args.out)
+    with load_weights_only():
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.test()
+
+
+if __name__ == '__main__':
+    main()
