@@ -1,0 +1,33 @@
+"""Small generated data for the tests that train, and the tools as functions."""
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session')
+def toy_data(tmp_path_factory) -> Path:
+    """A folder in which `data/toy` holds a handful of generated pictures."""
+    folder = tmp_path_factory.mktemp('project')
+    counts = ['--coco', '8', '4', '--ade', '8', '2', '--imagenet', '8', '2']
+    command = [sys.executable, ROOT / 'tools' / 'make_toy_data.py', 'data/toy', *counts]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def run_tool(toy_data, monkeypatch) -> Callable[..., None]:
+    """Runs a tool in this process, where importing the frameworks is paid for once."""
+
+    def run(name: str, *args) -> None:
+        monkeypatch.chdir(toy_data)
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
+        runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+
+    return run
