@@ -1,0 +1,158 @@
+"""What is in the wheel, and that configs are inherited from it and from a checkout."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+import mmhatnet
+
+ROOT = Path(__file__).parents[1]
+INHERITED = ['semfpn_hatnet.py', 'toy/maskrcnn_hatnet.py']
+BUILD_FILES = ('pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'model-index.yml')
+INHERIT = """
+import json, sys
+import mmhatnet
+from mmengine.config import Config
+from mmengine.utils import get_installed_path
+configs = {}
+for name in sys.argv[1:]:
+    with open('inheriting.py', 'w') as file:
+        file.write(f'_base_ = "mmhatnet::{name}"')
+    configs[name] = Config.fromfile('inheriting.py').to_dict()
+with open('result.json', 'w') as file:
+    json.dump([mmhatnet.__file__, get_installed_path('mmhatnet'), configs], file)
+"""
+
+
+def run(*arguments, cwd, **variables):
+    environment = {**os.environ, **variables}
+    process = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+    """A copy of what packages are built from."""
+    copy = tmp_path_factory.mktemp('checkout')
+    generated = shutil.ignore_patterns('__pycache__', '.mim')
+    for name in ('mmhatnet', 'configs', 'tools'):
+        shutil.copytree(ROOT / name, copy / name, ignore=generated)
+    for name in BUILD_FILES:
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, copy)
+    return copy
+
+
+@pytest.fixture(scope='module')
+def wheel(checkout, tmp_path_factory):
+    """The folder of the wheel's content, as it is after installation."""
+    leftovers = [
+        checkout / 'build' / 'lib' / 'mmhatnet' / '.mim' / 'configs' / 'deleted_since.py',
+        checkout / 'configs' / '__pycache__' / 'compiled.pyc',
+    ]
+    for leftover in leftovers:
+        leftover.parent.mkdir(parents=True, exist_ok=True)
+        leftover.touch()
+    dist, content = tmp_path_factory.mktemp('dist'), tmp_path_factory.mktemp('site-packages')
+    options = ['--no-index', '--no-deps', '--no-build-isolation', '--wheel-dir', str(dist)]
+    run('-m', 'pip', 'wheel', *options, '.', cwd=checkout)
+    (file,) = dist.iterdir()
+    zipfile.ZipFile(file).extractall(content)
+    return content
+
+
+def files_below(folder):
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob('*')
+        if path.is_file() and '__pycache__' not in path.parts
+    }
+
+
+def test_wheel_holds_configs_and_tools_where_mim_looks(wheel):
+    mim = wheel / 'mmhatnet' / '.mim'
+    for name in ('configs', 'tools'):
+        assert files_below(mim / name) == files_below(ROOT / name)
+    assert (mim / 'model-index.yml').exists() == (ROOT / 'model-index.yml').exists()
+    assert not list(wheel.rglob('*.pyc'))
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    assert {path.name for path in wheel.iterdir()} == {
+        'mmhatnet',
+        f'mmhatnet-{mmhatnet.__version__}.dist-info',
+    }
+    modules = {name for name in files_below(wheel / 'mmhatnet') if not name.startswith('.mim')}
+    originals = files_below(ROOT / 'mmhatnet')
+    assert modules == {name for name in originals if not name.startswith('.mim')}
+
+
+def test_wheel_requires_neither_package_family(wheel):
+    (metadata,) = wheel.glob('*.dist-info/METADATA')
+    required = HeaderParser().parsestr(metadata.read_text()).get_all('Requires-Dist')
+    unconditional = {re.match(r'[\w-]+', line)[0] for line in required if 'extra ==' not in line}
+    assert unconditional == {'numpy', 'packaging', 'torch'}
+
+
+def test_configs_are_inherited_from_the_wheel(wheel, tmp_path):
+    run('-c', INHERIT, *INHERITED, cwd=tmp_path, PYTHONPATH=str(wheel))
+    imported, installed, inherited = json.loads((tmp_path / 'result.json').read_text())
+    assert Path(imported).parent == Path(installed) == wheel / 'mmhatnet'
+    originals = {name: Config.fromfile(ROOT / 'configs' / name).to_dict() for name in INHERITED}
+    assert inherited == json.loads(json.dumps(originals))
+
+
+def test_editable_installation_links_to_the_checkout(checkout, tmp_path):
+    build = 'import sys; from setuptools.build_meta import build_editable as b; b(sys.argv[1])'
+    run('-c', build, str(tmp_path), cwd=checkout)
+    for name in ('configs', 'tools'):
+        link = checkout / 'mmhatnet' / '.mim' / name
+        assert os.readlink(link) == f'../../{name}'
+        assert link.resolve() == (checkout / name).resolve()
+
+
+def inherit(tmp_path, base):
+    config = tmp_path / 'inheriting.py'
+    config.write_text(f'_base_ = {base!r}\n')
+    return Config.fromfile(config)
+
+
+def test_inherited_modules_are_built_in_the_scope_of_the_framework(tmp_path):
+    """MMEngine would mark every module of an inherited config with the scope 'mmhatnet'."""
+    config = inherit(tmp_path, 'mmhatnet::retinanet_hatnet.py')
+    assert config.default_scope == 'mmdet'
+    assert "'_scope_': 'mmhatnet'" not in str(config)
+    assert config.model.backbone.type == 'HATNet'
+
+
+def test_configs_of_mmseg_are_found_in_both_package_families(tmp_path):
+    pytest.importorskip('mmseg')
+    config = inherit(tmp_path, 'mmseg::_base_/datasets/ade20k.py')
+    assert config.train_dataloader.dataset.type == 'ADE20KDataset'
+
+
+def test_config_path_needs_no_earlier_import(tmp_path, wheel):
+    """What a project writes whose configs are read by tools that know nothing of mmhatnet."""
+    config = tmp_path / 'inheriting.py'
+    config.write_text("_base_ = __import__('mmhatnet').config_path('toy/maskrcnn_hatnet.py')")
+    code = (
+        'from mmengine.config import Config; config = Config.fromfile("inheriting.py"); '
+        'assert config.model.backbone.type == "HATNet" and config.model.backbone.arch == "tiny"'
+    )
+    run('-c', code, cwd=tmp_path, PYTHONPATH=str(wheel))
+
+
+def test_missing_config_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"mmhatnet has no config 'toy/none\.py' in "):
+        inherit(tmp_path, 'mmhatnet::toy/none.py')
