@@ -1,0 +1,153 @@
+"""tools/train.py and tools/test.py run the jobs of all three frameworks, and refuse clearly."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+SMALL_DETECTION = [
+    'train_dataloader.batch_size=2',
+    'train_dataloader.dataset.indices=4',
+    'train_cfg.max_epochs=2',
+    'train_cfg.val_interval=1',
+    'default_hooks.logger.interval=1',
+]
+JOBS = {
+    'maskrcnn': SMALL_DETECTION,
+    'retinanet': SMALL_DETECTION,
+    'semfpn': [
+        'train_dataloader.batch_size=2',
+        'train_cfg.max_iters=2',
+        'train_cfg.val_interval=1',
+        'default_hooks.logger.interval=1',
+        'default_hooks.checkpoint.interval=1',
+    ],
+    'imagenet': [
+        'train_dataloader.batch_size=8',
+        'train_dataloader.dataset.indices=16',
+        'train_cfg.max_epochs=2',
+        'train_cfg.val_interval=1',
+        'default_hooks.logger.interval=1',
+    ],
+}
+LONGER = dict(
+    maskrcnn='train_cfg.max_epochs=3',
+    retinanet='train_cfg.max_epochs=3',
+    semfpn='train_cfg.max_iters=3',
+    imagenet='train_cfg.max_epochs=3',
+)
+METRIC = dict(
+    maskrcnn='coco/segm_mAP_50',
+    retinanet='coco/bbox_mAP_50',
+    semfpn='mIoU',
+    imagenet='accuracy/top1',
+)
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    """All records of the newest run in a work folder."""
+    newest = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
+    return [json.loads(line) for line in newest.read_text().splitlines()]
+
+
+@pytest.mark.parametrize('job', JOBS)
+def test_train_resume_and_test(job: str, run_tool, tmp_path: Path) -> None:
+    config, work_dir = CONFIGS / 'toy' / f'{job}_hatnet.py', tmp_path / 'work'
+    run_tool('train', config, '--work-dir', work_dir, '--cfg-options', *JOBS[job])
+    records = scalars(work_dir)
+    assert all(torch.tensor(r['loss']).isfinite() for r in records if 'loss' in r)
+    assert METRIC[job] in records[-1]
+    checkpoint = Path((work_dir / 'last_checkpoint').read_text())
+
+    options = [*JOBS[job], LONGER[job]]
+    run_tool('train', config, '--work-dir', work_dir, '--resume', '--cfg-options', *options)
+    steps = [r.get('epoch', r['step']) for r in scalars(work_dir) if 'loss' in r]
+    assert set(steps) == {3}, 'the third epoch or iteration, and no other, is trained'
+
+    out = tmp_path / ('labels' if job == 'semfpn' else 'predictions.pkl')
+    pictures = tmp_path / 'pictures'
+    run_tool(
+        'test',
+        *(config, checkpoint, '--work-dir', tmp_path / 'test'),
+        *('--out', out, '--show-dir', pictures),
+    )
+    if job == 'semfpn':
+        assert len(list(out.glob('*.png'))) == 2
+    else:
+        assert len(pickle.loads(out.read_bytes())) == dict(imagenet=12).get(job, 4)
+    assert len([p for p in pictures.rglob('*') if p.suffix in ('.jpg', '.png')]) > 0
+
+
+@pytest.mark.parametrize(
+    ('job', 'options'),
+    [
+        ('retinanet', []),
+        ('maskrcnn', ['model.roi_head.mask_head=None', 'test_evaluator.metric=bbox']),
+        ('semfpn', ['img_ratios=1']),
+        ('imagenet', []),
+    ],
+)
+def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, DefaultScope
+
+    config = CONFIGS / 'toy' / f'{job}_hatnet.py'
+    cfg = Config.fromfile(config)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'random.pth')
+    args = ['--work-dir', tmp_path, '--cfg-options', *options] if options else []
+    run_tool('test', config, tmp_path / 'random.pth', '--tta', *args, '--work-dir', tmp_path)
+    logged = sorted(tmp_path.glob('*/*.json'))[-1]
+    metric = METRIC[job].replace('segm', 'bbox')
+    assert metric in json.loads(logged.read_text())
+
+
+@pytest.mark.parametrize(
+    ('tool', 'config', 'args', 'message'),
+    [
+        ('train', 'nothing', [], r'There is no config .*nothing_hatnet\.py'),
+        (
+            'train',
+            'maskrcnn',
+            [],
+            r'train data are missing: .* looks for data/coco/annotations/instances_train2017\.json'
+            r'.*cocodataset\.org.*configs/toy/maskrcnn_hatnet\.py',
+        ),
+        ('train', 'retinanet', [], r'configs/toy/retinanet_hatnet\.py'),
+        ('train', 'semfpn', [], r'data/ade/ADEChallengeData2016/images/training.*toy/semfpn'),
+        ('train', 'imagenet', [], r'looks for data/imagenet/train\..*toy/imagenet_hatnet'),
+        ('train', 'toy/maskrcnn', ['--amp'], '--amp needs a GPU'),
+        ('train', 'toy/maskrcnn', ['--resume', 'x.pth'], r'no checkpoint x\.pth'),
+        (
+            'train',
+            'toy/maskrcnn',
+            ['--auto-scale-lr', '--cfg-options', 'auto_scale_lr._delete_=True'],
+            'auto_scale_lr.base_batch_size=N',
+        ),
+        (
+            'train',
+            'maskrcnn',
+            [
+                '--cfg-options',
+                'train_dataloader.dataset.data_root=data/toy/coco/',
+                'val_dataloader.dataset.data_root=data/toy/coco/',
+                'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/HAT-Net_Tiny.pth',
+            ],
+            r'could not be downloaded .*init_cfg\.checkpoint=FILE.*init_cfg=None',
+        ),
+        ('test', 'toy/maskrcnn', ['y.pth'], r'no checkpoint y\.pth'),
+        ('test', 'maskrcnn', ['EMPTY'], 'test data are missing'),
+        ('test', 'toy/maskrcnn', ['EMPTY', '--tta'], 'merges boxes and not masks'),
+        ('test', 'toy/maskrcnn', ['EMPTY', '--out', 'a.json'], r'--out a\.json'),
+    ],
+)
+def test_refusals_are_one_sentence(tool, config, args, message, run_tool, tmp_path) -> None:
+    checkpoint = tmp_path / 'empty.pth'
+    checkpoint.touch()
+    args = [str(checkpoint) if arg == 'EMPTY' else arg for arg in args]
+    with pytest.raises(SystemExit, match=message):
+        run_tool(tool, CONFIGS / f'{config}_hatnet.py', *args)
