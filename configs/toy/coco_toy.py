@@ -23,7 +23,6 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
-max_epochs = 4
 
 toy = dict(
     train_dataloader=dict(
@@ -33,20 +32,14 @@ toy = dict(
     ),
     val_dataloader=dict(num_workers=1, dataset=dict(**dataset, pipeline=test_pipeline)),
     val_evaluator=dict(ann_file=data_root + 'annotations/instances_val2017.json'),
-    train_cfg=dict(max_epochs=max_epochs, val_interval=max_epochs),
+    train_cfg=dict(max_epochs=4, val_interval=4),
     optim_wrapper=dict(
         optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10, norm_type=2)
     ),
     param_scheduler=[
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
-        dict(
-            type='CosineAnnealingLR',
-            T_max=max_epochs,
-            eta_min=1e-5,
-            by_epoch=True,
-            convert_to_iter_based=True,
-        ),
+        dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, convert_to_iter_based=True),
     ],
     default_hooks=dict(logger=dict(interval=20)),
 )
-del data_root, dataset, resize, load_annotations, train_pipeline, test_pipeline, max_epochs
+del data_root, dataset, resize, load_annotations, train_pipeline, test_pipeline
