@@ -14,7 +14,7 @@ val_dataloader = _base_.toy.val_dataloader
 test_dataloader = val_dataloader
 val_evaluator = _base_.toy.val_evaluator
 test_evaluator = val_evaluator
-train_cfg = dict(max_epochs=6, val_interval=2)
+train_cfg = dict(max_epochs=8, val_interval=4)
 optim_wrapper = _base_.toy.optim_wrapper
 param_scheduler = _base_.toy.param_scheduler
 default_hooks = _base_.toy.default_hooks
