@@ -60,7 +60,29 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        _join_cpu_processes(cfg)
     return cfg
+
+
+def _join_cpu_processes(cfg: Config) -> None:
+    """Joins the processes of a job on CPUs, for which MMEngine itself would choose GPUs."""
+    backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
+    if backend != 'gloo':
+        raise SystemExit(
+            f'--launcher pytorch: the backend {backend} needs a GPU, and PyTorch finds none here; '
+            'for processes on the CPU add --cfg-options env_cfg.dist_cfg.backend=gloo'
+        )
+    torch.distributed.init_process_group(backend)
+    cfg.setdefault(
+        'model_wrapper_cfg',
+        dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        ),
+    )
 
 
 def require_checkpoint(path: str) -> None:

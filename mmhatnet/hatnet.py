@@ -381,6 +381,28 @@ class HATNet(BaseModule):
             features.append(x.permute(0, 3, 1, 2))
         return tuple(features[index] for index in self.out_indices)
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Tells the layer of a parameter, for layer-wise decay of the learning rate.
+
+        Args:
+            param_name (str): Name of a parameter of the model that holds the backbone.
+            prefix (str): What the names of the backbone's parameters start with there.
+
+        Returns:
+            tuple[int, int]: The layer and the number of layers. The stem is layer 0, each block is
+            one, with the downsampling that follows it, and the rest of the model is the last one.
+        """
+        depths = [len(stage.blocks) for stage in self.stages]
+        num_layers = sum(depths) + 2
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
+        module, *path = param_name.removeprefix(prefix).split('.')
+        if module == 'stem':
+            return 0, num_layers
+        stage, part, index = int(path[0]), path[1], path[2]
+        block = int(index) + 1 if part == 'blocks' else 0
+        return sum(depths[:stage]) + block, num_layers
+
     def train(self, mode: bool = True) -> 'HATNet':
         """Sets the training mode, in which the frozen stages stay in evaluation mode."""
         super().train(mode)

@@ -156,3 +156,26 @@ def test_config_path_needs_no_earlier_import(tmp_path, wheel):
 def test_missing_config_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"mmhatnet has no config 'toy/none\.py' in "):
         inherit(tmp_path, 'mmhatnet::toy/none.py')
+
+
+@pytest.mark.parametrize('tool', ['mmhatnet', 'mmdet'])
+def test_downstream_project_trains_outside_the_checkout(tool, wheel, tmp_path):
+    project = tmp_path / 'kites'
+    shutil.copytree(ROOT / 'examples' / 'kites', project)
+    package = wheel / 'mmhatnet'
+    if tool != 'mmhatnet':
+        package = Path(pytest.importorskip(tool).__file__).parent
+    options = [
+        'model.backbone.init_cfg=None',
+        'train_dataloader.dataset.indices=2',
+        'val_dataloader.dataset.indices=2',
+        'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+        'val_dataloader.dataset.pipeline.1.scale=(96,96)',
+        'train_cfg.max_epochs=1',
+        'model.test_cfg.rpn.max_per_img=32',
+    ]
+    train = str(package / '.mim' / 'tools' / 'train.py')
+    run(train, 'config.py', '--cfg-options', *options, cwd=project, PYTHONPATH=str(wheel))
+    assert (project / 'work_dirs' / 'config' / 'epoch_1.pth').is_file()
+    (results,) = project.glob('work_dirs/config/*/vis_data/scalars.json')
+    assert '"coco/segm_mAP"' in results.read_text()

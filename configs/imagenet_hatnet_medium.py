@@ -1,0 +1,10 @@
+# ImageNet-1K with HAT-Net medium.
+_base_ = 'imagenet_hatnet.py'
+
+model = dict(
+    backbone=dict(
+        arch='medium',
+        # Not published for HAT-Net: the rate of P2T, by the same authors, for this size.
+        drop_path_rate=0.3,
+    ),
+)

@@ -1,0 +1,33 @@
+# UPerNet on ADE20K with HAT-Net small, layer-wise decay of the learning rate and mixed precision:
+# 160k iterations, batch 16 (8 GPUs x 2 images), 512x512. The recipe is ConvNeXt's, with the decay
+# per block as BEiT has it.
+
+# For 'mmseg::...' see semfpn_hatnet.py.
+_base_ = (
+    f'{__import__("mmseg").__path__[0]}/.mim/configs/'
+    'convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py'
+)
+custom_imports = dict(imports=['mmhatnet', 'mmhatnet.layer_decay'], allow_failed_imports=False)
+
+checkpoint_file = 'https://github.com/yun-liu/HAT-Net/releases/download/v2.0/HAT-Net_Small.pth'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='HATNet',
+        arch='small',
+        drop_path_rate=0.3,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint_file),
+    ),
+    decode_head=dict(in_channels=[64, 128, 320, 512]),
+    auxiliary_head=dict(in_channels=320),
+)
+optim_wrapper = dict(
+    constructor='LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(
+        _delete_=True,
+        layer_decay_rate=0.9,
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+    ),
+)
+auto_scale_lr = dict(enable=False, base_batch_size=16)

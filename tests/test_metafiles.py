@@ -1,0 +1,100 @@
+"""MIM's index lists every config as it is, and docs/benchmarks.md has the same figures."""
+
+import functools
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+from mmengine.config.utils import _get_cfg_metainfo
+from modelindex.load_model_index import load
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+import get_flops  # noqa: E402
+
+RELEASE = 'https://github.com/yun-liu/HAT-Net/releases/download/v2.0'
+PUBLISHED_TOP1 = {'tiny': 79.8, '': 82.6, 'medium': 84.0, 'large': 84.2}
+MODELS = {
+    model['Config']: model
+    for model in yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models']
+}
+read = functools.cache(Config.fromfile)
+# The toy configs have no results to compare with anything.
+EXPERIMENTS = [config for config in MODELS if '/toy/' not in config]
+
+
+def test_every_config_is_listed_once() -> None:
+    files = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / 'configs').rglob('*.py')
+        if 'model' in read(path)
+    }
+    index = load(str(ROOT / 'model-index.yml'))
+    assert sorted(model.config for model in index.models) == sorted(files)
+    assert len({model.name for model in index.models}) == len(files)
+
+
+def test_mim_finds_nothing_wrong() -> None:
+    index = load(str(ROOT / 'model-index.yml'))
+    assert index.check(silent=True) == []
+    # What a model inherits from its collection.
+    assert {model.full_model.paper['URL'] for model in index.models} == {
+        'https://arxiv.org/abs/2106.03180'
+    }
+
+
+@pytest.mark.parametrize('config', MODELS)
+def test_mmengine_resolves_it(config: str, tmp_path: Path) -> None:
+    (tmp_path / '.mim' / 'configs').mkdir(parents=True)
+    for name in ('model-index.yml', 'configs/metafile.yml'):
+        shutil.copy(ROOT / name, tmp_path / '.mim' / name)
+    found = _get_cfg_metainfo(str(tmp_path), config.removeprefix('configs/'))
+    assert found == MODELS[config]
+
+
+@pytest.mark.parametrize('config', MODELS)
+def test_schedule_is_that_of_the_config(config: str) -> None:
+    cfg = read(ROOT / config)
+    metadata = MODELS[config]['Metadata']
+    assert metadata.get('Epochs') == cfg.train_cfg.get('max_epochs')
+    assert metadata.get('Iterations') == cfg.train_cfg.get('max_iters')
+    if config in EXPERIMENTS:
+        assert metadata['Batch Size'] == cfg.auto_scale_lr.base_batch_size
+
+
+def test_results_and_weights_are_the_published_ones() -> None:
+    for config, model in MODELS.items():
+        match = re.fullmatch(r'configs/imagenet_hatnet_?(\w*)\.py', config)
+        if not match:
+            assert 'Weights' not in model and 'Results' not in model
+            continue
+        (result,) = model['Results']
+        assert result['Metrics'] == {'Top 1 Accuracy': PUBLISHED_TOP1[match[1]]}
+        variant = (match[1] or 'small').capitalize()
+        assert model['Weights'] == f'{RELEASE}/HAT-Net_{variant}.pth'
+
+
+@pytest.mark.parametrize('config', ['imagenet_hatnet_tiny', 'semfpn_hatnet_tiny'])
+def test_complexity_is_what_the_tool_counts(config: str) -> None:
+    """For two that are quick; test_configs.py compares the parameters of all."""
+    cfg = Config.fromfile(ROOT / 'configs' / f'{config}.py')
+    counted = get_flops.count(cfg, get_flops.DEFAULT_SHAPES[cfg.default_scope])['model']
+    metadata = MODELS[f'configs/{config}.py']['Metadata']
+    assert metadata['Parameters'] == counted.parameters
+    assert metadata['FLOPs'] == counted.layers + counted.attention
+
+
+@pytest.mark.parametrize('config', EXPERIMENTS)
+def test_benchmarks_have_a_row(config: str) -> None:
+    model = MODELS[config]
+    lines = (ROOT / 'docs' / 'benchmarks.md').read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith(f'| `{model["Name"]}` |') and 'GPU' in line]
+    digits = 2 if 'imagenet' in config else 1
+    assert f'| {model["Metadata"]["Parameters"] / 1e6:.1f} (' in row
+    assert f'| {model["Metadata"]["FLOPs"] / 1e9:.{digits}f} (' in row
+    if 'Results' in model:
+        assert f'| {model["Results"][0]["Metrics"]["Top 1 Accuracy"]} |' in row
