@@ -3,10 +3,13 @@
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DefaultScope
+from mmengine.utils import ManagerMixin
+from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,11 +24,31 @@ def toy_data(tmp_path_factory) -> Path:
     return folder
 
 
+def forget_earlier_runs() -> None:
+    """A process has one scope and one visualizer of each name, which the next run would take."""
+
+    def forget(manager: type[ManagerMixin]) -> None:
+        manager._instance_dict.clear()
+        for subclass in manager.__subclasses__():
+            forget(subclass)
+
+    forget(DefaultScope)
+    forget(Visualizer)
+
+
+@pytest.fixture(autouse=True)
+def every_test_by_itself() -> Iterator[None]:
+    forget_earlier_runs()
+    yield
+    forget_earlier_runs()
+
+
 @pytest.fixture
 def run_tool(toy_data, monkeypatch) -> Callable[..., None]:
     """Runs a tool in this process, where importing the frameworks is paid for once."""
 
     def run(name: str, *args) -> None:
+        forget_earlier_runs()
         monkeypatch.chdir(toy_data)
         monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
         runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')

@@ -3,6 +3,7 @@
 import copy
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from argparse import Namespace
@@ -86,14 +87,17 @@ def measure(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def launch(script: str, *args: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Runs a shell script of tools/ with this Python."""
-    on_cpu = dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
+def launch(script: str, *args: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Runs a shell script of tools/ with this Python, on a free port."""
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        port = server.getsockname()[1]
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    variables = dict(PATH=path, PORT=str(port), CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
     return subprocess.run(
         ['bash', TOOLS / script, *map(str, args)],
         cwd=cwd,
-        env={**os.environ, **on_cpu, 'PATH': path, **variables},
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
     )
@@ -134,7 +138,7 @@ def test_gradients_equal_those_of_the_combined_batch(of_two_processes: list[dict
         assert measured['gradients'].keys() == expected.keys()
         for name, gradient in expected.items():
             difference = (measured['gradients'][name] - gradient).abs().max() / gradient.abs().max()
-            differences[name] = difference.item()
+            differences[name] = max(differences.get(name, 0), difference.item())
     worst = max(differences, key=differences.get)
     print(f'largest relative difference of a gradient: {differences[worst]:.1e} of {worst}')
     assert differences[worst] < 1e-4
@@ -210,7 +214,7 @@ def test_training_equals_that_of_one_process(
     # Interrupted between the epochs under FSDP, where resuming is our own code.
     interruptions = [['--cfg-options', 'train_cfg.max_epochs=1']] if parallelism == 'FSDP' else []
     for options in [*interruptions, ['--resume']]:
-        process = launch(*train, *options, cwd=toy_data, PORT='29511')
+        process = launch(*train, *options, cwd=toy_data)
         assert process.returncode == 0, process.stderr[-3000:]
         log = sorted(work_dir.glob('*/*.log'))[-1].read_text()
         assert 'Scaling the original LR by 0.5.' in log
@@ -224,7 +228,7 @@ def test_training_equals_that_of_one_process(
 
     if parallelism == 'DDP':
         test = ['dist_test.sh', config, checkpoint, 2, '--work-dir', tmp_path / 'test']
-        process = launch(*test, cwd=toy_data, PORT='29512')
+        process = launch(*test, cwd=toy_data)
         assert process.returncode == 0, process.stderr[-3000:]
         (results,) = tmp_path.glob('test/*/*.json')
         assert 'accuracy/top1' in results.read_text()

@@ -2,8 +2,8 @@
 
 import argparse
 
-import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -33,10 +33,11 @@ def parse_args() -> argparse.Namespace:
 
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     if args.amp:
-        if not torch.cuda.is_available():
-            raise SystemExit('--amp needs a GPU, and PyTorch finds none here: train without --amp.')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        asking = '--amp' if args.amp else f'The mixed precision of {args.config}'
+        raise SystemExit(f'{asking} needs a GPU, and PyTorch finds none here.')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise SystemExit(
