@@ -33,7 +33,7 @@ PUBLISHED_TO_NATIVE = [
     (r'\.conv\.conv3\.1\.', r'.mlp.out_norm.'),
 ]
 # What MMEngine's checkpoints hold beside tensors: the loss history, as NumPy arrays.
-_numpy_core = getattr(np, '_core', None) or np.core
+_numpy_core = np.core if np.__version__.startswith('1.') else np._core
 TRAINING_RECORDS = [
     HistoryBuffer,
     np.ndarray,
