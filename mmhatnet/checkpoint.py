@@ -151,8 +151,9 @@ def load_weights_only() -> Iterator[None]:
     previous = os.environ.get(variable)
     os.environ[variable] = '1'
     try:
-        with torch.serialization.safe_globals(TRAINING_RECORDS):
-            yield
+        # Not PyTorch's own context, which at its end forbids what an outer one has allowed.
+        torch.serialization.add_safe_globals(TRAINING_RECORDS)
+        yield
     finally:
         if previous is None:
             del os.environ[variable]

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from literal import drawn_checkpoint, drawn_image, published_shapes
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint, save_checkpoint
 
 from mmhatnet import HATNet
+from mmhatnet.checkpoint import load_weights_only
 
 CONVERT = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
 
@@ -138,6 +140,14 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch) -> None:
     with pytest.raises(pickle.UnpicklingError):
         model.init_weights()
     assert not Path('executed').exists()
+
+
+def test_training_records_are_read_while_models_are_initialised(tmp_path) -> None:
+    torch.save({'history': HistoryBuffer([0.5], [1])}, tmp_path / 'own.pth')
+    with load_weights_only():
+        HATNet('tiny', out_indices=(0,)).init_weights()
+        content = torch.load(tmp_path / 'own.pth', weights_only=False)
+    assert content['history'].current() == 0.5
 
 
 def convert(*args) -> subprocess.CompletedProcess:
