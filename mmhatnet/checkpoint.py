@@ -32,10 +32,20 @@ PUBLISHED_TO_NATIVE = [
     (r'\.conv\.conv3\.0\.', r'.mlp.project.'),
     (r'\.conv\.conv3\.1\.', r'.mlp.out_norm.'),
 ]
+
+
+def _statistic_of_history(owner: type, name: str) -> object:
+    """Stands in for getattr, with which Python's pickle names the methods of a loss history."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(HistoryBuffer, name)
+    raise ValueError(f'a checkpoint may not name {name!r} of {owner!r}')
+
+
 # What MMEngine's checkpoints hold beside tensors: the loss history, as NumPy arrays.
 _numpy_core = np.core if np.__version__.startswith('1.') else np._core
 TRAINING_RECORDS = [
     HistoryBuffer,
+    (_statistic_of_history, 'builtins.getattr'),
     np.ndarray,
     np.dtype,
     _numpy_core.multiarray._reconstruct,
