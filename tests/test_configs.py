@@ -215,7 +215,6 @@ def made_small(cfg: Config, toy: bool) -> str:
     # Several processes and GPUs share the work of these configs, which test_distributed.py tests.
     for name in ('runner_type', 'strategy'):
         cfg.pop(name, None)
-    cfg['visualizer'].pop('name', None)  # of this name there is one already, from an earlier run
 
     text = as_text(cfg)
     if toy:
