@@ -20,6 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from mmhatnet.archs import resolve_arch
 from mmhatnet.checkpoint import check_architecture, load_weights_only, to_native_keys
 
+# Where larger tensors come from fresh memory, which the system has to clear page by page, a CPU
+# waits for that longer than for the arithmetic: glibc gives out memory again up to about this size.
+HIDDEN_BYTES = 16 * 10**6
+
 
 class ImageNorm(nn.GroupNorm):
     """Group normalisation with one group: statistics over all values of one image."""
@@ -124,6 +128,11 @@ def window_runs(size: int, window: int) -> Iterator[tuple[int, int, int]]:
         yield whole * window, 1, size % window
 
 
+def concatenate(tensors: list[Tensor], dim: int) -> Tensor:
+    """Spares the copy that ``torch.cat`` makes of a single tensor."""
+    return torch.cat(tensors, dim) if len(tensors) > 1 else tensors[0]
+
+
 class HierarchicalAttention(nn.Module):
     """H-MHSA (paper, section 3.2): attention in windows, then of every position over pooled ones.
 
@@ -147,35 +156,31 @@ class HierarchicalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) to (N, H, W, C)."""
-        y = self.global_norm(x + self.local_attention(self.norm(x)))
+        y = self.global_norm(self.add_local_attention(x))
         return self.proj(y + self.global_attention(y))
 
-    def local_attention(self, x: Tensor) -> Tensor:
+    def add_local_attention(self, x: Tensor) -> Tensor:
         # Windows of one size are one batch: at most four calls, for the whole windows, the right
         # edge, the bottom edge and the corner.
-        return torch.cat(
-            [
-                torch.cat(
-                    [
-                        self.attend_in_windows(
-                            x[:, top : top + rows * height, left : left + columns * width],
-                            height,
-                            width,
-                        )
-                        for left, columns, width in window_runs(x.shape[2], self.window)
-                    ],
-                    dim=2,
-                )
-                for top, rows, height in window_runs(x.shape[1], self.window)
-            ],
-            dim=1,
-        )
+        normed = self.norm(x)
+        bands = []
+        for top, rows, height in window_runs(x.shape[1], self.window):
+            vertical = slice(top, top + rows * height)
+            parts = []
+            for left, columns, width in window_runs(x.shape[2], self.window):
+                region = (slice(None), vertical, slice(left, left + columns * width))
+                parts.append(self.add_in_windows(x[region], normed[region], height, width))
+            bands.append(concatenate(parts, dim=2))
+        return concatenate(bands, dim=1)
 
-    def attend_in_windows(self, x: Tensor, height: int, width: int) -> Tensor:
-        tiles = x.unflatten(2, (-1, width)).unflatten(1, (-1, height)).transpose(2, 3)
-        q, k, v = self.qkv(tiles.reshape(-1, height * width, x.shape[-1])).chunk(3, dim=-1)
-        out = multi_head_attention(q, k, v, self.head_dim)
-        return out.view(tiles.shape).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    def add_in_windows(self, x: Tensor, normed: Tensor, height: int, width: int) -> Tensor:
+        x, normed = (t.unflatten(2, (-1, width)).unflatten(1, (-1, height)) for t in (x, normed))
+        windows = normed.transpose(2, 3)
+        tokens = windows.reshape(-1, height * width, x.shape[-1])
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        out = multi_head_attention(q, k, v, self.head_dim).view(windows.shape)
+        # The addition also lays the windows out as an image, which saves a copy.
+        return (x + out.transpose(2, 3)).flatten(3, 4).flatten(1, 2)
 
     def global_attention(self, y: Tensor) -> Tensor:
         pooled = F.avg_pool2d(y.permute(0, 3, 1, 2), self.pooling, ceil_mode=True)
@@ -185,8 +190,22 @@ class HierarchicalAttention(nn.Module):
         return multi_head_attention(q, k, v, self.head_dim).view(y.shape)
 
 
+def hidden_channels_at_once(x: Tensor) -> int:
+    """How many channels of the MLP's hidden layer a CPU computes at a time for an (N, H, W, C) x.
+
+    A multiple of 16, below which matrix products and depthwise convolutions lose speed.
+    """
+    bytes_per_channel = x.shape[:3].numel() * x.element_size()
+    return max(16, HIDDEN_BYTES // bytes_per_channel // 16 * 16)
+
+
 class InvertedResidual(nn.Module):
-    """The MLP of a block: expansion, depthwise convolution, projection."""
+    """The MLP of a block: expansion, depthwise convolution, projection.
+
+    The hidden layer is 4 to 8 times as large as anything else in the network, so that it is never
+    kept: the backward pass computes it again. No hidden channel depends on another one, so a CPU
+    computes a few of them at a time, in memory that stays in its cache.
+    """
 
     def __init__(self, channels: int, ratio: int, kernel_size: int) -> None:
         super().__init__()
@@ -199,9 +218,41 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) to (N, H, W, C)."""
-        x = F.silu(self.expand(self.norm(x)))
-        x = F.silu(self.depthwise(x))
-        return self.out_norm(self.project(x))
+        x = self.norm(x)
+        size = self.expand.out_features
+        # A GPU takes large kernels better, and a compiler has its own ways to stay in the cache.
+        if x.device.type == 'cpu' and not torch.compiler.is_compiling():
+            size = min(size, hidden_channels_at_once(x))
+        out = None
+        for weights in zip(
+            self.expand.weight.split(size),
+            self.depthwise.weight.split(size),
+            self.project.weight.split(size, dim=1),
+        ):
+            if torch.is_grad_enabled():
+                part = checkpoint(
+                    through_hidden, x, *weights, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                part = through_hidden(x, *weights)
+            out = part if out is None else out.add_(part)
+        return self.out_norm(out)
+
+
+def through_hidden(x: Tensor, expand: Tensor, depthwise: Tensor, project: Tensor) -> Tensor:
+    """What some hidden channels, whose weights are given, contribute to the projection of x."""
+    inplace = not torch.is_grad_enabled()
+    x = F.silu(F.linear(x, expand), inplace).permute(0, 3, 1, 2)
+    x = F.conv2d(x, depthwise, padding=depthwise.shape[-1] // 2, groups=len(depthwise))
+    return F.linear(F.silu(x.permute(0, 2, 3, 1), inplace), project)
+
+
+def add_residual(branch: Tensor, x: Tensor) -> Tensor:
+    """``branch + x``, in place, since nothing else needs the branch.
+
+    Where autocast has mixed dtypes, the sum takes the more precise one instead.
+    """
+    return branch.add_(x) if branch.dtype == x.dtype else branch + x
 
 
 class Block(nn.Module):
@@ -215,8 +266,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.drop(self.attn(x)))
-        return x + self.drop_path(self.drop(self.mlp(x)))
+        x = add_residual(self.drop_path(self.drop(self.attn(x))), x)
+        return add_residual(self.drop_path(self.drop(self.mlp(x))), x)
 
 
 class Stage(nn.Module):

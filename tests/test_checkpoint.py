@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from literal import drawn_checkpoint, drawn_image, published_shapes
+from drawn import drawn_checkpoint, drawn_image, published_shapes
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint, save_checkpoint
 
@@ -166,9 +166,10 @@ def test_convert_backbone(published, expected, tmp_path) -> None:
 
 
 def test_convert_classifier(published, tmp_path) -> None:
-    from literal import LiteralHATNet
     from mmengine.config import Config
     from mmpretrain.registry import MODELS
+
+    from mmhatnet.literal import LiteralHATNet
 
     torch.save(published, tmp_path / 'published.pth')
     result = convert(tmp_path / 'published.pth', tmp_path / 'converted.pth', '--classifier')

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from literal import drawn_checkpoint, drawn_image
+from drawn import drawn_checkpoint, drawn_image
 
 from mmhatnet import HATNet
 from mmhatnet.archs import ARCHS

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
-from literal import LiteralHATNet, drawn_checkpoint, drawn_image
+from drawn import drawn_checkpoint, drawn_image
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmhatnet import HATNet
+from mmhatnet import HATNet, hatnet
 from mmhatnet.archs import ARCHS
+from mmhatnet.literal import LiteralHATNet
 
 # Small enough for seconds, with every kind of piece: windows that cut, both kinds of attention,
 # two head counts, two kernel sizes.
@@ -81,14 +82,50 @@ def test_windows_of_a_real_variant_agree_at_an_odd_size() -> None:
             assert_close(feature.double(), reference, 1e-4)
 
 
+def test_hidden_channels_computed_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = drawn_image(2, 3, 61, 90)
+    model = small_model().eval()
+    with torch.no_grad():
+        at_once = model(image)
+        monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', 1)
+        assert hatnet.hidden_channels_at_once(at_once[0].permute(0, 2, 3, 1)) == 16
+        in_parts = model(image)
+    for feature, reference in zip(in_parts, at_once):
+        assert not torch.equal(feature, reference)  # another order of summation
+        assert_close(feature, reference, 1e-5)
+
+
+def test_training_keeps_no_hidden_layer() -> None:
+    mlp = hatnet.InvertedResidual(channels=16, ratio=8, kernel_size=3)
+    x = torch.rand(1, 40, 40, 16, requires_grad=True)  # larger than any weight
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        mlp(x)
+    assert max(t.numel() for t in kept) == x.numel()
+
+
+def test_residual_takes_the_more_precise_dtype() -> None:
+    x = torch.rand(2, 3)
+    for dtype in (torch.float32, torch.bfloat16):
+        branch = torch.rand(2, 3).to(dtype)
+        expected = branch.float() + x
+        total = hatnet.add_residual(branch, x)
+        assert total.dtype == torch.float32
+        assert torch.equal(total, expected)
+
+
 def gradients(model: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
     image = image.clone().requires_grad_()
     sum((f * f.detach().cos()).mean() for f in model(image)).backward()
     return dict({name: p.grad for name, p in model.named_parameters()}, image=image.grad)
 
 
+@pytest.mark.parametrize('hidden_bytes', [hatnet.HIDDEN_BYTES, 1])
 @pytest.mark.parametrize('size', [(64, 96), (61, 90)])
-def test_gradients_agree_with_the_literal_formulation(size: tuple[int, int]) -> None:
+def test_gradients_agree_with_the_literal_formulation(
+    size: tuple[int, int], hidden_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', hidden_bytes)
     image = drawn_image(2, 3, *size)
     actual = gradients(small_model(), image)
     reference = gradients(literal_model().double(), image.double())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from literal import drawn_checkpoint
+from drawn import drawn_checkpoint
 
 from mmhatnet.download import download
 

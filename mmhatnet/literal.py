@@ -1,16 +1,17 @@
 """HAT-Net as the paper's text has it, with the published key names and nothing made fast.
 
-The reference for the tests and the baseline of the benchmarks. Attention matrices are whole, tokens
-are shuffled between layouts as in the published formulation, and a window that the edge cuts is
-computed by itself. Runs in any floating-point precision.
+The reference of the tests and the baseline of ``tools/benchmark.py``; ``import mmhatnet`` leaves it
+out. Attention matrices are whole, tokens are shuffled between layouts as in the published
+formulation, and a window that the edge cuts is computed by itself. Runs in any floating-point
+precision.
 """
 
 import math
-import zlib
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmhatnet.archs import resolve_arch
@@ -131,10 +132,17 @@ class Downsample(nn.Module):
         return self.norm(self.conv(x))
 
 
+@MODELS.register_module()
 class LiteralHATNet(nn.Module):
-    """Returns the four features, and the logits if ``num_classes`` is given."""
+    """The whole network: (N, C, H, W) to the four features, and logits if there are classes.
 
-    def __init__(self, arch, num_classes=0, in_channels=3):
+    Args:
+        arch (str | dict): As in ``HATNet``.
+        num_classes (int): Classes of the head; 0 leaves it out. Defaults to 0.
+        in_channels (int): Channels of the input. Defaults to 3.
+    """
+
+    def __init__(self, arch: str | dict, num_classes: int = 0, in_channels: int = 3) -> None:
         super().__init__()
         settings = resolve_arch(arch)
         dims = settings['embed_dims']
@@ -176,34 +184,3 @@ class LiteralHATNet(nn.Module):
         if self.classifier is None:
             return tuple(features)
         return tuple(features), self.classifier(x.mean(dim=(2, 3)))
-
-
-def draw(name: str, shape: tuple) -> Tensor:
-    """Standard normal numbers that depend on the name alone."""
-    seed = zlib.crc32(name.encode()) & 0xFFFFFFFF
-    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape))
-
-
-def drawn_image(*shape: int) -> Tensor:
-    return draw(f'input:{"x".join(map(str, shape))}', shape).float()
-
-
-def published_shapes(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:
-    """The tensors of a published checkpoint, without values."""
-    with torch.device('meta'):
-        return LiteralHATNet(arch, num_classes, in_channels).state_dict()
-
-
-def drawn_checkpoint(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:
-    """A state dict with published keys whose weights a formula draws from these keys."""
-    weights = {}
-    for name, meta in published_shapes(arch, num_classes, in_channels).items():
-        values = draw(name, tuple(meta.shape))
-        if name.endswith('.bias'):
-            values = 0.1 * values
-        elif values.ndim == 1:
-            values = 1 + 0.1 * values
-        else:
-            values = values / math.sqrt(math.prod(values.shape[1:]))
-        weights[name] = values.float()
-    return weights
