@@ -130,7 +130,8 @@ def parse_args() -> argparse.Namespace:
         for name, settings in Config.fromfile(args.config).backbones.items():
             BACKBONES[name] = (settings, None)
     args.baseline = args.baseline or args.backbones[0]
-    unknown = [name for name in [*args.backbones, args.baseline] if name not in BACKBONES]
+    named = dict.fromkeys([*args.backbones, args.baseline])
+    unknown = [name for name in named if name not in BACKBONES]
     if unknown:
         parser.error(f'backbones {unknown} are none of {list(BACKBONES)}; --config adds others')
     if args.baseline not in args.backbones:
@@ -378,18 +379,21 @@ def draw_accuracy(rows: list[dict], folder: Path) -> Path:
 
 
 def draw_pixels(rows: list[dict], folder: Path) -> Path:
-    figure, both = plt.subplots(1, 2, figsize=(11, 4.5), layout='constrained')
-    for name in dict.fromkeys(label(row) for row in rows):
-        points = [row for row in rows if label(row) == name]
-        points.sort(key=lambda row: row['shape'][2] * row['shape'][3])
-        pixels = [row['shape'][2] * row['shape'][3] / 1e6 for row in points]
-        both[0].plot(pixels, [row['seconds'] for row in points], marker='o', label=name)
-        memory = [(row.get('memory') or float('nan')) / 1e9 for row in points]
-        both[1].plot(pixels, memory, marker='o', label=name)
-    for axes, quantity in zip(both, ('seconds', 'peak memory above the model, GB')):
-        axes.set(xscale='log', yscale='log', xlabel='million pixels', ylabel=quantity)
+    quantities = dict(seconds='seconds', memory='peak memory above the model, bytes')
+    if not any(row.get('memory') for row in rows):
+        del quantities['memory']
+    figure, plots = plt.subplots(
+        1, len(quantities), figsize=(6 * len(quantities), 4.5), layout='constrained', squeeze=False
+    )
+    for axes, (quantity, caption) in zip(plots[0], quantities.items()):
+        for name in dict.fromkeys(label(row) for row in rows):
+            points = [row for row in rows if label(row) == name and row.get(quantity)]
+            points.sort(key=lambda row: row['shape'][2] * row['shape'][3])
+            pixels = [row['shape'][2] * row['shape'][3] / 1e6 for row in points]
+            axes.plot(pixels, [row[quantity] for row in points], marker='o', label=name)
+        axes.set(xscale='log', yscale='log', xlabel='million pixels', ylabel=caption)
         axes.grid(which='both', alpha=0.3)
-    both[0].legend(fontsize=8)
+    plots[0, 0].legend(fontsize=8)
     figure.suptitle(f'{rows[0]["mode"]}, one image')
     path = folder / f'pixels_{rows[0]["mode"]}.png'
     figure.savefig(path, dpi=120)
