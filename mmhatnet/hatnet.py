@@ -426,7 +426,6 @@ class HATNet(BaseModule):
                 f'HATNet takes images (N, {self.in_channels}, H, W), not {tuple(x.shape)}'
             )
         features = []
-        x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x.permute(0, 2, 3, 1))
         for stage in self.stages:
             x = stage(x)
