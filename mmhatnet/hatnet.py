@@ -3,18 +3,25 @@
 Liu et al., "Vision Transformers with Hierarchical Attention", Machine Intelligence Research 21,
 670-683 (2024), arXiv 2106.03180. Published code and weights: https://github.com/yun-liu/HAT-Net.
 
-The file reads from the pieces of a block to the network. Inside the network
-every feature is (N, H, W, C): a linear layer is then a 1x1 convolution without a copy, and a
-permutation gives convolutions the channels-last memory format that they are fastest in.
+The file reads from the pieces of a block to the network. Inside the network every feature is
+(N, C, H, W) in the channels-last memory format, in which convolutions are fastest and a linear
+layer is a 1x1 convolution without a copy.
+
+Other libraries hook, wrap, replace and trace the modules. Two rules keep what they do right: the
+weights of a module are used by calling it and in no other way, and what a module has returned is
+not changed afterwards, except in a forward pass of which ``nothing_notices`` says that it makes no
+difference.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks_of_all_modules
 from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.archs import resolve_arch
@@ -25,26 +32,31 @@ from mmhatnet.checkpoint import check_architecture, load_weights_only, to_native
 HIDDEN_BYTES = 16 * 10**6
 
 
-class ImageNorm(nn.GroupNorm):
+def image_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation with one group: statistics over all values of one image."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(1, channels, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) to (N, H, W, C)."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return nn.GroupNorm(1, channels, eps=1e-6)
 
 
-class SpatialConv2d(nn.Conv2d):
+def conv(in_channels: int, out_channels: int, kernel_size: int, **kwargs) -> nn.Conv2d:
     """Convolution with "same" padding, or half the size rounded up with stride 2."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, **kwargs) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C_in) to (N, ceil(H / stride), ceil(W / stride), C_out)."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+def depthwise_conv(channels: int, kernel_size: int) -> nn.Conv2d:
+    """Convolution of each channel by itself.
+
+    Its weight (C, 1, k, k) has the strides that its gradient gets from channels-last features.
+    With one input channel the usual strides are as contiguous, but DDP would copy each gradient.
+    """
+    module = conv(channels, channels, kernel_size, groups=channels, bias=False)
+    weight = torch.empty_like(module.weight, memory_format=torch.channels_last)
+    module.weight = nn.Parameter(weight.copy_(module.weight.detach()))
+    return module
+
+
+def pointwise(linear: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer over the channels: (N, C_in, H, W) to (N, C_out, H, W)."""
+    return linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class DropPath(nn.Module):
@@ -66,25 +78,25 @@ class DropPath(nn.Module):
 
 
 class Stem(nn.Module):
-    """Two convolutions with stride 2: (N, H, W, C_in) to (N, ceil(H / 4), ceil(W / 4), C)."""
+    """Two convolutions with stride 2: (N, C_in, H, W) to (N, C, ceil(H / 4), ceil(W / 4))."""
 
     def __init__(self, in_channels: int, out_channels: int, mid_channels: int = 16) -> None:
         super().__init__()
-        self.conv1 = SpatialConv2d(in_channels, mid_channels, 3, stride=2)
-        self.norm = ImageNorm(mid_channels)
-        self.conv2 = SpatialConv2d(mid_channels, out_channels, 3, stride=2)
+        self.conv1 = conv(in_channels, mid_channels, 3, stride=2)
+        self.norm = image_norm(mid_channels)
+        self.conv2 = conv(mid_channels, out_channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv2(F.silu(self.norm(self.conv1(x))))
 
 
 class Downsample(nn.Module):
-    """Between two stages: (N, H, W, C_in) to (N, ceil(H / 2), ceil(W / 2), C_out)."""
+    """Between two stages: (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2))."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = SpatialConv2d(in_channels, out_channels, 3, stride=2)
-        self.norm = ImageNorm(out_channels)
+        self.conv = conv(in_channels, out_channels, 3, stride=2)
+        self.norm = image_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -105,15 +117,16 @@ class PlainAttention(nn.Module):
     def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.norm = ImageNorm(channels)
+        self.norm = image_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) to (N, H, W, C)."""
-        q, k, v = self.qkv(self.norm(x)).flatten(1, 2).chunk(3, dim=-1)
+        """(N, C, H, W) to (N, C, H, W)."""
+        normed = self.norm(x).permute(0, 2, 3, 1)
+        q, k, v = self.qkv(normed).flatten(1, 2).chunk(3, dim=-1)
         out = multi_head_attention(q, k, v, self.head_dim)
-        return self.proj(out.view(x.shape))
+        return self.proj(out.view(normed.shape)).permute(0, 3, 1, 2)
 
 
 def window_runs(size: int, window: int) -> Iterator[tuple[int, int, int]]:
@@ -146,23 +159,23 @@ class HierarchicalAttention(nn.Module):
         self.head_dim = head_dim
         self.window = window
         self.pooling = pooling
-        self.norm = ImageNorm(channels)
+        self.norm = image_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.global_norm = ImageNorm(channels)
+        self.global_norm = image_norm(channels)
         self.global_q = nn.Linear(channels, channels)
-        self.pooled_norm = ImageNorm(channels)
+        self.pooled_norm = image_norm(channels)
         self.pooled_kv = nn.Linear(channels, 2 * channels)
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) to (N, H, W, C)."""
+        """(N, C, H, W) to (N, C, H, W)."""
         y = self.global_norm(self.add_local_attention(x))
-        return self.proj(y + self.global_attention(y))
+        return pointwise(self.proj, y + self.global_attention(y))
 
     def add_local_attention(self, x: Tensor) -> Tensor:
         # Windows of one size are one batch: at most four calls, for the whole windows, the right
         # edge, the bottom edge and the corner.
-        normed = self.norm(x)
+        x, normed = x.permute(0, 2, 3, 1), self.norm(x).permute(0, 2, 3, 1)
         bands = []
         for top, rows, height in window_runs(x.shape[1], self.window):
             vertical = slice(top, top + rows * height)
@@ -171,92 +184,93 @@ class HierarchicalAttention(nn.Module):
                 region = (slice(None), vertical, slice(left, left + columns * width))
                 parts.append(self.add_in_windows(x[region], normed[region], height, width))
             bands.append(concatenate(parts, dim=2))
-        return concatenate(bands, dim=1)
+        return concatenate(bands, dim=1).permute(0, 3, 1, 2)
 
     def add_in_windows(self, x: Tensor, normed: Tensor, height: int, width: int) -> Tensor:
+        """(N, H, W, C), which windows of one size divide, to (N, H, W, C)."""
         x, normed = (t.unflatten(2, (-1, width)).unflatten(1, (-1, height)) for t in (x, normed))
         windows = normed.transpose(2, 3)
-        tokens = windows.reshape(-1, height * width, x.shape[-1])
+        tokens = windows.flatten(3, 4).flatten(0, 2)
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
         out = multi_head_attention(q, k, v, self.head_dim).view(windows.shape)
         # The addition also lays the windows out as an image, which saves a copy.
         return (x + out.transpose(2, 3)).flatten(3, 4).flatten(1, 2)
 
     def global_attention(self, y: Tensor) -> Tensor:
-        pooled = F.avg_pool2d(y.permute(0, 3, 1, 2), self.pooling, ceil_mode=True)
-        pooled = self.pooled_norm(pooled.permute(0, 2, 3, 1))
-        q = self.global_q(y).flatten(1, 2)
-        k, v = self.pooled_kv(pooled).flatten(1, 2).chunk(2, dim=-1)
-        return multi_head_attention(q, k, v, self.head_dim).view(y.shape)
-
-
-def hidden_channels_at_once(x: Tensor) -> int:
-    """How many channels of the MLP's hidden layer a CPU computes at a time for an (N, H, W, C) x.
-
-    A multiple of 16, below which matrix products and depthwise convolutions lose speed.
-    """
-    bytes_per_channel = x.shape[:3].numel() * x.element_size()
-    return max(16, HIDDEN_BYTES // bytes_per_channel // 16 * 16)
+        pooled = self.pooled_norm(F.avg_pool2d(y, self.pooling, ceil_mode=True))
+        k, v = self.pooled_kv(pooled.permute(0, 2, 3, 1)).flatten(1, 2).chunk(2, dim=-1)
+        y = y.permute(0, 2, 3, 1)
+        out = multi_head_attention(self.global_q(y).flatten(1, 2), k, v, self.head_dim)
+        return out.view(y.shape).permute(0, 3, 1, 2)
 
 
 class InvertedResidual(nn.Module):
     """The MLP of a block: expansion, depthwise convolution, projection.
 
-    The hidden layer is 4 to 8 times as large as anything else in the network, so that it is never
-    kept: the backward pass computes it again. No hidden channel depends on another one, so a CPU
-    computes a few of them at a time, in memory that stays in its cache.
+    Its hidden layer is 4 to 8 times as large as anything else in the network. A CPU computes it a
+    few images or rows at a time, in memory that stays in its cache.
     """
 
-    def __init__(self, channels: int, ratio: int, kernel_size: int) -> None:
+    def __init__(
+        self, channels: int, ratio: int, kernel_size: int, recompute: bool | None = None
+    ) -> None:
         super().__init__()
         hidden = channels * ratio
-        self.norm = ImageNorm(channels)
+        self.recompute = recompute
+        self.norm = image_norm(channels)
         self.expand = nn.Linear(channels, hidden, bias=False)
-        self.depthwise = SpatialConv2d(hidden, hidden, kernel_size, groups=hidden, bias=False)
+        self.depthwise = depthwise_conv(hidden, kernel_size)
         self.project = nn.Linear(hidden, channels, bias=False)
-        self.out_norm = ImageNorm(channels)
+        self.out_norm = image_norm(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) to (N, H, W, C)."""
+    def forward(self, x: Tensor, unnoticed: bool = False) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W), in parts where nothing notices how often a layer runs."""
         x = self.norm(x)
-        size = self.expand.out_features
-        # A GPU takes large kernels better, and a compiler has its own ways to stay in the cache.
-        if x.device.type == 'cpu' and not torch.compiler.is_compiling():
-            size = min(size, hidden_channels_at_once(x))
-        out = None
-        for weights in zip(
-            self.expand.weight.split(size),
-            self.depthwise.weight.split(size),
-            self.project.weight.split(size, dim=1),
-        ):
-            if torch.is_grad_enabled():
-                part = checkpoint(
-                    through_hidden, x, *weights, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                part = through_hidden(x, *weights)
-            out = part if out is None else out.add_(part)
-        return self.out_norm(out)
+        row_bytes = x.shape[3] * self.depthwise.out_channels * x.element_size()
+        large = row_bytes * x.shape[2] * len(x) > HIDDEN_BYTES and x.device.type == 'cpu'
+        in_parts = unnoticed and large
+        recompute = in_parts if self.recompute is None else self.recompute
+        through_hidden = self.through_hidden
+        if not torch.is_grad_enabled():
+            through_hidden = partial(through_hidden, in_place=unnoticed)
+        elif recompute:
+            # What others have put inside may draw random numbers; our own layers draw none.
+            through_hidden = partial(
+                *(checkpoint, through_hidden),
+                use_reentrant=False,
+                preserve_rng_state=not unnoticed,
+            )
+        else:
+            in_parts = False  # all parts would be kept
+        if in_parts:
+            return self.out_norm(self.by_parts(through_hidden, x, row_bytes))
+        return self.out_norm(through_hidden(x))
 
+    def through_hidden(self, x: Tensor, in_place: bool = False) -> Tensor:
+        x = F.silu(pointwise(self.expand, x), in_place)
+        x = F.silu(self.depthwise(x), in_place)
+        return pointwise(self.project, x)
 
-def through_hidden(x: Tensor, expand: Tensor, depthwise: Tensor, project: Tensor) -> Tensor:
-    """What some hidden channels, whose weights are given, contribute to the projection of x."""
-    inplace = not torch.is_grad_enabled()
-    x = F.silu(F.linear(x, expand), inplace).permute(0, 3, 1, 2)
-    x = F.conv2d(x, depthwise, padding=depthwise.shape[-1] // 2, groups=len(depthwise))
-    return F.linear(F.silu(x.permute(0, 2, 3, 1), inplace), project)
+    def by_parts(self, function, x: Tensor, row_bytes: int) -> Tensor:
+        """Applies a function to whole images, or where one is too large, to rows of it.
 
-
-def add_residual(branch: Tensor, x: Tensor) -> Tensor:
-    """``branch + x``, in place, since nothing else needs the branch.
-
-    Where autocast has mixed dtypes, the sum takes the more precise one instead.
-    """
-    return branch.add_(x) if branch.dtype == x.dtype else branch + x
+        The depthwise convolution sees the rows next to a part as well, which are cut off after it.
+        """
+        height, beside = x.shape[2], self.depthwise.padding[0]
+        images = HIDDEN_BYTES // (height * row_bytes)
+        if images:
+            return torch.cat([function(part) for part in x.split(images)])
+        rows = max(HIDDEN_BYTES // row_bytes - 2 * beside, 8 * beside, 1)
+        parts = []
+        for top in range(0, height, rows):
+            first = max(top - beside, 0)
+            part = function(x[:, :, first : top + rows + beside])
+            parts.append(part[:, :, top - first : top - first + rows])
+        return torch.cat(parts, dim=2)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with a residual connection: (N, H, W, C) to (N, H, W, C)."""
+    """Attention and MLP, each with a residual connection: (N, C, H, W) to (N, C, H, W)."""
 
     def __init__(self, attn: nn.Module, mlp: nn.Module, drop: float, drop_path: float) -> None:
         super().__init__()
@@ -265,9 +279,15 @@ class Block(nn.Module):
         self.drop = nn.Dropout(drop)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = add_residual(self.drop_path(self.drop(self.attn(x))), x)
-        return add_residual(self.drop_path(self.drop(self.mlp(x))), x)
+    def forward(self, x: Tensor, **unnoticed: bool) -> Tensor:
+        in_place = bool(unnoticed) and not torch.is_grad_enabled()
+        x = add(self.drop_path(self.drop(self.attn(x))), x, in_place)
+        return add(self.drop_path(self.drop(self.mlp(x, **unnoticed))), x, in_place)
+
+
+def add(branch: Tensor, x: Tensor, in_place: bool) -> Tensor:
+    """``branch + x``. Where autocast has mixed dtypes, the sum takes the more precise one."""
+    return branch.add_(x) if in_place and branch.dtype == x.dtype else branch + x
 
 
 class Stage(nn.Module):
@@ -279,14 +299,49 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **unnoticed: bool) -> Tensor:
         x = self.downsample(x)
         for block in self.blocks:
             if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, use_reentrant=False, **unnoticed)
             else:
-                x = block(x)
+                x = block(x, **unnoticed)
         return x
+
+
+MODULES = {
+    *(Stem, Downsample, PlainAttention, HierarchicalAttention, InvertedResidual, DropPath),
+    *(Block, Stage, nn.Conv2d, nn.Linear, nn.GroupNorm, nn.Dropout, nn.Identity, nn.ModuleList),
+}
+HOOKS = [f'_{part}_hooks' for part in ('forward_pre', 'forward', 'backward_pre', 'backward')]
+
+
+def nothing_notices(model: nn.Module, x: Tensor) -> bool:
+    """Whether parts and sums in place make no difference to anything but time and memory.
+
+    They do where a tracer, a function transform or a mode of PyTorch records operations, and where
+    a module inside the model has a hook, has been replaced, wrapped or compiled, or has a
+    ``forward`` or weights of another kind.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        # PyTorch has no public names for these two.
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(getattr(hooks_of_all_modules, f'_global{kind}') for kind in HOOKS)
+        or type(x) is not Tensor
+    ):
+        return False
+    return all(
+        type(module) in MODULES
+        and 'forward' not in vars(module)
+        and module._compiled_call_impl is None
+        and not any(getattr(module, kind) for kind in HOOKS)
+        and all(type(p) is nn.Parameter for p in module._parameters.values() if p is not None)
+        for child in model.children()
+        for module in child.modules()
+    )
 
 
 @MODELS.register_module()
@@ -313,6 +368,10 @@ class HATNet(BaseModule):
             their parameters get no gradients and they stay in evaluation mode. Defaults to -1.
         with_cp (bool): Whether to recompute each block's activations in the backward pass, which
             saves memory for time. Defaults to False.
+        recompute_mlp (bool, optional): Whether to recompute the hidden layers of the MLPs in the
+            backward pass. They are most of what training keeps. Defaults to None: on a CPU, where
+            the hidden layer is large and nothing watches the modules, recomputing is faster as
+            well and is done; on a GPU memory has its price in time, so it is yours to choose.
         init_cfg (dict | list[dict], optional): Initialisation, as MMEngine defines it. Defaults to
             truncated normal weights with std 0.02.
 
@@ -348,6 +407,7 @@ class HATNet(BaseModule):
         drop_path_rate: float = 0.0,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        recompute_mlp: bool | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         if init_cfg is None:
@@ -377,7 +437,8 @@ class HATNet(BaseModule):
         self.out_strides = tuple(4 * 2**index for index in self.out_indices)
         self.frozen_stages = frozen_stages
 
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(settings['depths'])).tolist()
+        total_depth = sum(settings['depths'])
+        drop_path_rates = torch.linspace(0, drop_path_rate, total_depth, device='cpu').tolist()
         self.stem = Stem(in_channels, self.embed_dims[0])
         self.stages = nn.ModuleList()
         for index in range(max(self.out_indices) + 1):
@@ -387,7 +448,10 @@ class HATNet(BaseModule):
                 Block(
                     self._build_attention(settings, index),
                     InvertedResidual(
-                        channels, settings['mlp_ratios'][index], settings['kernel_sizes'][index]
+                        channels,
+                        settings['mlp_ratios'][index],
+                        settings['kernel_sizes'][index],
+                        recompute_mlp,
                     ),
                     drop_rate,
                     drop_path_rates[first_block + block],
@@ -416,7 +480,9 @@ class HATNet(BaseModule):
 
         Returns:
             tuple[Tensor]: A feature (N, out_channels[i], ceil(H / s), ceil(W / s)) for each of
-            ``out_indices``, with s = out_strides[i], in the channels-last memory format.
+            ``out_indices``, with s = out_strides[i]. They are contiguous, as those of other
+            backbones are, because not every operator minds the strides of its input: mmcv's
+            RoIAlign reads channels-last features as if they were contiguous.
 
         Raises:
             ValueError: If the input has another number of dimensions or channels.
@@ -425,11 +491,13 @@ class HATNet(BaseModule):
             raise ValueError(
                 f'HATNet takes images (N, {self.in_channels}, H, W), not {tuple(x.shape)}'
             )
-        features = []
-        x = self.stem(x.permute(0, 2, 3, 1))
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x.permute(0, 3, 1, 2))
+        unnoticed = dict(unnoticed=True) if nothing_notices(self, x) else {}
+        features = {}
+        x = self.stem(x).contiguous(memory_format=torch.channels_last)
+        for index, stage in enumerate(self.stages):
+            x = stage(x, **unnoticed)
+            if index in self.out_indices:
+                features[index] = x.contiguous(memory_format=torch.contiguous_format)
         return tuple(features[index] for index in self.out_indices)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
