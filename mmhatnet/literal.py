@@ -7,6 +7,7 @@ precision.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -134,16 +135,25 @@ class Downsample(nn.Module):
 
 @MODELS.register_module()
 class LiteralHATNet(nn.Module):
-    """The whole network: (N, C, H, W) to the four features, and logits if there are classes.
+    """The whole network: (N, C, H, W) to the features, and logits if there are classes.
 
     Args:
         arch (str | dict): As in ``HATNet``.
         num_classes (int): Classes of the head; 0 leaves it out. Defaults to 0.
         in_channels (int): Channels of the input. Defaults to 3.
+        out_indices (Sequence[int]): The stages whose features are returned, in this order.
+            Defaults to (0, 1, 2, 3).
     """
 
-    def __init__(self, arch: str | dict, num_classes: int = 0, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        arch: str | dict,
+        num_classes: int = 0,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+    ) -> None:
         super().__init__()
+        self.out_indices = out_indices
         settings = resolve_arch(arch)
         dims = settings['embed_dims']
         self.patch_embed = nn.Sequential(
@@ -181,6 +191,7 @@ class LiteralHATNet(nn.Module):
             for block in blocks:
                 x = block(x)
             features.append(x)
+        features = tuple(features[index] for index in self.out_indices)
         if self.classifier is None:
-            return tuple(features)
-        return tuple(features), self.classifier(x.mean(dim=(2, 3)))
+            return features
+        return features, self.classifier(x.mean(dim=(2, 3)))

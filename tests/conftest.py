@@ -1,5 +1,6 @@
 """Small generated data for the tests that train, and the tools as functions."""
 
+import json
 import runpy
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from experiments import ALL_CLASSES
 from mmengine.registry import DefaultScope
 from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
@@ -22,6 +24,23 @@ def toy_data(tmp_path_factory) -> Path:
     command = [sys.executable, ROOT / 'tools' / 'make_toy_data.py', 'data/toy', *counts]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope='session')
+def all_coco_classes(toy_data: Path) -> Path:
+    """Annotations of the toy pictures that list the categories which these do not show as well."""
+    from mmdet.datasets import CocoDataset
+
+    for file in toy_data.glob('data/toy/coco/annotations/instances_*.json'):
+        content = json.loads(file.read_text())
+        shown = {category['name'] for category in content['categories']}
+        content['categories'] += [
+            dict(id=1000 + number, name=name)
+            for number, name in enumerate(CocoDataset.METAINFO['classes'])
+            if name not in shown
+        ]
+        file.with_name(file.name.replace('instances_', ALL_CLASSES)).write_text(json.dumps(content))
+    return toy_data
 
 
 def forget_earlier_runs() -> None:

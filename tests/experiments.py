@@ -1,0 +1,98 @@
+"""The experiments in configs/, found by looking, and made small enough for tests.
+
+The model is the config's own, at its full size. Only what costs time and says nothing about the
+config is made smaller: pictures, and the numbers of proposals and queries.
+"""
+
+import re
+from pathlib import Path
+
+from mmengine.config import Config
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+FILES = sorted(CONFIGS.rglob('*.py'))
+# A file that inherits nothing is a part of others.
+PARTS = [path for path in FILES if not re.search(r'^_base_ = ', path.read_text(), re.MULTILINE)]
+EXPERIMENTS = [path for path in FILES if path not in PARTS]
+
+# The toy pictures are about 160x128.
+SHRINKING = dict(mmdet=8, mmseg=8, mmpretrain=4)
+SIZES = ('scale', 'scales', 'crop_size', 'size', 'stride', 'max_size')
+LIMITS = dict(num=32, max_per_img=32, num_queries=32, num_points=512, score_thr=0)
+TOY_CLASSES = Config.fromfile(CONFIGS / 'toy' / 'imagenet_hatnet.py').classes
+# COCO's metric needs the categories of whatever a model of 80 classes may predict.
+ALL_CLASSES = 'all_classes_'
+
+
+def identify(path: Path) -> str:
+    return str(path.relative_to(CONFIGS).with_suffix(''))
+
+
+def without_amp(optim_wrapper: dict) -> dict:
+    """The same optimizer without mixed precision, which needs a GPU."""
+    of_amp = ('type', 'loss_scale', 'dtype')
+    return {key: value for key, value in optim_wrapper.items() if key not in of_amp}
+
+
+def made_small(cfg: Config, toy: bool) -> str:
+    """The text of a config that trains for two iterations, and tests, on small toy pictures."""
+    cfg = cfg.to_dict()
+    scope, model = cfg['default_scope'], cfg['model']
+    factor = 1 if toy else SHRINKING[scope]
+    model['backbone']['init_cfg'] = None
+    cfg['model'] = limited(model)
+    for name in ('data_preprocessor', 'test_cfg'):
+        if model.get(name):
+            cfg['model'][name] = shrunk(cfg['model'][name], factor)
+
+    for split, count in dict(train=4, test=1).items():
+        loader = cfg[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False, pin_memory=False)
+        loader['batch_size'] = min(loader['batch_size'], 2)
+        dataset = loader['dataset']
+        dataset['indices'] = count
+        dataset['pipeline'] = shrunk(dataset['pipeline'], factor)
+        if scope == 'mmpretrain':
+            dataset['metainfo'] = dict(classes=TOY_CLASSES)
+    cfg.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+
+    loop = cfg['train_cfg']
+    loop['max_iters' if 'max_iters' in loop else 'max_epochs'] = 2 if 'max_iters' in loop else 1
+    loop.pop('dynamic_intervals', None)
+    hooks = cfg['default_hooks']
+    hooks['logger']['interval'] = 1
+    hooks['checkpoint'].update(interval=loop.get('max_iters', 1), save_optimizer=False)
+    hooks['checkpoint'].pop('save_best', None)
+    cfg['optim_wrapper'] = without_amp(cfg['optim_wrapper'])
+
+    # Several processes and GPUs share the work of these configs, which test_distributed.py tests.
+    for name in ('runner_type', 'strategy'):
+        cfg.pop(name, None)
+
+    text = as_text(cfg)
+    if toy:
+        return text
+    return text.replace("'data/", "'data/toy/").replace('instances_', ALL_CLASSES)
+
+
+def as_text(cfg: dict) -> str:
+    return '\n'.join(f'{key} = {value!r}' for key, value in cfg.items())
+
+
+def limited(node):
+    """A copy of a model's settings in which there are fewer proposals, samples and queries."""
+    if isinstance(node, dict):
+        return {
+            key: min(value, LIMITS[key]) if key in LIMITS else limited(value)
+            for key, value in node.items()
+        }
+    return type(node)(map(limited, node)) if isinstance(node, (list, tuple)) else node
+
+
+def shrunk(node, factor: int, key: str = ''):
+    """A copy of settings in which the sizes of pictures are divided."""
+    if isinstance(node, dict):
+        return {key: shrunk(value, factor, key) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(shrunk(value, factor, key) for value in node)
+    return node // factor if key in SIZES and isinstance(node, int) else node
