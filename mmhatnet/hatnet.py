@@ -32,9 +32,19 @@ from mmhatnet.checkpoint import check_architecture, load_weights_only, to_native
 HIDDEN_BYTES = 16 * 10**6
 
 
-def image_norm(channels: int) -> nn.GroupNorm:
+class ImageNorm(nn.GroupNorm):
     """Group normalisation with one group: statistics over all values of one image."""
-    return nn.GroupNorm(1, channels, eps=1e-6)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1, channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        # Behind frozen layers. On a CPU, PyTorch's backward pass of the channels-last kernel writes
+        # the gradient of its input where none was asked for, and the process dies.
+        if not x.requires_grad and torch.is_grad_enabled():
+            x = x.contiguous()
+        return super().forward(x)
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, **kwargs) -> nn.Conv2d:
@@ -83,7 +93,7 @@ class Stem(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, mid_channels: int = 16) -> None:
         super().__init__()
         self.conv1 = conv(in_channels, mid_channels, 3, stride=2)
-        self.norm = image_norm(mid_channels)
+        self.norm = ImageNorm(mid_channels)
         self.conv2 = conv(mid_channels, out_channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +106,7 @@ class Downsample(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = conv(in_channels, out_channels, 3, stride=2)
-        self.norm = image_norm(out_channels)
+        self.norm = ImageNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -117,7 +127,7 @@ class PlainAttention(nn.Module):
     def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.norm = image_norm(channels)
+        self.norm = ImageNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
@@ -159,11 +169,11 @@ class HierarchicalAttention(nn.Module):
         self.head_dim = head_dim
         self.window = window
         self.pooling = pooling
-        self.norm = image_norm(channels)
+        self.norm = ImageNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.global_norm = image_norm(channels)
+        self.global_norm = ImageNorm(channels)
         self.global_q = nn.Linear(channels, channels)
-        self.pooled_norm = image_norm(channels)
+        self.pooled_norm = ImageNorm(channels)
         self.pooled_kv = nn.Linear(channels, 2 * channels)
         self.proj = nn.Linear(channels, channels)
 
@@ -217,11 +227,11 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = channels * ratio
         self.recompute = recompute
-        self.norm = image_norm(channels)
+        self.norm = ImageNorm(channels)
         self.expand = nn.Linear(channels, hidden, bias=False)
         self.depthwise = depthwise_conv(hidden, kernel_size)
         self.project = nn.Linear(hidden, channels, bias=False)
-        self.out_norm = image_norm(channels)
+        self.out_norm = ImageNorm(channels)
 
     def forward(self, x: Tensor, unnoticed: bool = False) -> Tensor:
         """(N, C, H, W) to (N, C, H, W), in parts where nothing notices how often a layer runs."""
@@ -311,7 +321,7 @@ class Stage(nn.Module):
 
 MODULES = {
     *(Stem, Downsample, PlainAttention, HierarchicalAttention, InvertedResidual, DropPath),
-    *(Block, Stage, nn.Conv2d, nn.Linear, nn.GroupNorm, nn.Dropout, nn.Identity, nn.ModuleList),
+    *(Block, Stage, nn.Conv2d, nn.Linear, ImageNorm, nn.Dropout, nn.Identity, nn.ModuleList),
 }
 HOOKS = [f'_{part}_hooks' for part in ('forward_pre', 'forward', 'backward_pre', 'backward')]
 
@@ -493,11 +503,12 @@ class HATNet(BaseModule):
             )
         unnoticed = dict(unnoticed=True) if nothing_notices(self, x) else {}
         features = {}
-        x = self.stem(x).contiguous(memory_format=torch.channels_last)
+        # Channels-last, in words that function transforms understand.
+        x = self.stem(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         for index, stage in enumerate(self.stages):
             x = stage(x, **unnoticed)
             if index in self.out_indices:
-                features[index] = x.contiguous(memory_format=torch.contiguous_format)
+                features[index] = x.contiguous()
         return tuple(features[index] for index in self.out_indices)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:

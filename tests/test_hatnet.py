@@ -82,26 +82,51 @@ def test_windows_of_a_real_variant_agree_at_an_odd_size() -> None:
             assert_close(feature.double(), reference, 1e-4)
 
 
-def test_hidden_channels_computed_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = drawn_image(2, 3, 61, 90)
+def test_hidden_layer_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    through_hidden = hatnet.InvertedResidual.through_hidden
+
+    def counted(self, x: torch.Tensor, in_place: bool = False) -> torch.Tensor:
+        calls.append(tuple(x.shape))
+        return through_hidden(self, x, in_place)
+
+    monkeypatch.setattr(hatnet.InvertedResidual, 'through_hidden', counted)
+    image = drawn_image(3, 3, 61, 90)
     model = small_model().eval()
-    with torch.no_grad():
-        at_once = model(image)
-        monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', 1)
-        assert hatnet.hidden_channels_at_once(at_once[0].permute(0, 2, 3, 1)) == 16
-        in_parts = model(image)
-    for feature, reference in zip(in_parts, at_once):
-        assert not torch.equal(feature, reference)  # another order of summation
-        assert_close(feature, reference, 1e-5)
+    at_once = model(image)  # the hidden layers are small here
+    assert len(calls) == 5
+    # One image of the first stage at a time, then sixteen rows of all images, one beside them.
+    for hidden_bytes, shape in ((16 * 23 * 64 * 4, (1, 8, 16, 23)), (1, (3, 8, 9, 23))):
+        calls.clear()
+        monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', hidden_bytes)
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                in_parts = model(image)
+            assert calls[0] == shape and len(calls) > 5
+            for feature, reference in zip(in_parts, at_once):
+                assert_close(feature, reference, 1e-5)
 
 
-def test_training_keeps_no_hidden_layer() -> None:
-    mlp = hatnet.InvertedResidual(channels=16, ratio=8, kernel_size=3)
-    x = torch.rand(1, 40, 40, 16, requires_grad=True)  # larger than any weight
+@pytest.mark.parametrize('recompute_mlp', [None, True, False])
+def test_recomputing_keeps_no_hidden_layer(
+    recompute_mlp: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        mlp(x)
-    assert max(t.numel() for t in kept) == x.numel()
+
+    def largest_kept(unnoticed: bool) -> int:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            mlp(x, unnoticed)
+        return max(t.numel() for t in kept)
+
+    mlp = hatnet.InvertedResidual(16, ratio=8, kernel_size=3, recompute=recompute_mlp)
+    x = torch.rand(1, 16, 40, 40, requires_grad=True)  # larger than any weight
+    # By default where the hidden layer is large and nothing notices.
+    recomputed = {None: (False, True, False), True: (True,) * 3, False: (False,) * 3}
+    cases = ((16 * 10**6, True), (10**5, True), (10**5, False))
+    for (hidden_bytes, unnoticed), expected in zip(cases, recomputed[recompute_mlp]):
+        monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', hidden_bytes)
+        assert largest_kept(unnoticed) == x.numel() * (1 if expected else 8)
 
 
 def test_residual_takes_the_more_precise_dtype() -> None:
@@ -109,9 +134,10 @@ def test_residual_takes_the_more_precise_dtype() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         branch = torch.rand(2, 3).to(dtype)
         expected = branch.float() + x
-        total = hatnet.add_residual(branch, x)
+        total = hatnet.add(branch, x, in_place=True)
         assert total.dtype == torch.float32
         assert torch.equal(total, expected)
+        assert (total is branch) == (dtype == torch.float32)
 
 
 def gradients(model: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -169,6 +195,26 @@ def test_frozen_stages_stay(frozen_stages: int) -> None:
     for name, value in model.state_dict().items():
         stage = int(name.split('.')[1]) + 1 if name.startswith('stages') else 0
         assert torch.equal(value, before[name]) == (stage <= frozen_stages), name
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_only_normalisations_learn(memory_format: torch.memory_format) -> None:
+    """PyTorch's group normalisation would end the process where its input needs no gradient."""
+    image = drawn_image(2, 3, 61, 90)
+    expected = gradients(small_model(), image)
+    model = small_model().requires_grad_(False)
+    learning = {
+        f'{name}.{parameter}'
+        for name, module in model.named_modules()
+        if isinstance(module, nn.GroupNorm)
+        for parameter, _ in module.requires_grad_(True).named_parameters()
+    }
+    features = model(image.contiguous(memory_format=memory_format))
+    sum((f * f.detach().cos()).mean() for f in features).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (name in learning)
+        if name in learning:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-5)
 
 
 def test_out_indices_choose_features_and_build_no_more() -> None:
@@ -243,7 +289,18 @@ def test_channels_last_input_gives_the_same() -> None:
         model(image.contiguous(memory_format=torch.channels_last)), model(image)
     ):
         torch.testing.assert_close(feature, reference)
-        assert feature.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('frozen_stages', [-1, 1])
+def test_features_and_their_gradients_are_contiguous(
+    memory_format: torch.memory_format, frozen_stages: int
+) -> None:
+    """Also of a model that was converted to channels-last: not every operator minds strides."""
+    model = small_model(frozen_stages=frozen_stages).to(memory_format=memory_format)
+    for mode in (True, False):
+        features = model.train(mode)(drawn_image(2, 3, 61, 90).to(memory_format=memory_format))
+        assert all(feature.is_contiguous() for feature in features)
 
 
 @pytest.mark.parametrize('size', [(64, 96), (61, 90)])

@@ -1,0 +1,347 @@
+"""Libraries that hook, wrap, replace, trace and transform the backbone's modules get true results.
+
+Each mechanism is shown by itself, as adapters, pruning, counters, class activation maps and the
+like use it.
+"""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from drawn import drawn_checkpoint, drawn_image
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import parametrizations, prune
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmhatnet import HATNet, hatnet
+from mmhatnet.hatnet import Block, ImageNorm, nothing_notices
+
+SMALL = dict(embed_dims=(16, 16, 32, 32), head_dim=16, depths=(1, 2, 1, 1))
+# Windows are cut at both edges.
+IMAGE = drawn_image(2, 3, 61, 90)
+
+
+@pytest.fixture(autouse=True)
+def parts_wherever_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', 1)
+
+
+@pytest.fixture
+def model() -> HATNet:
+    model = HATNet(SMALL)
+    model.load_state_dict(drawn_checkpoint(SMALL, num_classes=0), strict=False)
+    return model.eval()
+
+
+def last_feature(model: nn.Module) -> Tensor:
+    return model(IMAGE)[-1]
+
+
+def loss(model: nn.Module) -> Tensor:
+    return sum((feature * feature.detach().cos()).mean() for feature in model(IMAGE))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss(model).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        # A bias before a normalisation has a gradient of nothing but rounding.
+        torch.testing.assert_close(actual[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+class Adapter(nn.Module):
+    """A low-rank addition to a linear layer, which drops out a part of its input."""
+
+    def __init__(self, layer: nn.Linear, dropout: float) -> None:
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.dropout = nn.Dropout(dropout)
+        self.down = nn.Linear(layer.in_features, 4, bias=False)
+        self.up = nn.Linear(4, layer.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.up(self.down(self.dropout(x)))
+
+    def merge(self) -> nn.Linear:
+        self.layer.weight.data += self.up.weight @ self.down.weight
+        return self.layer
+
+
+def replace(model: nn.Module, wanted: type, change) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is wanted:
+                setattr(module, name, change(child))
+
+
+@pytest.mark.parametrize('recompute_mlp', [None, True])
+def test_adapters_learn_and_merge(recompute_mlp: bool | None) -> None:
+    model = HATNet(SMALL, recompute_mlp=recompute_mlp)
+    model.load_state_dict(drawn_checkpoint(SMALL, num_classes=0), strict=False)
+    before = last_feature(model)
+    replace(model, nn.Linear, lambda layer: Adapter(layer, dropout=0.5))
+    model.eval()
+    learned = {name for name, gradient in named_gradients(model).items() if gradient is not None}
+    assert {name for name, _ in model.named_parameters() if 'up.' in name} <= learned
+    adapted = last_feature(model)
+    replace(model, Adapter, Adapter.merge)
+    merged = last_feature(model)
+    assert not torch.allclose(adapted, before, atol=1e-2)
+    torch.testing.assert_close(merged, adapted, rtol=1e-3, atol=1e-4)
+
+
+def named_gradients(model: nn.Module) -> dict[str, Tensor | None]:
+    loss(model).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_recomputing_draws_the_random_numbers_of_an_adapter_again() -> None:
+    trained = {}
+    for recompute_mlp in (False, True):
+        torch.manual_seed(0)
+        model = HATNet(SMALL, recompute_mlp=recompute_mlp).train()
+        replace(model, nn.Linear, lambda layer: Adapter(layer, dropout=0.5))
+        trained[recompute_mlp] = {
+            name: g for name, g in named_gradients(model).items() if g is not None
+        }
+    assert_same(trained[True], trained[False])
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_what_a_hook_has_seen_stays(model: HATNet, training: bool) -> None:
+    seen = {}
+
+    def keep(name: str):
+        def hook(module: nn.Module, args: tuple, out: Tensor | tuple) -> None:
+            # Windows that the edge cuts are calls of their own; both branches of a block drop out.
+            again = name.endswith(('.attn.qkv', '.drop', '.drop_path'))
+            assert again or name not in seen, f'{name} is called twice'
+            seen[name] = (out, copy.deepcopy(out.detach()))
+
+        return hook
+
+    expected = last_feature(model)
+    for name, module in model.named_modules():
+        if name and not isinstance(module, nn.ModuleList):
+            module.register_forward_hook(keep(name))
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(last_feature(model), expected)
+    assert len(seen) == sum(not isinstance(m, nn.ModuleList) for m in model.modules()) - 1
+    for name, (out, copied) in seen.items():
+        assert torch.equal(out, copied), name
+
+
+def test_backward_hooks_on_every_module(model: HATNet) -> None:
+    expected = gradients(model)
+    called = Counter()
+    for name, module in model.named_modules():
+        if name and not isinstance(module, nn.ModuleList):
+            module.register_full_backward_hook(
+                lambda module, grad_in, grad_out, name=name: called.update([name])
+            )
+    assert_same(gradients(model), expected)
+    assert len(called) == sum(not isinstance(m, nn.ModuleList) for m in model.modules()) - 1
+
+
+def test_counters_by_hooks_miss_nothing(model: HATNet) -> None:
+    """Such counters know the exact types of layers, and what their inputs look like."""
+    counted = Counter()
+
+    def linear(module: nn.Linear, args: tuple, out: Tensor) -> None:
+        counted['operations'] += 2 * out.numel() * module.in_features
+
+    def convolution(module: nn.Conv2d, args: tuple, out: Tensor) -> None:
+        assert args[0].shape[1] == module.in_channels
+        counted['operations'] += 2 * out.numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.register_forward_hook(linear)
+        elif type(module) is nn.Conv2d:
+            module.register_forward_hook(convolution)
+        else:
+            assert type(module) is ImageNorm or not module._parameters
+    with FlopCounterMode(display=False) as counter:
+        model(IMAGE)
+    known = ('convolution', 'mm', 'addmm', 'bmm')
+    operations = {op.__name__.split('.')[0]: n for op, n in counter.flop_counts['Global'].items()}
+    assert counted['operations'] == sum(operations.get(name, 0) for name in known)
+
+
+def test_pruned_weights_stay_pruned_through_training(model: HATNet) -> None:
+    layer = model.stages[0].blocks[0].mlp.expand
+    prune.l1_unstructured(layer, 'weight', amount=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for _ in range(2):
+        before = last_feature(model)
+        gradients(model)
+        optimizer.step()
+        assert not torch.equal(last_feature(model), before)
+    pruned = layer.weight_mask == 0
+    assert (layer.weight[pruned] == 0).all() and (layer.weight_orig[~pruned] != 0).all()
+    assert (layer.weight_orig.grad[pruned] == 0).all()
+
+
+def test_parametrised_weights(model: HATNet) -> None:
+    expected = last_feature(model)
+    layer = model.stages[2].blocks[0].mlp.depthwise
+    parametrizations.weight_norm(layer)
+    torch.testing.assert_close(last_feature(model), expected)
+    assert gradients(model)[
+        'stages.2.blocks.0.mlp.depthwise.parametrizations.weight.original0'
+    ].any()
+
+
+def test_dynamic_quantisation(model: HATNet) -> None:
+    expected = last_feature(model)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert not any(type(module) is nn.Linear for module in quantised.modules())
+    with torch.no_grad():
+        error = (last_feature(quantised) - expected).norm() / expected.norm()
+    assert 0 < error < 0.1
+
+
+def test_class_activation_map_of_the_default_layer() -> None:
+    """mmpretrain's vis_cam takes the last normalisation, and its output as (N, C, H, W)."""
+    torch.manual_seed(0)
+    classifier = MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='HATNet', arch=SMALL, out_indices=(3,)),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=4, in_channels=32),
+        )
+    ).eval()
+    layer = [m for m in classifier.backbone.modules() if isinstance(m, nn.GroupNorm)][-1]
+    kept = {}
+
+    def keep(module: nn.Module, args: tuple, out: Tensor) -> None:
+        out.register_hook(lambda gradient: kept.update(gradient=gradient))
+        kept.update(activation=out.detach())
+
+    layer.register_forward_hook(keep)
+    classifier(IMAGE)[:, 2].sum().backward()
+    assert kept['activation'].shape == kept['gradient'].shape == (2, 32, 2, 3)
+    # The last sum and the pooling pass on to every position what the classifier weighs a channel.
+    expected = classifier.head.fc.weight[2].view(1, -1, 1, 1).expand(2, -1, 2, 3) / 6
+    torch.testing.assert_close(kept['gradient'], expected)
+
+
+def test_activations_kept_elsewhere(model: HATNet) -> None:
+    expected = gradients(model)
+    with torch.autograd.graph.save_on_cpu():
+        assert_same(gradients(model), expected)
+
+
+def test_blocks_wrapped_for_checkpointing(model: HATNet) -> None:
+    expected = gradients(model)
+    for stage in model.stages:
+        for index, block in enumerate(stage.blocks):
+            stage.blocks[index] = checkpoint_wrapper(block)
+    actual = gradients(model)
+    actual = {n.replace('_checkpoint_wrapped_module.', ''): g for n, g in actual.items()}
+    assert_same(actual, expected)
+
+
+def test_function_transforms(model: HATNet) -> None:
+    expected = gradients(model)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss_of(parameters: dict, image: Tensor) -> Tensor:
+        features = torch.func.functional_call(model, parameters, (image,))
+        return sum((feature * feature.detach().cos()).mean() for feature in features)
+
+    assert_same(torch.func.grad(loss_of)(parameters, IMAGE), expected)
+    of_each_image = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0))
+    each = of_each_image(parameters, IMAGE[:, None])
+    assert_same({name: gradient.mean(0) for name, gradient in each.items()}, expected)
+
+
+def test_tracing_with_gradients_on(model: HATNet) -> None:
+    traced = torch.jit.trace(model, IMAGE)
+    other = drawn_image(2, 3, 61, 90).flip(3)
+    for feature, reference in zip(traced(other), model(other)):
+        torch.testing.assert_close(feature, reference)
+
+
+def test_meta_device() -> None:
+    with torch.device('meta'):
+        model = HATNet(SMALL, drop_path_rate=0.1)
+        features = model(torch.rand(2, 3, 61, 90))
+    assert all(p.is_meta for p in model.parameters())
+    shapes = [(2, 16, 16, 23), (2, 16, 8, 12), (2, 32, 4, 6), (2, 32, 2, 3)]
+    assert [tuple(feature.shape) for feature in features] == shapes
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_empty_batch(model: HATNet, training: bool) -> None:
+    with torch.set_grad_enabled(training):
+        features = model(IMAGE[:0])
+    assert [len(feature) for feature in features] == [0, 0, 0, 0]
+    assert features[0].shape[1:] == (16, 16, 23)
+    if training:
+        sum(feature.sum() for feature in features).backward()
+        assert not any(p.grad.any() for p in model.parameters())
+
+
+def test_compiled_block(model: HATNet) -> None:
+    expected = last_feature(model)
+    model.stages[1].blocks[0].compile(backend='eager')
+    torch.testing.assert_close(last_feature(model), expected)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_gradients_have_the_strides_of_their_parameters(
+    model: HATNet, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    """DDP copies, and warns about, those that have others."""
+    image = IMAGE.contiguous(memory_format=memory_format)
+    with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+        sum(feature.float().square().mean() for feature in model(image)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.stride() == parameter.stride(), name
+
+
+def watch_by_subclass(model: HATNet) -> None:
+    class Mine(Block):
+        pass
+
+    model.stages[0].blocks[0].__class__ = Mine
+
+
+WATCHED = {
+    'forward hook': lambda m: m.stem.conv1.register_forward_hook(lambda *args: None),
+    'pre-hook': lambda m: m.stem.conv1.register_forward_pre_hook(lambda *args: None),
+    'backward hook': lambda m: m.stages[0].register_full_backward_hook(lambda *args: None),
+    'backward pre-hook': lambda m: m.stages[0].register_full_backward_pre_hook(lambda *a: None),
+    'replaced module': lambda m: setattr(m.stages[0].blocks[0], 'drop', nn.Dropout2d(0.1)),
+    'subclass': watch_by_subclass,
+    'forward': lambda m: setattr(m.stem.norm, 'forward', m.stem.norm.forward),
+    'compiled module': lambda m: m.stages[0].compile(),
+    'buffer for weight': lambda m: prune.identity(m.stages[0].blocks[0].mlp.expand, 'weight'),
+}
+
+
+@pytest.mark.parametrize('watch', WATCHED.values(), ids=WATCHED)
+def test_watched_models_are_recognised(model: HATNet, watch) -> None:
+    assert nothing_notices(model, IMAGE)
+    watch(model)
+    assert not nothing_notices(model, IMAGE)
+
+
+def test_hooks_for_all_modules_are_recognised(model: HATNet) -> None:
+    handle = nn.modules.module.register_module_forward_hook(lambda *args: None)
+    assert not nothing_notices(model, IMAGE)
+    handle.remove()
+    assert nothing_notices(model, IMAGE)
+    with FlopCounterMode(display=False):
+        assert not nothing_notices(model, IMAGE)
