@@ -1,6 +1,7 @@
-# make demo   installs everything, makes small data, trains Mask R-CNN with HAT-Net, draws detections
-# make test   installs everything, runs the tests
-# make lint   installs everything, checks style
+# make demo       installs everything, makes small data, trains Mask R-CNN with HAT-Net, draws detections
+# make test       installs everything, runs the tests
+# make test-slow  installs everything, trains all toy configs; SEEDS=5 with five seeds each
+# make lint       installs everything, checks style
 #
 # VENV=/a/folder chooses where the virtual environment lies, PYTHON=python3.12 what it is made with.
 
@@ -16,7 +17,7 @@ export CUDA_VISIBLE_DEVICES :=
 # Packages of elsewhere would come before those of the environment.
 unexport PYTHONPATH
 
-.PHONY: help env demo test lint toy-data
+.PHONY: help env demo test test-slow lint toy-data
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +28,9 @@ env:
 
 test: env
 	@$(python) -m pytest
+
+test-slow: env
+	@$(python) -m pytest -m slow
 
 lint: env
 	@$(python) -m ruff check
@@ -54,3 +58,4 @@ demo: $(demo)/trained
 	@echo 'The trained model is  $(demo)/'$$(basename $$(cat $(demo)/last_checkpoint))
 	@echo 'Its log is in         $(demo)'
 	@echo 'Detections are in     $(demo)/pictures'
+	@$(python) tools/check_goals.py $(config) $(demo)/test

@@ -41,7 +41,6 @@ def config_path(name: str) -> str:
 
 def register_config_packages() -> None:
     """Teaches MMEngine where the configs of mmhatnet and mmseg are."""
-    MODULE2PACKAGE['mmhatnet'] = 'mmhatnet'  # for mmengine.hub, which reads this table, too
     if find_spec('mmseg'):
         MODULE2PACKAGE['mmseg'] = 'mmseg'  # a module is found whatever its distribution is called
     Config._get_cfg_path = staticmethod(_get_base_path_and_scope)

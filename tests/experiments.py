@@ -1,13 +1,15 @@
 """The experiments in configs/, found by looking, and made small enough for tests.
 
-The model is the config's own, at its full size. Only what costs time and says nothing about the
-config is made smaller: pictures, and the numbers of proposals and queries.
+Only what costs time and says nothing about the config is made smaller: pictures, the numbers of
+blocks, of proposals and of queries. The depths of the variants are the golden features' concern.
 """
 
 import re
 from pathlib import Path
 
 from mmengine.config import Config
+
+from mmhatnet.archs import resolve_arch
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 FILES = sorted(CONFIGS.rglob('*.py'))
@@ -39,7 +41,9 @@ def made_small(cfg: Config, toy: bool) -> str:
     cfg = cfg.to_dict()
     scope, model = cfg['default_scope'], cfg['model']
     factor = 1 if toy else SHRINKING[scope]
-    model['backbone']['init_cfg'] = None
+    backbone = model['backbone']
+    backbone['init_cfg'] = None
+    backbone['arch'] = dict(resolve_arch(backbone['arch']), depths=(1, 1, 1, 1))
     cfg['model'] = limited(model)
     for name in ('data_preprocessor', 'test_cfg'):
         if model.get(name):

@@ -1,8 +1,7 @@
 """Whole models give what they give with the literal backbone: losses, gradients and predictions.
 
 Every experiment of configs/ is built twice, with HATNet and with LiteralHATNet, from the same
-weights, and sees the same annotated batch from the same random state. One block a stage is enough:
-the depths of real variants are the golden features' concern.
+weights, and sees the same annotated batch from the same random state.
 """
 
 import copy
@@ -28,7 +27,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mmhatnet.literal  # noqa: F401  registers the other backbone
 from mmhatnet import hatnet
-from mmhatnet.archs import resolve_arch
 from mmhatnet.checkpoint import to_native_keys
 
 TOY = {path.stem: path for path in EXPERIMENTS if path.parent.name == 'toy'}
@@ -61,10 +59,7 @@ class Job:
         # MMPretrain's runner moves its preprocessor into the model.
         self.model.setdefault('data_preprocessor', dict(cfg.get('data_preprocessor', {})))
         self.model.data_preprocessor.update(data_preprocessor)
-        self.model.backbone.update(
-            arch=dict(resolve_arch(self.model.backbone.arch), depths=(1, 1, 1, 1)),
-            drop_path_rate=0.0,
-        )
+        self.model.backbone.drop_path_rate = 0.0
         with self.in_scope():
             self.train_batch, self.test_batch = (
                 next(iter(Runner.build_dataloader(cfg[f'{split}_dataloader'], seed=seed)))

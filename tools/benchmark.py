@@ -75,7 +75,7 @@ BACKBONES = {
     'resnet50': (dict(type='mmdet.ResNet', depth=50), 76.1),
 }
 DEFAULT = ['literal_small', 'hatnet_small', 'hatnet_small_cp', 'swin_tiny', 'convnext_tiny']
-CEILING_SIZE = dict(cpu=2048, cuda=8192)
+LARGEST_PRODUCT = dict(cpu=2048, cuda=8192)
 MODES = ('forward', 'train')
 
 
@@ -188,17 +188,24 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def matrix_product(device: str, dtype: str) -> float:
-    """FLOP/s of one square product."""
-    size = CEILING_SIZE[device]
-    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in 'ab')
+    """FLOP/s of the largest square product that takes less than about a second.
 
-    def multiply() -> None:
-        a @ b
-        if device == 'cuda':
-            torch.cuda.synchronize()
+    What a CPU has no instructions for takes it a thousand times as long as the rest.
+    """
+    size = 128
+    while True:
+        size *= 2
+        a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in 'ab')
 
-    multiply()
-    return 2 * size**3 / seconds(multiply)
+        def multiply(a: Tensor = a, b: Tensor = b) -> None:
+            a @ b
+            if device == 'cuda':
+                torch.cuda.synchronize()
+
+        multiply()
+        taken = seconds(multiply)
+        if size == LARGEST_PRODUCT[device] or 8 * taken > 1:
+            return 2 * size**3 / taken
 
 
 def peak_memory(args: argparse.Namespace, name: str, *case) -> int | None:

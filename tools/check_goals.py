@@ -1,0 +1,48 @@
+"""Says in words what a test reached, beside the goals of its config, and fails below them."""
+
+import argparse
+import json
+from pathlib import Path
+
+from mmengine.config import Config
+
+WORDS = {
+    'coco/bbox_mAP_50': 'objects found and named, with a box around them (box AP50)',
+    'coco/segm_mAP_50': 'objects found and named, with their outline (mask AP50)',
+    'mIoU': 'area named right, mean of all classes (mIoU)',
+    'accuracy/top1': 'pictures named right (top-1 accuracy)',
+}
+# As the metrics of the three frameworks give them.
+PER_CENT = {'coco/bbox_mAP_50': 100, 'coco/segm_mAP_50': 100, 'mIoU': 1, 'accuracy/top1': 1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='a config with `goals`: the least of some metrics')
+    parser.add_argument('work_dir', type=Path, help='the --work-dir of tools/test.py')
+    args = parser.parse_args()
+
+    goals = Config.fromfile(args.config).get('goals')
+    if not goals:
+        raise SystemExit(f'{args.config} has no `goals`, a dict of metrics and their least values.')
+    results = sorted(args.work_dir.glob('*/[0-9]*.json'))
+    if not results:
+        raise SystemExit(f'There is no result of tools/test.py in {args.work_dir}.')
+    reached = json.loads(results[-1].read_text())
+
+    print('On pictures that it was not trained on, of 100 %:')
+    missed = []
+    for metric, goal in goals.items():
+        value, goal = (PER_CENT[metric] * number for number in (reached[metric], goal))
+        print(f'  {value:5.1f} %  {WORDS[metric]}; expected: {goal:.0f} % or more')
+        if not value >= goal:  # nor is NaN
+            missed.append(f'{metric} is {value:.1f} % instead of {goal:.0f} % or more')
+    if missed:
+        raise SystemExit(
+            f'The model has not learnt what it should: {"; ".join(missed)}. Training with this '
+            f'config gives more, so something is broken; {results[-1]} has all figures.'
+        )
+
+
+if __name__ == '__main__':
+    main()
