@@ -13,7 +13,7 @@ not changed afterwards, except in a forward pass of which ``nothing_notices`` sa
 difference.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -261,7 +261,7 @@ class InvertedResidual(nn.Module):
         x = F.silu(self.depthwise(x), in_place)
         return pointwise(self.project, x)
 
-    def by_parts(self, function, x: Tensor, row_bytes: int) -> Tensor:
+    def by_parts(self, function: Callable, x: Tensor, row_bytes: int) -> Tensor:
         """Applies a function to whole images, or where one is too large, to rows of it.
 
         The depthwise convolution sees the rows next to a part as well, which are cut off after it.
@@ -270,6 +270,8 @@ class InvertedResidual(nn.Module):
         images = HIDDEN_BYTES // (height * row_bytes)
         if images:
             return torch.cat([function(part) for part in x.split(images)])
+        if len(x) > 1:
+            return torch.cat([self.by_parts(function, image, row_bytes) for image in x.split(1)])
         rows = max(HIDDEN_BYTES // row_bytes - 2 * beside, 8 * beside, 1)
         parts = []
         for top in range(0, height, rows):
@@ -290,6 +292,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, **unnoticed: bool) -> Tensor:
+        # `unnoticed=True` or nothing: what others put in a module's place takes x alone.
         in_place = bool(unnoticed) and not torch.is_grad_enabled()
         x = add(self.drop_path(self.drop(self.attn(x))), x, in_place)
         return add(self.drop_path(self.drop(self.mlp(x, **unnoticed))), x, in_place)

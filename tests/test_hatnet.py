@@ -95,8 +95,13 @@ def test_hidden_layer_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -
     model = small_model().eval()
     at_once = model(image)  # the hidden layers are small here
     assert len(calls) == 5
-    # One image of the first stage at a time, then sixteen rows of all images, one beside them.
-    for hidden_bytes, shape in ((16 * 23 * 64 * 4, (1, 8, 16, 23)), (1, (3, 8, 9, 23))):
+    # One image of the first stage at a time, or two; or eight rows of one, and one beside them.
+    one = 16 * 23 * 64 * 4
+    for hidden_bytes, shape in (
+        (one, (1, 8, 16, 23)),
+        (2 * one, (2, 8, 16, 23)),
+        (1, (1, 8, 9, 23)),
+    ):
         calls.clear()
         monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', hidden_bytes)
         for grad in (False, True):
