@@ -34,7 +34,7 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=1, dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-iterations = 150
+iterations = 90
 train_cfg = dict(max_iters=iterations, val_interval=iterations)
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))
 param_scheduler = [
@@ -42,3 +42,4 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0.0, power=0.9, begin=20, end=iterations, by_epoch=False),
 ]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=iterations))
+randomness = dict(seed=0)
