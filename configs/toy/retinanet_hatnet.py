@@ -22,7 +22,7 @@ model = dict(
         # class, and boxes of the usual weight outweigh it.
         loss_cls=dict(gamma=0.5, alpha=0.5),
         loss_bbox=dict(loss_weight=0.2),
-        # Weights of spread 0.01 before a normalisation would change by several per cent in every step.
+        # Weights of spread 0.01 before a normalisation would change by several per cent a step.
         init_cfg=dict(
             type='Xavier',
             layer='Conv2d',
