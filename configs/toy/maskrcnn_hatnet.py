@@ -12,7 +12,13 @@ model = dict(
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=5),
+        bbox_head=dict(
+            in_channels=64,
+            fc_out_channels=256,
+            num_classes=5,
+            # The classes take longest to learn, and boxes of the usual weight outweigh them.
+            loss_bbox=dict(loss_weight=0.3),
+        ),
         mask_roi_extractor=dict(out_channels=64),
         mask_head=dict(in_channels=64, conv_out_channels=64, norm_cfg=norm_cfg, num_classes=5),
     ),
