@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from experiments import ALL_CLASSES
+from experiments import ALL_CLASSES, as_text
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
@@ -65,6 +66,8 @@ def every_test_by_itself() -> Iterator[None]:
 @pytest.fixture
 def run_tool(toy_data, monkeypatch) -> Callable[..., None]:
     """Runs a tool in this process, where importing the frameworks is paid for once."""
+    # Formatting the dumped config takes longer than training; other processes format it.
+    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: as_text(cfg.to_dict())))
 
     def run(name: str, *args) -> None:
         forget_earlier_runs()

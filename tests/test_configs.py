@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from experiments import CONFIGS, EXPERIMENTS, PARTS, as_text, identify, made_small, without_amp
+from experiments import CONFIGS, EXPERIMENTS, PARTS, identify, made_small, without_amp
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
@@ -117,8 +117,6 @@ def test_train_and_test(path: Path, cfg: Config, run_tool, monkeypatch, tmp_path
 
     original_step = OptimWrapper.step
     monkeypatch.setattr(OptimWrapper, 'step', step)
-    # Formatting the dumped config takes longer than training.
-    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: as_text(cfg.to_dict())))
     small = tmp_path / path.name
     small.write_text(made_small(cfg, toy=path.parent.name == 'toy'))
 
