@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from experiments import ALL_CLASSES, as_text
 from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
@@ -45,15 +46,18 @@ def all_coco_classes(toy_data: Path) -> Path:
 
 
 def forget_earlier_runs() -> None:
-    """A process has one scope and one visualizer of each name, which the next run would take."""
+    """A process has one scope, visualizer and logger of each name, which the next run would take.
+
+    Two runs within a second have the same name, and the second one would write no log.
+    """
 
     def forget(manager: type[ManagerMixin]) -> None:
         manager._instance_dict.clear()
         for subclass in manager.__subclasses__():
             forget(subclass)
 
-    forget(DefaultScope)
-    forget(Visualizer)
+    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer):
+        forget(manager)
 
 
 @pytest.fixture(autouse=True)
