@@ -5,6 +5,7 @@ weights, and sees the same annotated batch from the same random state.
 """
 
 import copy
+import math
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -165,14 +166,14 @@ def deviations(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[s
     for name, tensor in expected.items():
         other = actual[name]
         if other.shape != tensor.shape:
-            found[name] = float('inf')
+            found[name] = math.inf
         elif not tensor.is_floating_point():
             found[name] = (other != tensor).float().mean().item() if tensor.numel() else 0
         elif tensor.numel():
             # A bias before a normalisation has a gradient of nothing but rounding.
             floor = 1e-4 * max(gradients) if name.startswith('gradient of') else 1e-6
             scale = tensor.abs().max().clamp(min=floor)
-            found[name] = ((other - tensor).abs().max() / scale).item()
+            found[name] = ((other - tensor).abs().max() / scale).nan_to_num(nan=math.inf).item()
     return found
 
 
