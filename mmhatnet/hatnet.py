@@ -42,7 +42,8 @@ class ImageNorm(nn.GroupNorm):
         """(N, C, H, W) to (N, C, H, W)."""
         # Behind frozen layers. On a CPU, PyTorch's backward pass of the channels-last kernel writes
         # the gradient of its input where none was asked for, and the process dies.
-        if not x.requires_grad and torch.is_grad_enabled():
+        learns = self.weight.requires_grad or self.bias.requires_grad
+        if learns and not x.requires_grad and torch.is_grad_enabled():
             x = x.contiguous()
         return super().forward(x)
 

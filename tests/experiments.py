@@ -16,6 +16,7 @@ FILES = sorted(CONFIGS.rglob('*.py'))
 # A file that inherits nothing is a part of others.
 PARTS = [path for path in FILES if not re.search(r'^_base_ = ', path.read_text(), re.MULTILINE)]
 EXPERIMENTS = [path for path in FILES if path not in PARTS]
+TOY = {path.stem: path for path in EXPERIMENTS if path.parent.name == 'toy'}
 
 # The toy pictures are about 160x128.
 SHRINKING = dict(mmdet=8, mmseg=8, mmpretrain=4)

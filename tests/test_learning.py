@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from experiments import CONFIGS, EXPERIMENTS
+from experiments import CONFIGS, TOY
 from mmengine.config import Config
 
 TOOLS = Path(__file__).parents[1] / 'tools'
-TOY = {path.stem: path for path in EXPERIMENTS if path.parent.name == 'toy'}
 
 
 @pytest.fixture(scope='session')
@@ -62,8 +61,7 @@ def judge(work_dir: Path, results: dict, job: str = 'maskrcnn') -> subprocess.Co
     folder = work_dir / '20260101_000000'
     folder.mkdir(parents=True, exist_ok=True)
     (folder / '20260101_000000.json').write_text(json.dumps(results))
-    config = CONFIGS / 'toy' / f'{job}_hatnet.py'
-    command = [sys.executable, TOOLS / 'check_goals.py', config, work_dir]
+    command = [sys.executable, TOOLS / 'check_goals.py', TOY[f'{job}_hatnet'], work_dir]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -90,8 +88,8 @@ def test_goals_of_other_metrics(tmp_path: Path) -> None:
 
 def test_absent_results_and_goals_are_named(tmp_path: Path) -> None:
     command = [sys.executable, TOOLS / 'check_goals.py']
-    toy = [CONFIGS / 'toy' / 'semfpn_hatnet.py', tmp_path]
-    told = subprocess.run([*command, *toy], capture_output=True, text=True)
+    toy = TOY['semfpn_hatnet']
+    told = subprocess.run([*command, toy, tmp_path], capture_output=True, text=True)
     assert told.returncode == 1 and 'There is no result' in told.stderr
     real = [CONFIGS / 'semfpn_hatnet.py', tmp_path]
     told = subprocess.run([*command, *real], capture_output=True, text=True)

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from experiments import CONFIGS, EXPERIMENTS, identify, made_small
+from experiments import CONFIGS, EXPERIMENTS, TOY, identify, made_small
 from mmdet.structures.bbox import BaseBoxes
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -30,7 +30,6 @@ import mmhatnet.literal  # noqa: F401  registers the other backbone
 from mmhatnet import hatnet
 from mmhatnet.checkpoint import to_native_keys
 
-TOY = {path.stem: path for path in EXPERIMENTS if path.parent.name == 'toy'}
 BEYOND = [CONFIGS / f'{name}.py' for name in ('cascademaskrcnn_hatnet_3x', 'dino_hatnet_12e')]
 BEYOND += [CONFIGS / f'{name}.py' for name in ('mask2former_hatnet_50e', 'upernet_hatnet_160k')]
 # Float32 rounding, in units of the largest value of a tensor; for masks and labels, the share that
@@ -109,19 +108,16 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def losses_of(job: Job, model: nn.Module) -> dict[str, Tensor | list[Tensor]]:
-    """Losses of the training batch. The model may be wrapped."""
+def learned(job: Job, model: nn.Module) -> dict[str, Tensor]:
+    """Losses of the training batch, and the gradients of all parameters in native names.
+
+    The model may be wrapped.
+    """
     set_seed(job.seed)
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     data = bare.data_preprocessor(copy.deepcopy(job.train_batch), training=True)
     with job.in_scope():
-        return model.train()(**data, mode='loss')
-
-
-def learned(job: Job, model: nn.Module) -> dict[str, Tensor]:
-    """Losses of the training batch, and the gradients of all parameters in native names."""
-    losses = losses_of(job, model)
-    bare = model.module if isinstance(model, DistributedDataParallel) else model
+        losses = model.train()(**data, mode='loss')
     total, _ = bare.parse_losses(losses)
     total.backward()
     gradients = {name: p.grad for name, p in bare.named_parameters() if '.proj_norm.' not in name}

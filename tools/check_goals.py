@@ -6,14 +6,13 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-WORDS = {
-    'coco/bbox_mAP_50': 'objects found and named, with a box around them (box AP50)',
-    'coco/segm_mAP_50': 'objects found and named, with their outline (mask AP50)',
-    'mIoU': 'area named right, mean of all classes (mIoU)',
-    'accuracy/top1': 'pictures named right (top-1 accuracy)',
+# What each framework's metric says, and what to multiply it with to get a percentage.
+METRICS = {
+    'coco/bbox_mAP_50': ('objects found and named, with a box around them (box AP50)', 100),
+    'coco/segm_mAP_50': ('objects found and named, with their outline (mask AP50)', 100),
+    'mIoU': ('area named right, mean of all classes (mIoU)', 1),
+    'accuracy/top1': ('pictures named right (top-1 accuracy)', 1),
 }
-# As the metrics of the three frameworks give them.
-PER_CENT = {'coco/bbox_mAP_50': 100, 'coco/segm_mAP_50': 100, 'mIoU': 1, 'accuracy/top1': 1}
 
 
 def main() -> None:
@@ -33,8 +32,9 @@ def main() -> None:
     print('On pictures that it was not trained on, of 100 %:')
     missed = []
     for metric, goal in goals.items():
-        value, goal = (PER_CENT[metric] * number for number in (reached[metric], goal))
-        print(f'  {value:5.1f} %  {WORDS[metric]}; expected: {goal:.0f} % or more')
+        words, factor = METRICS[metric]
+        value, goal = factor * reached[metric], factor * goal
+        print(f'  {value:5.1f} %  {words}; expected: {goal:.0f} % or more')
         if not value >= goal:  # nor is NaN
             missed.append(f'{metric} is {value:.1f} % instead of {goal:.0f} % or more')
     if missed:
