@@ -8,6 +8,12 @@ import pytest
 import torch
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
+# Starting and ending processes that load data takes longer than training on a few pictures.
+NO_WORKERS = [
+    f'{split}_dataloader.{setting}'
+    for split in ('train', 'val', 'test')
+    for setting in ('num_workers=0', 'persistent_workers=False')
+]
 SMALL_DETECTION = [
     'train_dataloader.batch_size=2',
     'train_dataloader.dataset.indices=4',
@@ -57,13 +63,14 @@ def scalars(work_dir: Path) -> list[dict]:
 @pytest.mark.parametrize('job', JOBS)
 def test_train_resume_and_test(job: str, run_tool, tmp_path: Path) -> None:
     config, work_dir = CONFIGS / 'toy' / f'{job}_hatnet.py', tmp_path / 'work'
-    run_tool('train', config, '--work-dir', work_dir, '--cfg-options', *JOBS[job])
+    options = [*NO_WORKERS, *JOBS[job]]
+    run_tool('train', config, '--work-dir', work_dir, '--cfg-options', *options)
     records = scalars(work_dir)
     assert all(torch.tensor(r['loss']).isfinite() for r in records if 'loss' in r)
     assert METRIC[job] in records[-1]
     checkpoint = Path((work_dir / 'last_checkpoint').read_text())
 
-    options = [*JOBS[job], LONGER[job]]
+    options.append(LONGER[job])
     run_tool('train', config, '--work-dir', work_dir, '--resume', '--cfg-options', *options)
     steps = [r.get('epoch', r['step']) for r in scalars(work_dir) if 'loss' in r]
     assert set(steps) == {3}, 'the third epoch or iteration, and no other, is trained'
@@ -73,7 +80,7 @@ def test_train_resume_and_test(job: str, run_tool, tmp_path: Path) -> None:
     run_tool(
         'test',
         *(config, checkpoint, '--work-dir', tmp_path / 'test'),
-        *('--out', out, '--show-dir', pictures),
+        *('--out', out, '--show-dir', pictures, '--cfg-options', *NO_WORKERS),
     )
     if job == 'semfpn':
         assert len(list(out.glob('*.png'))) == 2
@@ -100,8 +107,8 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'random.pth')
-    args = ['--work-dir', tmp_path, '--cfg-options', *options] if options else []
-    run_tool('test', config, tmp_path / 'random.pth', '--tta', *args, '--work-dir', tmp_path)
+    args = ['--tta', '--work-dir', tmp_path, '--cfg-options', *NO_WORKERS, *options]
+    run_tool('test', config, tmp_path / 'random.pth', *args)
     logged = sorted(tmp_path.glob('*/*.json'))[-1]
     metric = METRIC[job].replace('segm', 'bbox')
     assert metric in json.loads(logged.read_text())
