@@ -4,7 +4,9 @@ _base_ = [
     'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
-custom_imports = dict(imports=['mmhatnet', 'mmhatnet.cls_head'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['mmhatnet', 'mmhatnet.openmmlab.cls_head'], allow_failed_imports=False
+)
 
 model = dict(
     type='ImageClassifier',

@@ -7,7 +7,9 @@ _base_ = (
     f'{__import__("mmseg").__path__[0]}/.mim/configs/'
     'convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py'
 )
-custom_imports = dict(imports=['mmhatnet', 'mmhatnet.layer_decay'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['mmhatnet', 'mmhatnet.openmmlab.layer_decay'], allow_failed_imports=False
+)
 
 checkpoint_file = 'https://github.com/yun-liu/HAT-Net/releases/download/v2.0/HAT-Net_Small.pth'
 model = dict(

@@ -1,12 +1,12 @@
 """HAT-Net backbone for MMDetection, MMSegmentation and MMPretrain."""
 
-from mmhatnet.versions import check_versions
+from mmhatnet.openmmlab.versions import check_versions
 
 check_versions()  # before an unsupported version fails somewhere inside, for a less obvious reason
 
-from mmhatnet.config_inheritance import config_path, register_config_packages
-from mmhatnet.hatnet import HATNet
-from mmhatnet.roi_layers import accept_any_memory_format
+from mmhatnet.backbones.hatnet import HATNet
+from mmhatnet.openmmlab.config_inheritance import config_path, register_config_packages
+from mmhatnet.openmmlab.roi_layers import accept_any_memory_format
 
 register_config_packages()
 accept_any_memory_format()

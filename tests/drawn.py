@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmhatnet.literal import LiteralHATNet
+from mmhatnet.backbones.hatnet_literal import LiteralHATNet
 
 
 def draw(name: str, shape: tuple) -> Tensor:

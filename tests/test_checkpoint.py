@@ -13,7 +13,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint, save_checkpoint
 
 from mmhatnet import HATNet
-from mmhatnet.checkpoint import load_weights_only
+from mmhatnet.backbones.checkpoint import load_weights_only
 
 CONVERT = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
 
@@ -169,7 +169,7 @@ def test_convert_classifier(published, tmp_path) -> None:
     from mmengine.config import Config
     from mmpretrain.registry import MODELS
 
-    from mmhatnet.literal import LiteralHATNet
+    from mmhatnet.backbones.hatnet_literal import LiteralHATNet
 
     torch.save(published, tmp_path / 'published.pth')
     result = convert(tmp_path / 'published.pth', tmp_path / 'converted.pth', '--classifier')

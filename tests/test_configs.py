@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch.nn import GroupNorm
 
-from mmhatnet.archs import ARCHS
+from mmhatnet.backbones.archs import ARCHS
 
 JOBS = ('maskrcnn', 'retinanet', 'semfpn', 'imagenet')
 NAME = re.compile(

@@ -21,8 +21,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from mmhatnet import HATNet, cli
-from mmhatnet.fsdp import ResumableFSDPStrategy
-from mmhatnet.hatnet import Block
+from mmhatnet.backbones.hatnet import Block
+from mmhatnet.openmmlab.fsdp import ResumableFSDPStrategy
 
 ROOT = Path(__file__).parents[1]
 CONFIGS, TOOLS = ROOT / 'configs', ROOT / 'tools'
@@ -56,7 +56,7 @@ env_cfg = dict(dist_cfg=dict(backend='gloo'))
 FSDP = f"""
 from mmengine.config import Config
 fsdp = Config.fromfile({str(CONFIGS / 'maskrcnn_hatnet_large_fsdp.py')!r})
-custom_imports = dict(imports=[*fsdp.custom_imports.imports, 'mmhatnet.cls_head'])
+custom_imports = dict(imports=[*fsdp.custom_imports.imports, 'mmhatnet.openmmlab.cls_head'])
 runner_type, strategy = fsdp.runner_type, fsdp.strategy
 strategy.model_wrapper.device_id = 'cpu'
 # With 'full', PyTorch frees on the CPU what it believes to have copied there.

@@ -8,7 +8,7 @@ import torch
 from drawn import drawn_checkpoint, drawn_image
 
 from mmhatnet import HATNet
-from mmhatnet.archs import ARCHS
+from mmhatnet.backbones.archs import ARCHS
 
 GOLDEN = np.load(Path(__file__).parent / 'data' / 'golden_features.npz')
 IMAGE_SIZES = ['2x3x224x224', '1x3x448x224', '1x3x200x304', '1x3x65x97', '1x3x32x32']

@@ -8,9 +8,10 @@ from drawn import drawn_checkpoint, drawn_image
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmhatnet import HATNet, hatnet
-from mmhatnet.archs import ARCHS
-from mmhatnet.literal import LiteralHATNet
+from mmhatnet import HATNet
+from mmhatnet.backbones import hatnet
+from mmhatnet.backbones.archs import ARCHS
+from mmhatnet.backbones.hatnet_literal import LiteralHATNet
 
 # Small enough for seconds, with every kind of piece: windows that cut, both kinds of attention,
 # two head counts, two kernel sizes.

@@ -4,7 +4,7 @@ import pytest
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-import mmhatnet.layer_decay  # noqa: F401
+import mmhatnet.openmmlab.layer_decay  # noqa: F401
 from mmhatnet import HATNet
 
 

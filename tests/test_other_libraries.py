@@ -16,8 +16,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmhatnet import HATNet, hatnet
-from mmhatnet.hatnet import Block, ImageNorm, nothing_notices
+from mmhatnet import HATNet
+from mmhatnet.backbones import hatnet
+from mmhatnet.backbones.hatnet import Block, ImageNorm, nothing_notices
 
 SMALL = dict(embed_dims=(16, 16, 32, 32), head_dim=16, depths=(1, 2, 1, 1))
 # Windows are cut at both edges.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmhatnet import versions
+from mmhatnet.openmmlab import versions
 
 ONEDL = {
     'onedl-mmengine': '0.10.12',

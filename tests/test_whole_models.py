@@ -26,9 +26,9 @@ from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import mmhatnet.literal  # noqa: F401  registers the other backbone
-from mmhatnet import hatnet
-from mmhatnet.checkpoint import to_native_keys
+import mmhatnet.backbones.hatnet_literal  # noqa: F401  registers the other backbone
+from mmhatnet.backbones import hatnet
+from mmhatnet.backbones.checkpoint import to_native_keys
 
 BEYOND = [CONFIGS / f'{name}.py' for name in ('cascademaskrcnn_hatnet_3x', 'dino_hatnet_12e')]
 BEYOND += [CONFIGS / f'{name}.py' for name in ('mask2former_hatnet_50e', 'upernet_hatnet_160k')]

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-import mmhatnet.literal  # noqa: F401  registers the baseline
+import mmhatnet.backbones.hatnet_literal  # noqa: F401  registers the baseline
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402

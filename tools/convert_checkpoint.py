@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mmhatnet import cli
-from mmhatnet.checkpoint import to_native_keys
+from mmhatnet.backbones.checkpoint import to_native_keys
 
 
 def parse_args() -> argparse.Namespace:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmhatnet import HATNet, cli
-from mmhatnet.checkpoint import check_architecture, to_native_keys
+from mmhatnet.backbones.checkpoint import check_architecture, to_native_keys
 from mmhatnet.download import download
 
 ROOT = Path(__file__).resolve().parent.parent

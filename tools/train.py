@@ -8,7 +8,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmhatnet import cli
-from mmhatnet.checkpoint import load_weights_only
+from mmhatnet.backbones.checkpoint import load_weights_only
 
 
 def parse_args() -> argparse.Namespace:

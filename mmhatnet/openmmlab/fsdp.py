@@ -5,7 +5,7 @@ from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mmhatnet.hatnet import Block
+from mmhatnet.backbones.hatnet import Block
 
 
 @FUNCTIONS.register_module()

@@ -11,7 +11,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
-from mmhatnet.archs import ARCHS, resolve_arch
+from mmhatnet.backbones.archs import ARCHS, resolve_arch
 
 # A published name (without prefix) becomes ours by all of these substitutions in turn.
 PUBLISHED_TO_NATIVE = [

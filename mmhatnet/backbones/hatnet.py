@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all_modules
 from torch.utils.checkpoint import checkpoint
 
-from mmhatnet.archs import resolve_arch
-from mmhatnet.checkpoint import check_architecture, load_weights_only, to_native_keys
+from mmhatnet.backbones.archs import resolve_arch
+from mmhatnet.backbones.checkpoint import check_architecture, load_weights_only, to_native_keys
 
 # Where larger tensors come from fresh memory, which the system has to clear page by page, a CPU
 # waits for that longer than for the arithmetic: glibc gives out memory again up to about this size.

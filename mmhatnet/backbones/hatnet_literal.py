@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmhatnet.archs import resolve_arch
+from mmhatnet.backbones.archs import resolve_arch
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
