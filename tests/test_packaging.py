@@ -17,7 +17,10 @@ import mmhatnet
 
 ROOT = Path(__file__).parents[1]
 INHERITED = ['semfpn_hatnet.py', 'toy/maskrcnn_hatnet.py']
-BUILD_FILES = ('pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'model-index.yml')
+BUILD_FILES = (
+    *('pyproject.toml', 'setup.py', 'MANIFEST.in'),
+    *('LICENSE', 'README.md', 'model-index.yml'),
+)
 INHERIT = """
 import json, sys
 import mmhatnet
@@ -96,6 +99,11 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     modules = {name for name in files_below(wheel / 'mmhatnet') if not name.startswith('.mim')}
     originals = files_below(ROOT / 'mmhatnet')
     assert modules == {name for name in originals if not name.startswith('.mim')}
+
+
+def test_wheel_holds_the_licence(wheel: Path) -> None:
+    (licence,) = wheel.glob('*.dist-info/licenses/LICENSE')
+    assert licence.read_text() == (ROOT / 'LICENSE').read_text()
 
 
 def test_wheel_requires_neither_package_family(wheel):
