@@ -4,7 +4,8 @@ import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -136,19 +137,47 @@ def require_pretrained(cfg: Config) -> None:
     if os.environ['LOCAL_RANK'] != '0':
         return
     for init_cfg in _find(cfg.model, lambda d: d.get('type') == 'Pretrained'):
-        checkpoint = init_cfg.checkpoint
-        if not checkpoint.startswith(('http://', 'https://')):
-            require_checkpoint(checkpoint)
-            continue
-        try:
-            torch.hub.load_state_dict_from_url(checkpoint, map_location='cpu', weights_only=True)
-        except (URLError, OSError) as error:
-            raise SystemExit(
-                f'The pretrained weights {checkpoint} could not be downloaded ({error}): download '
-                'the file where there is a network and name it with --cfg-options '
-                'model.backbone.init_cfg.checkpoint=FILE, or start from random weights with '
-                '--cfg-options model.backbone.init_cfg=None'
-            ) from error
+        if init_cfg.checkpoint.startswith(('http://', 'https://')):
+            fetch_weights(
+                init_cfg.checkpoint,
+                '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random '
+                'weights with --cfg-options model.backbone.init_cfg=None',
+            )
+        else:
+            require_checkpoint(init_cfg.checkpoint)
+
+
+def fetch_weights(url: str, way_out: str) -> Path:
+    """Downloads weights, unless they are there, to where PyTorch and MMEngine look for them.
+
+    Args:
+        url (str): Where they are.
+        way_out (str): The option of the tool that names a file instead.
+
+    Raises:
+        SystemExit: If they cannot be downloaded, or the file is damaged or holds more than weights,
+            which is not executed. Such a download is not kept.
+    """
+    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlsplit(url).path).name)
+    try:
+        if path.is_file():
+            torch.load(path, map_location='cpu', weights_only=True)
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # PyTorch takes a connection that breaks off for the end of the file.
+        with TemporaryDirectory(dir=path.parent) as folder:
+            download = Path(folder, path.name)
+            torch.hub.download_url_to_file(url, str(download))
+            torch.load(download, map_location='cpu', weights_only=True)
+            download.replace(path)
+        return path
+    except Exception as error:  # there is no end to the ways in which a file can be damaged
+        reason = error if isinstance(error, OSError) else 'damaged, or more than weights'
+        remedy = f'delete {path}, or ' if path.is_file() else ''
+        raise SystemExit(
+            f'The weights {url} could not be downloaded ({reason}): {remedy}download the file '
+            f'where there is a network and name it with {way_out}'
+        ) from error
 
 
 def _find(cfg: ConfigDict, wanted) -> Iterator[ConfigDict]:
