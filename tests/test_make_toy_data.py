@@ -32,6 +32,20 @@ def made(folder: Path, seed: int, counts: dict) -> dict[str, bytes]:
     return {name: data for name, data in contents(folder).items() if not name.endswith('.json')}
 
 
+# What the mean colour of everything within its label must satisfy: red, green and blue.
+COLOURS = {
+    'car': lambda r, g, b: r > 1.3 * g and r > 1.3 * b,
+    'umbrella': lambda r, g, b: r > g > 1.3 * b,
+    'sports ball': lambda r, g, b: g > 1.1 * r and g > 1.1 * b,
+    'kite': lambda r, g, b: b > 1.2 * g > 1.2 * r,
+    'building': lambda r, g, b: r > g > b,
+    'sky': lambda r, g, b: b > g > r and r + g + b > 400,
+    'tree': lambda r, g, b: g > r and g > b and r + g + b < 300,
+    'road': lambda r, g, b: max(r, g, b) < min(r, g, b) + 25,
+    'grass': lambda r, g, b: g > r > b,
+}
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('toy') / 'data' / 'toy'
@@ -55,52 +69,30 @@ def coco(request, folder: Path) -> COCO:
     return coco
 
 
-def test_coco_objects(coco: COCO) -> None:
-    empty = [image_id for image_id in coco.imgs if not coco.getAnnIds(image_id)]
+def test_coco_annotations_lie_on_what_is_visible(coco: COCO) -> None:
     (crowd,) = coco.loadAnns(coco.getAnnIds(iscrowd=True))
-    assert len(empty) == 1 and crowd['area'] > 100
-    for thing in coco.dataset['annotations']:
-        image = coco.imgs[thing['image_id']]
-        with Image.open(coco.images / image['file_name']) as picture:
-            assert picture.size == (image['width'], image['height'])
-        mask = coco.annToMask(thing)
-        assert mask.shape == picture.size[::-1]
-        assert mask.sum() == thing['area'] > 0
-        assert mask_utils.toBbox(coco.annToRLE(thing)).tolist() == thing['bbox']
-
-
-def test_coco_masks_are_visible_parts(coco: COCO) -> None:
+    assert crowd['area'] > 100
+    assert [image_id for image_id in coco.imgs if not coco.getAnnIds(image_id)] == [
+        min(coco.imgs) + 1
+    ]
     touching = 0
-    for image_id in coco.imgs:
-        for first, second in combinations(coco.loadAnns(coco.getAnnIds(image_id)), 2):
+    for image_id, image in coco.imgs.items():
+        picture = np.asarray(Image.open(coco.images / image['file_name']))
+        assert picture.shape == (image['height'], image['width'], 3)
+        things = coco.loadAnns(coco.getAnnIds(image_id))
+        for thing in things:
+            mask, name = coco.annToMask(thing), coco.cats[thing['category_id']]['name']
+            assert mask.sum() == thing['area'] > 0
+            assert mask_utils.toBbox(coco.annToRLE(thing)).tolist() == thing['bbox']
+            mean = picture[mask > 0].mean(0)
+            assert COLOURS[name](*mean), (image, name, mean)
+        for first, second in combinations(things, 2):
             boxes = np.array([first['bbox'], second['bbox']])
             touching += mask_utils.iou(boxes[:1], boxes[1:], [0])[0, 0] > 0
             # Two outlines that touch may both claim the pixels under their common edge.
             shared = coco.annToMask(first) & coco.annToMask(second)
             assert shared.sum() <= 0.25 * boxes[:, 2:].sum()
     assert touching
-
-
-# What the mean colour of everything within its label must satisfy: red, green and blue.
-COLOURS = {
-    'car': lambda r, g, b: r > 1.3 * g and r > 1.3 * b,
-    'umbrella': lambda r, g, b: r > g > 1.3 * b,
-    'sports ball': lambda r, g, b: g > 1.1 * r and g > 1.1 * b,
-    'kite': lambda r, g, b: b > 1.2 * g > 1.2 * r,
-    'building': lambda r, g, b: r > g > b,
-    'sky': lambda r, g, b: b > g > r and r + g + b > 400,
-    'tree': lambda r, g, b: g > r and g > b and r + g + b < 300,
-    'road': lambda r, g, b: max(r, g, b) < min(r, g, b) + 25,
-    'grass': lambda r, g, b: g > r > b,
-}
-
-
-def test_coco_annotations_lie_on_their_objects(coco: COCO) -> None:
-    for thing in coco.dataset['annotations']:
-        file_name = coco.imgs[thing['image_id']]['file_name']
-        pixels = np.asarray(Image.open(coco.images / file_name))[coco.annToMask(thing) > 0]
-        name = coco.cats[thing['category_id']]['name']
-        assert COLOURS[name](*pixels.mean(0)), (file_name, name, pixels.mean(0))
 
 
 def test_ade_labels_lie_on_what_they_name() -> None:
@@ -133,11 +125,8 @@ def read(folder: Path, monkeypatch):
 
 def test_mmdet_reads_it(read) -> None:
     samples = [sample['data_samples'] for sample in read('maskrcnn')]
-    assert len(samples) == COUNTS['coco'][1]
-    assert len(samples[1].gt_instances) == len(samples[1].ignored_instances) == 0
     assert [len(sample.ignored_instances) for sample in samples] == [0, 0, 1, 0, 0]
-    for sample in samples:
-        assert sample.gt_instances.masks.masks.any((1, 2)).all()
+    assert [len(sample.gt_instances) > 0 for sample in samples] == [True, False, True, True, True]
 
 
 def test_mmseg_reads_it(read) -> None:
@@ -162,60 +151,43 @@ def test_mmpretrain_reads_it(read) -> None:
         assert Path(sample.img_path).parent.name == [*toy.IMAGENET][sample.gt_label.item()]
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    made(tmp_path / 'toy', 0, FEWER)
-    return tmp_path / 'toy'
-
-
-def test_second_run_writes_nothing(small: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in small.rglob('*')}
-    assert not toy.make_toy_data(small, 0, FEWER)
-    assert {path: path.stat().st_mtime_ns for path in small.rglob('*')} == before
-
-
-def test_other_settings_replace_the_data_alone(small: Path, tmp_path: Path) -> None:
-    (small / 'notes.txt').write_text('mine')
-    made(small, 1, COUNTS)
-    made(small, 1, FEWER)
-    made(tmp_path / 'new', 1, FEWER)
-    assert contents(small) == {**contents(tmp_path / 'new'), 'notes.txt': b'mine'}
-
-
-def test_interrupted_run_is_done_again(small: Path, monkeypatch) -> None:
+def test_other_settings_replace_the_data_alone(tmp_path: Path, monkeypatch) -> None:
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    whole = contents(small)
+    made(tmp_path / 'toy', 0, COUNTS)
+    (tmp_path / 'toy' / 'notes.txt').write_text('mine')
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(toy, 'draw_ade', interrupt)
-        toy.make_toy_data(small, 1, FEWER)
-    made(small, 0, FEWER)
-    assert contents(small) == whole
+        toy.make_toy_data(tmp_path / 'toy', 1, FEWER)
+    made(tmp_path / 'toy', 1, FEWER)
+    made(tmp_path / 'new', 1, FEWER)
+    assert contents(tmp_path / 'toy') == {**contents(tmp_path / 'new'), 'notes.txt': b'mine'}
 
 
 @pytest.mark.parametrize('name', ['coco/mine.jpg', 'toy.json'])
 def test_foreign_folder_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / 'toy' / name).parent.mkdir(parents=True)
-    (tmp_path / 'toy' / name).write_text('{}')
+    (tmp_path / 'toy' / name).write_text('mine')
     with pytest.raises(SystemExit, match="toy' holds something else and is left alone"):
         toy.make_toy_data(tmp_path / 'toy', 0, FEWER)
-    assert contents(tmp_path) == {f'toy/{name}': b'{}'}
+    assert contents(tmp_path) == {f'toy/{name}': b'mine'}
 
 
-def test_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_second_command_writes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    options = '--seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0'.split()
-    for expected in ('is in', 'was already in'):
-        toy.main(options)
-        assert capsys.readouterr().out.endswith(f"The toy data {expected} 'data/toy'.\n")
+    toy.main('--seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0'.split())
     made(tmp_path / 'called', 3, {'coco': [1, 0], 'ade': [0, 1], 'imagenet': [0, 0]})
     assert contents(tmp_path / 'data/toy') == contents(tmp_path / 'called')
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+    toy.main('called --seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0'.split())
+    assert capsys.readouterr().out.endswith("The toy data was already in 'called'.\n")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
 
 
 @pytest.mark.parametrize('option', [['--seed', '-1'], ['--ade', '1', '-1']])
 def test_negative_numbers_are_refused(tmp_path: Path, capsys, option: list[str]) -> None:
     with pytest.raises(SystemExit):
         toy.main([str(tmp_path / 'toy'), *option])
-    assert '-1 is negative; give 0 or more' in capsys.readouterr().err
+    assert 'number of pictures is -1; give 0 or more' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -293,15 +293,15 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
 
     `counts` are to train and to validate on. A folder of something else ends in SystemExit.
     """
-    stamp, settings = folder / 'toy.json', dict(GENERATOR, seed=seed, counts=counts)
-    found = json.loads(stamp.read_text()) if stamp.is_file() else {}
-    if found == dict(settings, complete=True):
+    stamp, settings = folder / 'toy.json', json.dumps(dict(GENERATOR, seed=seed, counts=counts))
+    found = stamp.read_text() if stamp.is_file() else ''
+    if found == settings:
         return False
-    foreign = found.get('generator') != GENERATOR['generator']
+    foreign = GENERATOR['generator'] not in found
     if foreign and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise SystemExit(f"'{folder}' holds something else and is left alone; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps(dict(settings, complete=False)))
+    stamp.write_text(json.dumps(GENERATOR))  # Without settings, in case of an interruption.
     for part in counts:
         shutil.rmtree(folder / part, ignore_errors=True)
     (folder / 'coco' / 'annotations').mkdir(parents=True)
@@ -327,7 +327,7 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
         part = f'imagenet/{split}/{wnid}'
         for index, picture in pictures(draw_imagenet, part, seed, count, IMAGENET[wnid]):
             save(picture, folder / part / f'{wnid}_{split}_{index + 1:04d}.JPEG')
-    stamp.write_text(json.dumps(dict(settings, complete=True)))
+    stamp.write_text(settings)
     return True
 
 
@@ -341,7 +341,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     counts = {name: getattr(args, name) for name in DEFAULT_COUNTS}
     if (least := min(args.seed, *sum(counts.values(), []))) < 0:
-        parser.error(f'{least} is negative; give 0 or more')
+        parser.error(f'the seed or a number of pictures is {least}; give 0 or more')
     state = 'is' if make_toy_data(args.folder, args.seed, counts) else 'was already'
     print(f"The toy data {state} in '{args.folder}'.")
 
