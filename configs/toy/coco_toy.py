@@ -3,7 +3,7 @@
 data_root = 'data/toy/coco/'
 dataset = dict(
     data_root=data_root,
-    metainfo=dict(classes=('bus', 'stop sign', 'umbrella', 'sports ball', 'kite')),
+    metainfo=dict(classes=('car', 'umbrella', 'sports ball', 'kite')),
 )
 resize = dict(type='Resize', scale=(160, 128), keep_ratio=True)
 load_annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=True)

@@ -15,12 +15,12 @@ model = dict(
         bbox_head=dict(
             in_channels=64,
             fc_out_channels=256,
-            num_classes=5,
+            num_classes=4,
             # The classes take longest to learn, and boxes of the usual weight outweigh them.
             loss_bbox=dict(loss_weight=0.3),
         ),
         mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(in_channels=64, conv_out_channels=64, norm_cfg=norm_cfg, num_classes=5),
+        mask_head=dict(in_channels=64, conv_out_channels=64, norm_cfg=norm_cfg, num_classes=4),
     ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=256, max_per_img=128), rcnn=dict(sampler=dict(num=64))

@@ -12,7 +12,7 @@ model = dict(
         norm_cfg=norm_cfg,
     ),
     bbox_head=dict(
-        num_classes=5,
+        num_classes=4,
         in_channels=64,
         feat_channels=64,
         stacked_convs=1,

@@ -1,7 +1,7 @@
 # Semantic FPN on the generated data of tools/make_toy_data.py in ADE20K's layout.
 _base_ = '../semfpn_hatnet.py'
 
-classes = ('building', 'sky', 'tree', 'road', 'grass', 'mountain', 'car', 'water')
+classes = ('building', 'sky', 'tree', 'road', 'grass', 'car')
 crop_size = (128, 128)
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
