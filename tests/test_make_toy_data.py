@@ -151,27 +151,46 @@ def test_mmpretrain_reads_it(read) -> None:
         assert Path(sample.img_path).parent.name == [*toy.IMAGENET][sample.gt_label.item()]
 
 
-def test_other_settings_replace_the_data_alone(tmp_path: Path, monkeypatch) -> None:
+def test_other_settings_replace_the_data(tmp_path: Path, monkeypatch) -> None:
     def interrupt(*args):
         raise KeyboardInterrupt
 
     made(tmp_path / 'toy', 0, COUNTS)
-    (tmp_path / 'toy' / 'notes.txt').write_text('mine')
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(toy, 'draw_ade', interrupt)
         toy.make_toy_data(tmp_path / 'toy', 1, FEWER)
     made(tmp_path / 'toy', 1, FEWER)
     made(tmp_path / 'new', 1, FEWER)
-    assert contents(tmp_path / 'toy') == {**contents(tmp_path / 'new'), 'notes.txt': b'mine'}
+    assert contents(tmp_path / 'toy') == contents(tmp_path / 'new')
 
 
 @pytest.mark.parametrize('name', ['coco/mine.jpg', 'toy.json'])
 def test_foreign_folder_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / 'toy' / name).parent.mkdir(parents=True)
     (tmp_path / 'toy' / name).write_text('mine')
-    with pytest.raises(SystemExit, match="toy' holds something else and is left alone"):
+    with pytest.raises(SystemExit, match=f"toy' holds {name}, which is not toy data; name a new"):
         toy.make_toy_data(tmp_path / 'toy', 0, FEWER)
     assert contents(tmp_path) == {f'toy/{name}': b'mine'}
+
+
+@pytest.mark.parametrize('name', ['notes.txt', 'coco/val2017/mine.jpg', 'imagenet/mine/1.JPEG'])
+def test_own_files_among_the_data_are_kept(tmp_path: Path, name: str) -> None:
+    made(tmp_path / 'toy', 0, FEWER)
+    (tmp_path / 'toy' / name).parent.mkdir(exist_ok=True)
+    (tmp_path / 'toy' / name).write_text('mine')
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit, match=f'holds {name}, which is not toy data; name a new'):
+        toy.make_toy_data(tmp_path / 'toy', 1, FEWER)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('damage', [Path.unlink, lambda path: path.write_bytes(b'cut')])
+def test_damaged_data_is_made_again(tmp_path: Path, damage) -> None:
+    made(tmp_path / 'toy', 0, FEWER)
+    before = contents(tmp_path)
+    damage(tmp_path / 'toy/coco/train2017/000000000002.jpg')
+    made(tmp_path / 'toy', 0, FEWER)
+    assert contents(tmp_path) == before
 
 
 def test_second_command_writes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:

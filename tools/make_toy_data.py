@@ -10,8 +10,9 @@ picture has its own random stream, so that their numbers do not change the pictu
 
 import argparse
 import colorsys
+import hashlib
 import json
-import shutil
+import re
 from collections.abc import Callable, Iterator
 from itertools import cycle, product
 from pathlib import Path
@@ -288,23 +289,40 @@ def save(picture: Image.Image, path: Path) -> None:
     picture.save(path, quality=92, subsampling=0)
 
 
-def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool:
-    """Write the data sets in the place of earlier ones, and return False if they are there.
+# What is written, and alone may be replaced.
+NAMES = r'(coco|ade|imagenet)/.*(2017/\d{12}\.jpg|_\w+2017\.json|/ADE_\w+_\d{8}\....|_\d{4}\.JPEG)'
 
-    `counts` are to train and to validate on. A folder of something else ends in SystemExit.
+
+def contents(folder: Path) -> list[str]:
+    paths = folder.rglob('*')
+    return sorted(path.relative_to(folder).as_posix() for path in paths if not path.is_dir())
+
+
+def digest(folder: Path) -> str:
+    """The SHA-256 of all data sets, names and bytes."""
+    names = [name for name in contents(folder) if name != 'toy.json']
+    data = (name.encode() + (folder / name).read_bytes() for name in names)
+    return hashlib.sha256(b''.join(data)).hexdigest()
+
+
+def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool:
+    """Write the data sets in the place of earlier ones, and return False if they are there, whole.
+
+    `counts` are to train and to validate on. A folder with anything else ends in SystemExit.
     """
-    stamp, settings = folder / 'toy.json', json.dumps(dict(GENERATOR, seed=seed, counts=counts))
-    found = stamp.read_text() if stamp.is_file() else ''
-    if found == settings:
+    stamp, settings = folder / 'toy.json', dict(GENERATOR, seed=seed, counts=counts)
+    found, present = stamp.read_text() if stamp.is_file() else '', contents(folder)
+    if ours := GENERATOR['generator'] in found:
+        present.remove('toy.json')
+    if foreign := [name for name in present if not (ours and re.fullmatch(NAMES, name))]:
+        raise SystemExit(f"'{folder}' holds {foreign[0]}, which is not toy data; name a new one.")
+    if json.dumps(dict(settings, sha256=digest(folder))) == found:
         return False
-    foreign = GENERATOR['generator'] not in found
-    if foreign and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise SystemExit(f"'{folder}' holds something else and is left alone; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     stamp.write_text(json.dumps(GENERATOR))  # Without settings, in case of an interruption.
-    for part in counts:
-        shutil.rmtree(folder / part, ignore_errors=True)
-    (folder / 'coco' / 'annotations').mkdir(parents=True)
+    for name in present:
+        (folder / name).unlink()
+    (folder / 'coco' / 'annotations').mkdir(parents=True, exist_ok=True)
     for split, first_id, count in zip(('train2017', 'val2017'), (1, 500_001), counts['coco']):
         categories = [dict(id=key, name=p.__name__.replace('_', ' ')) for key, p in COCO.items()]
         content = dict(images=[], annotations=[], categories=categories)
@@ -327,7 +345,7 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
         part = f'imagenet/{split}/{wnid}'
         for index, picture in pictures(draw_imagenet, part, seed, count, IMAGENET[wnid]):
             save(picture, folder / part / f'{wnid}_{split}_{index + 1:04d}.JPEG')
-    stamp.write_text(settings)
+    stamp.write_text(json.dumps(dict(settings, sha256=digest(folder))))
     return True
 
 
