@@ -2,7 +2,8 @@
 # For `make env`: makes the virtual environment VENV, finishes a half-made one, renews an old one.
 set -eu
 fail() { echo "$*" >&2; exit 1; }
-# Without compiling modules, an interrupted installation is seldom taken for a complete one.
+suits() { case $1 in 3.1[0-2]) ;; *) false ;; esac; }
+# An installation that was interrupted while modules are compiled looks like a complete one.
 pip() { python -m pip --disable-pip-version-check install --no-compile -c requirements.txt "$@"; }
 fingerprint() { { pwd; ls mmhatnet/.mim; "$base" -V; "$VENV/bin/python" -V; cat "$VENV/mmcv" \
     requirements.txt pyproject.toml setup.py tools/make_env.sh; } 2>&1 | sha256sum; }
@@ -11,11 +12,9 @@ fingerprint() { { pwd; ls mmhatnet/.mim; "$base" -V; "$VENV/bin/python" -V; cat 
     fail "$VENV was not made by make env: remove it, or name another folder with VENV=."
 for base in ${PYTHON:-"$VENV/bin/python" python3 python3.12 python3.11 python3.10}; do
     version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || :)
-    case $version in 3.1[0-2]) break ;; esac
+    suits "$version" && break
 done
-case $version in 3.1[0-2]) ;; *)
-    fail "Python 3.10 to 3.12 is needed, but $base is ${version:-missing}: name one with PYTHON=." ;;
-esac
+suits "$version" || fail "PYTHON= must name a Python 3.10 to 3.12, $base is ${version:-missing}."
 built=$(cat "$VENV/mmcv" 2>/dev/null || :)
 CUDA=${CUDA:-${built##* }}  # without a choice, mmcv stays as it is
 [ "$(fingerprint) ${built##* }" != "$(cat "$VENV/stamp" 2>/dev/null) $CUDA" ] || exit 0
@@ -40,16 +39,14 @@ torch=$1 torch_cuda=$2 gpu=$3 cuda_home=$4 && shift 4
 mmcv="$(grep ^onedl-mmcv== requirements.txt) for torch $torch with CUDA"
 if [ "$built" != "$mmcv $CUDA" ]; then
     nvcc=$("$cuda_home/bin/nvcc" -V 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
-    cuda=0 goal='for the CPU only'
+    cuda=0 why="nvcc is ${nvcc:-missing}, torch for CUDA $torch_cuda"
     if [ "$CUDA" = 0 ]; then why='CUDA=0'
-    elif [ -z "$nvcc" ]; then why='no nvcc'
-    elif [ "${nvcc%.*}" != "${torch_cuda%.*}" ]; then why="nvcc is $nvcc, torch for $torch_cuda"
-    elif [ $gpu = False ] && [ -z "${CUDA:+${TORCH_CUDA_ARCH_LIST:-}}" ]; then
+    elif [ "$gpu" = False ] && [ -z "${CUDA:+${TORCH_CUDA_ARCH_LIST:-}}" ]; then
         why='no GPU is visible (for an H100 elsewhere: CUDA=1 TORCH_CUDA_ARCH_LIST=9.0)'
-    else cuda=1 goal="with CUDA $nvcc" why='nvcc fits this torch'; fi
+    elif [ "${nvcc%.*}" = "${torch_cuda%.*}" ]; then cuda=1 why="nvcc $nvcc fits this torch"; fi
     [ "${CUDA:-$cuda}" = $cuda ] || fail "CUDA=$CUDA is not possible, CUDA=$cuda is: $why."
     [ $cuda = 1 ] || export CUDA_VISIBLE_DEVICES=
-    echo "==> mmcv is compiled $goal: $why (silently, 5 minutes on 2 cores, with CUDA an hour)"
+    echo "==> Compiling mmcv silently, 5 minutes on 2 cores, with CUDA=$cuda: $why"
     # Parsing PyTorch's header takes two thirds of the time of each of mmcv's 78 files. A compiler
     # that cannot use the precompiled one reads the header itself. These flags replace Python's own:
     # with its -g, this takes twice as long and 30 MB more. torch adds those of the second line.
