@@ -26,7 +26,7 @@ if ! "$VENV/bin/python" -m pip -V 2>/dev/null | grep -q "(python $version)"; the
     mkdir -p "$VENV" && [ "$(df -Pk "$VENV" | awk 'NR == 2 { print int($4 / 1e6) }')" -ge 8 ] ||
         fail "$VENV needs 8 GB of disk: make room, or name another folder with VENV=."
     "$base" -m venv --clear --without-pip "$VENV" && touch "$VENV/stamp"
-    "$VENV/bin/python" -m ensurepip >/dev/null || fail "Try: apt install python$version-venv"
+    "$VENV/bin/python" -m ensurepip --default-pip >/dev/null || fail "Try: apt install python$version-venv"
 fi
 export PATH="$VENV/bin:$PATH"  # where torch finds ninja
 echo "==> Installing torch in $VENV, for Python $version: 5 GB, about 2 minutes"
