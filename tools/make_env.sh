@@ -26,10 +26,11 @@ if ! "$VENV/bin/python" -m pip -V 2>/dev/null | grep -q "(python $version)"; the
     mkdir -p "$VENV" && [ "$(df -Pk "$VENV" | awk 'NR == 2 { print int($4 / 1e6) }')" -ge 8 ] ||
         fail "$VENV needs 8 GB of disk: make room, or name another folder with VENV=."
     "$base" -m venv --clear --without-pip "$VENV" && touch "$VENV/stamp"
-    "$VENV/bin/python" -m ensurepip --default-pip >/dev/null || fail "Try: apt install python$version-venv"
+    "$VENV/bin/python" -m ensurepip --default-pip >/dev/null ||
+        fail "Try: apt install python$version-venv"
 fi
 export PATH="$VENV/bin:$PATH"  # where torch finds ninja
-echo "==> Installing torch in $VENV, for Python $version: 5 GB, about 2 minutes"
+echo "==> Installing torch in $VENV, for Python $version: up to 5 GB, 2 minutes"
 pip setuptools wheel ninja packaging psutil torch torchvision
 set -- $(python -c 'import sysconfig, torch, torch.utils.cpp_extension as build
 print(torch.__version__, torch.version.cuda, torch.cuda.is_available(), build.CUDA_HOME)
@@ -60,7 +61,7 @@ if [ "$built" != "$mmcv $CUDA" ]; then
         onedl-mmcv
     rm "$header"* && echo "$mmcv $cuda" >"$VENV/mmcv"
 fi
-echo '==> Installing everything else: about a minute'
+echo '==> Installing everything else: up to a minute'
 # Two packages of OpenCV hold the same files: those that need no display are written last.
 pip -q opencv-python
 pip -q --no-build-isolation -r requirements.txt -e .
