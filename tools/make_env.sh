@@ -25,9 +25,9 @@ if ! "$VENV/bin/python" -m pip -V 2>/dev/null | grep -q "(python $version)"; the
     command -v ${CXX:-c++} >/dev/null || fail "mmcv needs a C++ compiler: apt install g++"
     mkdir -p "$VENV" && [ "$(df -Pk "$VENV" | awk 'NR == 2 { print int($4 / 1e6) }')" -ge 8 ] ||
         fail "$VENV needs 8 GB of disk: make room, or name another folder with VENV=."
-    "$base" -m venv --clear --without-pip "$VENV" && touch "$VENV/stamp"
-    "$VENV/bin/python" -m ensurepip --default-pip >/dev/null ||
-        fail "Try: apt install python$version-venv"
+    built= && "$base" -m venv --clear --without-pip "$VENV" && touch "$VENV/stamp" &&
+        "$VENV/bin/python" -m ensurepip --default-pip >/dev/null ||
+        fail "$base cannot make $VENV, see above: apt install python$version-venv"
 fi
 export PATH="$VENV/bin:$PATH"  # where torch finds ninja
 echo "==> Installing torch in $VENV, for Python $version: up to 5 GB, 2 minutes"
@@ -40,7 +40,7 @@ mmcv="$(grep ^onedl-mmcv== requirements.txt) for torch $torch with CUDA"
 if [ "$built" != "$mmcv $CUDA" ]; then
     nvcc=$("$cuda_home/bin/nvcc" -V 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
     cuda=0 why="nvcc is ${nvcc:-missing}, torch is for CUDA $torch_cuda"
-    if [ "$CUDA" = 0 ]; then why='as you say'
+    if [ "$CUDA" = 0 ]; then why='as chosen'
     elif [ "$gpu" = False ] && [ -z "${CUDA:+${TORCH_CUDA_ARCH_LIST:-}}" ]; then
         why='no GPU is visible (for an H100 elsewhere: CUDA=1 TORCH_CUDA_ARCH_LIST=9.0)'
     elif [ "${nvcc%.*}" = "${torch_cuda%.*}" ]; then cuda=1 why="nvcc $nvcc fits this torch"; fi
