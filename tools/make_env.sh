@@ -50,12 +50,10 @@ if [ "$built" != "$mmcv $CUDA" ]; then
     # Parsing PyTorch's header takes two thirds of the time of each of mmcv's 78 files. A compiler
     # that cannot use the precompiled one reads the header itself. These flags replace Python's own:
     # with its -g, this takes twice as long and 30 MB more. torch adds those of the second line.
-    flags='-O2 -g0 -DNDEBUG' header=$VENV/torch.hpp
+    flags='-O2 -g0 -DNDEBUG' header=$VENV/torch.hpp && echo '#include <torch/types.h>' >"$header"
     set -- -fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext "$@"
-    echo '#include <torch/types.h>' >"$header"
     ${CXX:-c++} $flags "$@" -x c++-header "$header" -o "$header.gch"
-    # nvcc may be there without the headers of CUDA's libraries, which come with torch as well.
-    export CPATH="${CPATH:+$CPATH:}$(echo "$VENV"/lib/*/*/nvidia/*/include | tr ' ' :)"
+    export CPATH="$(echo "$VENV"/lib/*/*/nvidia/*/include | tr ' ' :)"  # which nvcc may lack
     export FORCE_CUDA=$cuda CFLAGS="$flags -include $header"
     pip -q --force-reinstall --no-deps --no-build-isolation --no-cache-dir --no-binary=:all: \
         onedl-mmcv
