@@ -2,29 +2,35 @@
 # make test       installs everything, runs the tests
 # make test-slow  installs everything, trains all toy configs; SEEDS=5 with five seeds each
 # make lint       installs everything, checks style
+# make env        installs everything, or what is missing or has changed
+# make clean      removes the virtual environment, data/toy and work_dirs/demo
 #
-# VENV=/a/folder chooses where the virtual environment lies, PYTHON=python3.12 what it is made with.
+# VENV=/a/folder chooses where the virtual environment lies, PYTHON=python3.12 what it is made with,
+# CUDA=1 or CUDA=0 whether mmcv is compiled for GPUs; default: where there are a GPU and nvcc.
 
 VENV ?= .venv
 PYTHON ?=
-python := $(VENV)/bin/python
+CUDA ?=
+# A GPU is hidden from an mmcv that was compiled for the CPU.
+python = $(if $(shell grep -s 'CUDA 0' $(VENV)/mmcv),CUDA_VISIBLE_DEVICES= )$(VENV)/bin/python
 toy := data/toy
 demo := work_dirs/demo
 config := configs/toy/maskrcnn_hatnet.py
 
-# mmcv's operators are compiled for the CPU, so a GPU must not be used.
-export CUDA_VISIBLE_DEVICES :=
 # Packages of elsewhere would come before those of the environment.
 unexport PYTHONPATH
 
-.PHONY: help env demo test test-slow lint toy-data
+.PHONY: help env clean demo test test-slow lint toy-data
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \(make\|VENV\)/\1/p' Makefile
+	@sed -n 's/^# \(make\|VENV\|CUDA\)/\1/p' Makefile
 
 env:
-	@$(or $(shell command -v python3),$(PYTHON)) tools/make_env.py $(VENV) $(PYTHON:%=--python %)
+	@VENV='$(abspath $(VENV))' PYTHON='$(PYTHON)' CUDA='$(CUDA)' sh tools/make_env.sh
+
+clean:
+	rm -rf $(toy) $(demo) $(patsubst %/stamp,%,$(wildcard $(VENV)/stamp))
 
 test: env
 	@$(python) -m pytest
