@@ -15,7 +15,7 @@ CUDA ?=
 python = $(if $(shell grep -s 'CUDA 0' $(VENV)/mmcv),CUDA_VISIBLE_DEVICES= )$(VENV)/bin/python
 toy := data/toy
 demo := work_dirs/demo
-config := configs/toy/maskrcnn_hatnet.py
+config := configs/toy/maskrcnn_hatnet_toy.py
 
 # Packages of elsewhere would come before those of the environment.
 unexport PYTHONPATH

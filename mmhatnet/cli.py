@@ -17,7 +17,9 @@ DATASET_HELP = {
     'ImageNet': 'ImageNet-1K (ILSVRC2012) is at https://www.image-net.org/download.php',
 }
 TOY_CONFIGS = dict(
-    mmdet='maskrcnn_hatnet.py', mmseg='semfpn_hatnet.py', mmpretrain='imagenet_hatnet.py'
+    mmdet='maskrcnn_hatnet_toy.py',
+    mmseg='semfpn_hatnet_toy.py',
+    mmpretrain='imagenet_hatnet_toy.py',
 )
 
 
@@ -114,7 +116,7 @@ def require_datasets(cfg: Config, *splits: str) -> None:
             for path in _dataset_paths(dataset):
                 if '://' in path or os.path.exists(path):
                     continue
-                toy_config = Path(cfg.filename).name
+                toy_config = f'{Path(cfg.filename).stem}_toy.py'
                 if not Path(cfg.filename).with_name('toy').joinpath(toy_config).exists():
                     toy_config = TOY_CONFIGS.get(cfg.default_scope, TOY_CONFIGS['mmdet'])
                 raise SystemExit(

@@ -22,7 +22,7 @@ TOY = {path.stem: path for path in EXPERIMENTS if path.parent.name == 'toy'}
 SHRINKING = dict(mmdet=8, mmseg=8, mmpretrain=4)
 SIZES = ('scale', 'scales', 'crop_size', 'size', 'stride', 'max_size')
 LIMITS = dict(num=32, max_per_img=32, num_queries=32, num_points=512, score_thr=0)
-TOY_CLASSES = Config.fromfile(CONFIGS / 'toy' / 'imagenet_hatnet.py').classes
+TOY_CLASSES = Config.fromfile(CONFIGS / 'toy' / 'imagenet_hatnet_toy.py').classes
 # COCO's metric needs the categories of whatever a model of 80 classes may predict.
 ALL_CLASSES = 'all_classes_'
 

@@ -34,7 +34,7 @@ ENTRY_CONFIGS = ('maskrcnn', 'retinanet', 'semfpn', 'imagenet')
 # and dropout, with an optimizer that is continuous in the gradient, and without the two settings
 # that mean something else under FSDP.
 TOY_JOB = f"""
-_base_ = {str(CONFIGS / 'toy' / 'imagenet_hatnet.py')!r}
+_base_ = {str(CONFIGS / 'toy' / 'imagenet_hatnet_toy.py')!r}
 model = dict(
     backbone=dict(_delete_=True, type='HATNet', arch={SMALL_ARCH}, out_indices=(3,)),
     head=dict(in_channels=32, dropout_rate=0.0),

@@ -39,7 +39,7 @@ def test_counts_as_many_proposals_and_detections_as_are_kept(limits: list) -> No
     """More than NMS would leave, and no score is high enough, whatever the weights."""
     layers = []
     for seed, (proposals, detections) in enumerate(limits):
-        cfg = Config.fromfile(ROOT / 'configs' / 'toy' / 'maskrcnn_hatnet.py')
+        cfg = Config.fromfile(ROOT / 'configs' / 'toy' / 'maskrcnn_hatnet_toy.py')
         cfg.model.test_cfg.rpn.max_per_img = proposals
         cfg.model.test_cfg.rcnn.update(max_per_img=detections, score_thr=0.9)
         torch.manual_seed(seed)

@@ -49,10 +49,10 @@ def test_toy_configs_have_a_seed_and_goals(job: str) -> None:
     cfg = Config.fromfile(TOY[job])
     assert cfg.randomness.seed == 0
     least = dict(
-        maskrcnn_hatnet={'coco/bbox_mAP_50': 0.6, 'coco/segm_mAP_50': 0.6},
-        retinanet_hatnet={'coco/bbox_mAP_50': 0.4},
-        semfpn_hatnet={'mIoU': 60},
-        imagenet_hatnet={'accuracy/top1': 90},
+        maskrcnn_hatnet_toy={'coco/bbox_mAP_50': 0.6, 'coco/segm_mAP_50': 0.6},
+        retinanet_hatnet_toy={'coco/bbox_mAP_50': 0.4},
+        semfpn_hatnet_toy={'mIoU': 60},
+        imagenet_hatnet_toy={'accuracy/top1': 90},
     )
     assert dict(cfg.goals) == least[job]
 
@@ -61,7 +61,7 @@ def judge(work_dir: Path, results: dict, job: str = 'maskrcnn') -> subprocess.Co
     folder = work_dir / '20260101_000000'
     folder.mkdir(parents=True, exist_ok=True)
     (folder / '20260101_000000.json').write_text(json.dumps(results))
-    command = [sys.executable, TOOLS / 'check_goals.py', TOY[f'{job}_hatnet'], work_dir]
+    command = [sys.executable, TOOLS / 'check_goals.py', TOY[f'{job}_hatnet_toy'], work_dir]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -88,7 +88,7 @@ def test_goals_of_other_metrics(tmp_path: Path) -> None:
 
 def test_absent_results_and_goals_are_named(tmp_path: Path) -> None:
     command = [sys.executable, TOOLS / 'check_goals.py']
-    toy = TOY['semfpn_hatnet']
+    toy = TOY['semfpn_hatnet_toy']
     told = subprocess.run([*command, toy, tmp_path], capture_output=True, text=True)
     assert told.returncode == 1 and 'There is no result' in told.stderr
     real = [CONFIGS / 'semfpn_hatnet.py', tmp_path]

@@ -113,7 +113,7 @@ def read(folder: Path, monkeypatch):
     monkeypatch.chdir(folder.parents[1])
 
     def build(job: str):
-        cfg = Config.fromfile(ROOT / 'configs' / 'toy' / f'{job}_hatnet.py')
+        cfg = Config.fromfile(ROOT / 'configs' / 'toy' / f'{job}_hatnet_toy.py')
         init_default_scope(cfg.default_scope)
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
         known = {name.split(',')[0] for name in type(dataset).METAINFO['classes']}

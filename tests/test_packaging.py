@@ -16,7 +16,7 @@ from mmengine.config import Config
 import mmhatnet
 
 ROOT = Path(__file__).parents[1]
-INHERITED = ['semfpn_hatnet.py', 'toy/maskrcnn_hatnet.py']
+INHERITED = ['semfpn_hatnet.py', 'toy/maskrcnn_hatnet_toy.py']
 BUILD_FILES = (
     *('pyproject.toml', 'setup.py', 'MANIFEST.in'),
     *('LICENSE', 'README.md', 'model-index.yml'),
@@ -153,7 +153,7 @@ def test_configs_of_mmseg_are_found_in_both_package_families(tmp_path):
 def test_config_path_needs_no_earlier_import(tmp_path, wheel):
     """What a project writes whose configs are read by tools that know nothing of mmhatnet."""
     config = tmp_path / 'inheriting.py'
-    config.write_text("_base_ = __import__('mmhatnet').config_path('toy/maskrcnn_hatnet.py')")
+    config.write_text("_base_ = __import__('mmhatnet').config_path('toy/maskrcnn_hatnet_toy.py')")
     code = (
         'from mmengine.config import Config; config = Config.fromfile("inheriting.py"); '
         'assert config.model.backbone.type == "HATNet" and config.model.backbone.arch == "tiny"'

@@ -71,7 +71,7 @@ test_dataloader = dict(
 )
 """)
     (tmp_path / 'detector.py').write_text(f"""
-_base_ = {str(ROOT / 'configs' / 'toy' / 'retinanet_hatnet.py')!r}
+_base_ = {str(ROOT / 'configs' / 'toy' / 'retinanet_hatnet_toy.py')!r}
 model = dict(
     backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='nowhere')),
     test_cfg=dict(score_thr=0.0),

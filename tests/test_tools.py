@@ -62,7 +62,7 @@ def scalars(work_dir: Path) -> list[dict]:
 
 @pytest.mark.parametrize('job', JOBS)
 def test_train_resume_and_test(job: str, run_tool, tmp_path: Path) -> None:
-    config, work_dir = CONFIGS / 'toy' / f'{job}_hatnet.py', tmp_path / 'work'
+    config, work_dir = CONFIGS / 'toy' / f'{job}_hatnet_toy.py', tmp_path / 'work'
     options = [*NO_WORKERS, *JOBS[job]]
     run_tool('train', config, '--work-dir', work_dir, '--cfg-options', *options)
     records = scalars(work_dir)
@@ -102,7 +102,7 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
 
-    config = CONFIGS / 'toy' / f'{job}_hatnet.py'
+    config = CONFIGS / 'toy' / f'{job}_hatnet_toy.py'
     cfg = Config.fromfile(config)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
@@ -123,22 +123,27 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
             'maskrcnn_hatnet',
             [],
             r'train data are missing: .* looks for data/coco/annotations/instances_train2017\.json'
-            r'.*cocodataset\.org.*configs/toy/maskrcnn_hatnet\.py',
+            r'.*cocodataset\.org.*configs/toy/maskrcnn_hatnet_toy\.py',
         ),
-        ('train', 'retinanet_hatnet', [], r'configs/toy/retinanet_hatnet\.py'),
+        ('train', 'retinanet_hatnet', [], r'configs/toy/retinanet_hatnet_toy\.py'),
         (
             'train',
             'semfpn_hatnet',
             [],
             r'data/ade/ADEChallengeData2016/images/training.*toy/semfpn',
         ),
-        ('train', 'imagenet_hatnet', [], r'looks for data/imagenet/train\..*toy/imagenet_hatnet'),
-        ('train', 'toy/maskrcnn_hatnet', ['--amp'], '--amp needs a GPU'),
-        ('train', 'maskrcnn_hatnet_3x', [], r'mixed precision of .*_3x\.py needs a GPU'),
-        ('train', 'toy/maskrcnn_hatnet', ['--resume', 'x.pth'], r'no checkpoint x\.pth'),
         (
             'train',
-            'toy/maskrcnn_hatnet',
+            'imagenet_hatnet',
+            [],
+            r'looks for data/imagenet/train\..*/imagenet_hatnet_toy',
+        ),
+        ('train', 'toy/maskrcnn_hatnet_toy', ['--amp'], '--amp needs a GPU'),
+        ('train', 'maskrcnn_hatnet_3x', [], r'mixed precision of .*_3x\.py needs a GPU'),
+        ('train', 'toy/maskrcnn_hatnet_toy', ['--resume', 'x.pth'], r'no checkpoint x\.pth'),
+        (
+            'train',
+            'toy/maskrcnn_hatnet_toy',
             ['--auto-scale-lr', '--cfg-options', 'auto_scale_lr._delete_=True'],
             'auto_scale_lr.base_batch_size=N',
         ),
@@ -153,10 +158,10 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
             ],
             r'could not be downloaded .*init_cfg\.checkpoint=FILE.*init_cfg=None',
         ),
-        ('test', 'toy/maskrcnn_hatnet', ['y.pth'], r'no checkpoint y\.pth'),
+        ('test', 'toy/maskrcnn_hatnet_toy', ['y.pth'], r'no checkpoint y\.pth'),
         ('test', 'maskrcnn_hatnet', ['EMPTY'], 'test data are missing'),
-        ('test', 'toy/maskrcnn_hatnet', ['EMPTY', '--tta'], 'merges boxes and not masks'),
-        ('test', 'toy/maskrcnn_hatnet', ['EMPTY', '--out', 'a.json'], r'--out a\.json'),
+        ('test', 'toy/maskrcnn_hatnet_toy', ['EMPTY', '--tta'], 'merges boxes and not masks'),
+        ('test', 'toy/maskrcnn_hatnet_toy', ['EMPTY', '--out', 'a.json'], r'--out a\.json'),
     ],
 )
 def test_refusals_are_one_sentence(tool, config, args, message, run_tool, tmp_path) -> None:

@@ -282,7 +282,7 @@ def compare_in_processes(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     rendezvous = f'file://{folder}/rendezvous'
     dist.init_process_group('gloo', init_method=rendezvous, rank=rank, world_size=2)
-    job = Job(TOY['maskrcnn_hatnet'], seed=1)
+    job = Job(TOY['maskrcnn_hatnet_toy'], seed=1)
     ours, literal = job.build_pair()
     for name, parameter in literal.named_parameters():
         parameter.requires_grad_('.proj_norm.' not in name)  # DDP would wait for them
