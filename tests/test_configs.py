@@ -17,7 +17,7 @@ from mmhatnet.backbones.archs import ARCHS
 
 JOBS = ('maskrcnn', 'retinanet', 'semfpn', 'imagenet')
 NAME = re.compile(
-    r'[a-z0-9]+_hatnet(?:_(?P<arch>tiny|medium|large))?(?:_(?P<schedule>\d+[xek]))?(?:_fsdp)?'
+    r'[a-z0-9]+_hatnet(?:_(?P<arch>tiny|medium|large))?(?:_(?P<schedule>\d+[xek]))?(?:_fsdp)?(?P<toy>_toy)?'
 )
 CHECKPOINT = 'https://github.com/yun-liu/HAT-Net/releases/download/v2.0/HAT-Net_{}.pth'
 # In millions, with the classifier of ImageNet-1K.
@@ -61,7 +61,8 @@ def test_parts_are_no_experiments(part: Path) -> None:
 
 def test_name_says_what_it_is(path: Path, cfg: Config) -> None:
     name = NAME.fullmatch(path.stem)
-    assert name, 'METHOD_hatnet[_VARIANT][_SCHEDULE][_fsdp].py'
+    assert name, 'METHOD_hatnet[_VARIANT][_SCHEDULE][_fsdp][_toy].py'
+    assert bool(name['toy']) == (path.parent.name == 'toy'), 'mim finds a config by its name'
     if path.parent == CONFIGS:
         assert cfg.model.backbone.arch == (name['arch'] or 'small')
     if path.parent == CONFIGS and not name['schedule']:

@@ -243,7 +243,7 @@ def test_whole_model_in_channels_last(path: Path) -> None:
     assert_same(path, lambda model: model.to(memory_format=torch.channels_last))
 
 
-@pytest.mark.parametrize('name', ['semfpn_hatnet', 'imagenet_hatnet'])
+@pytest.mark.parametrize('name', ['semfpn_hatnet_toy', 'imagenet_hatnet_toy'])
 def test_bfloat16_is_within_its_rounding(name: str) -> None:
     """No worse than the literal backbone in bfloat16, both against that one in float32."""
     job = Job(TOY[name])

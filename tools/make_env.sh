@@ -2,7 +2,7 @@
 # For `make env`: makes the virtual environment VENV, finishes a half-made one, renews an old one.
 set -eu
 fail() { echo "$*" >&2; exit 1; }
-# pip takes an installation that was interrupted while it compiled modules for a complete one.
+# An installation that was interrupted while it compiled modules looks complete to pip.
 pip() { python -m pip --disable-pip-version-check install --no-compile -c requirements.txt "$@"; }
 fingerprint() { { pwd; ls mmhatnet/.mim; "$base" -V; "$VENV/bin/python" -V; cat "$VENV/mmcv" \
     requirements.txt pyproject.toml setup.py tools/make_env.sh; } 2>&1 | sha256sum; }
@@ -23,8 +23,6 @@ if ! "$VENV/bin/python" -m pip -V 2>/dev/null | grep -q "(python $version)"; the
     header=$("$base" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
     [ -e "$header" ] || fail "mmcv needs $header, which is missing: apt install python$version-dev"
     command -v ${CXX:-c++} >/dev/null || fail "mmcv needs a C++ compiler: apt install g++"
-    mkdir -p "$VENV" && [ "$(df -Pk "$VENV" | awk 'NR == 2 { print int($4 / 1e6) }')" -ge 8 ] ||
-        fail "$VENV needs 8 GB of disk: make room, or name another folder with VENV=."
     built= && "$base" -m venv --clear --without-pip "$VENV" && touch "$VENV/stamp" &&
         "$VENV/bin/python" -m ensurepip --default-pip >/dev/null ||
         fail "$base cannot make $VENV, see above: apt install python$version-venv"
@@ -47,21 +45,18 @@ if [ "$built" != "$mmcv $CUDA" ]; then
     [ "${CUDA:-$cuda}" = $cuda ] || fail "CUDA=$CUDA is not possible, CUDA=$cuda is: $why."
     [ $cuda = 1 ] || export CUDA_VISIBLE_DEVICES=
     echo "==> Compiling mmcv with CUDA=$cuda, silently, 5 minutes on 2 cores: $why"
-    # Parsing PyTorch's header takes two thirds of the time of each of mmcv's 78 files. A compiler
-    # that cannot use the precompiled one reads the header itself. These flags replace Python's own:
-    # with its -g, this takes twice as long and 30 MB more. torch adds those of the second line.
+    # Parsing PyTorch's header is two thirds of the work, so it is precompiled, with the flags that
+    # torch adds. Ours replace Python's own, with whose -g this takes twice as long.
     flags='-O2 -g0 -DNDEBUG' header=$VENV/torch.hpp && echo '#include <torch/types.h>' >"$header"
     set -- -fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext "$@"
     ${CXX:-c++} $flags "$@" -x c++-header "$header" -o "$header.gch"
     export CPATH="$(echo "$VENV"/lib/*/*/nvidia/*/include | tr ' ' :)"  # which nvcc may lack
     export FORCE_CUDA=$cuda CFLAGS="$flags -include $header"
-    pip -q --force-reinstall --no-deps --no-build-isolation --no-cache-dir --no-binary=:all: \
-        onedl-mmcv
+    pip -q --force-reinstall --no-deps --no-build-isolation --no-cache-dir --no-binary=:all: onedl-mmcv
     rm "$header"* && echo "$mmcv $cuda" >"$VENV/mmcv"
 fi
 echo '==> Installing everything else: up to a minute'
-# Two packages of OpenCV hold the same files: those that need no display are written last.
-pip -q opencv-python
+pip -q opencv-python  # before the one without a display, which holds the same files
 pip -q --no-build-isolation -r requirements.txt -e .
 python -c 'import cv2, mmcv.ops'
 fingerprint >"$VENV/stamp" && echo "==> $VENV is complete"

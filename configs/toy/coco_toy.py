@@ -36,7 +36,7 @@ toy = dict(
     ),
     val_dataloader=dict(num_workers=1, dataset=dict(**dataset, pipeline=test_pipeline)),
     val_evaluator=dict(ann_file=data_root + 'annotations/instances_val2017.json'),
-    train_cfg=dict(max_epochs=4, val_interval=4),
+    train_cfg=dict(max_epochs=3, val_interval=3),
     optim_wrapper=dict(
         optimizer=dict(lr=7e-4, weight_decay=0.05, fused=True),
         clip_grad=dict(max_norm=10, norm_type=2),
