@@ -80,3 +80,21 @@ def run_tool(toy_data, monkeypatch) -> Callable[..., None]:
         runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
 
     return run
+
+
+@pytest.fixture
+def told(run_tool, capsys) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a tool in this process, and gives what a command line would show of it."""
+
+    def run(*args) -> subprocess.CompletedProcess:
+        capsys.readouterr()
+        code, sentence = 0, ''
+        try:
+            run_tool(*args)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+            sentence = ended.code if isinstance(ended.code, str) else ''
+        shown = capsys.readouterr()
+        return subprocess.CompletedProcess(args, code, shown.out, shown.err + sentence)
+
+    return run

@@ -3,7 +3,8 @@
 import logging
 import pickle
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -150,13 +151,12 @@ def test_training_records_are_read_while_models_are_initialised(tmp_path) -> Non
     assert content['history'].current() == 0.5
 
 
-def convert(*args) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, CONVERT, *args], capture_output=True, text=True, timeout=120
-    )
+@pytest.fixture
+def convert(told) -> Callable[..., subprocess.CompletedProcess]:
+    return partial(told, 'convert_checkpoint')
 
 
-def test_convert_backbone(published, expected, tmp_path) -> None:
+def test_convert_backbone(convert, published, expected, tmp_path) -> None:
     torch.save({'model': published}, tmp_path / 'published.pth')
     result = convert(tmp_path / 'published.pth', tmp_path / 'converted.pth')
     assert result.returncode == 0, result.stderr
@@ -165,7 +165,7 @@ def test_convert_backbone(published, expected, tmp_path) -> None:
     assert_loaded(model, expected)
 
 
-def test_convert_classifier(published, tmp_path) -> None:
+def test_convert_classifier(convert, published, tmp_path) -> None:
     from mmengine.config import Config
     from mmpretrain.registry import MODELS
 
@@ -191,7 +191,7 @@ def test_convert_classifier(published, tmp_path) -> None:
     ('content', 'message'),
     [(None, 'There is no checkpoint'), ({'a': torch.ones(1)}, 'holds no HAT-Net weights')],
 )
-def test_convert_refuses_with_a_sentence(content, message, tmp_path) -> None:
+def test_convert_refuses_with_a_sentence(convert, content, message, tmp_path) -> None:
     if content:
         torch.save(content, tmp_path / 'source.pth')
     result = convert(tmp_path / 'source.pth', tmp_path / 'converted.pth')

@@ -300,7 +300,7 @@ def test_slurm_command(script: str, arguments: list, tool: str, tmp_path: Path) 
     ]
 
 
-@pytest.mark.parametrize('script', sorted(TOOLS.glob('*.sh')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('script', sorted(TOOLS.glob('*_t*.sh')), ids=lambda path: path.stem)
 def test_missing_arguments(script: Path, tmp_path: Path) -> None:
     process = launch(script.name, 'config.py', cwd=tmp_path)
     assert process.returncode == 2

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,40 +58,53 @@ def test_toy_configs_have_a_seed_and_goals(job: str) -> None:
     assert dict(cfg.goals) == least[job]
 
 
-def judge(work_dir: Path, results: dict, job: str = 'maskrcnn') -> subprocess.CompletedProcess:
-    folder = work_dir / '20260101_000000'
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / '20260101_000000.json').write_text(json.dumps(results))
-    command = [sys.executable, TOOLS / 'check_goals.py', TOY[f'{job}_hatnet_toy'], work_dir]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def judge(told, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    def run(results: dict, job: str = 'maskrcnn') -> subprocess.CompletedProcess:
+        folder = tmp_path / '20260101_000000'
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / '20260101_000000.json').write_text(json.dumps(results))
+        return told('check_goals', TOY[f'{job}_hatnet_toy'], tmp_path)
+
+    return run
 
 
-def test_reached_goals_are_told(tmp_path: Path) -> None:
-    told = judge(tmp_path, {'coco/bbox_mAP_50': 0.712, 'coco/segm_mAP_50': 0.6})
-    assert told.returncode == 0
-    assert '71.2 %  objects found and named, with a box' in told.stdout
-    assert '60.0 %  objects found and named, with their outline' in told.stdout
-    assert told.stdout.count('expected: 60 % or more') == 2
+def test_reached_goals_are_told(judge) -> None:
+    shown = judge({'coco/bbox_mAP_50': 0.712, 'coco/segm_mAP_50': 0.6})
+    assert shown.returncode == 0
+    assert '71.2 %  objects found and named, with a box' in shown.stdout
+    assert '60.0 %  objects found and named, with their outline' in shown.stdout
+    assert shown.stdout.count('expected: 60 % or more') == 2
 
 
 @pytest.mark.parametrize('value', [0.0, 0.5999, float('nan'), -1.0])
-def test_missed_goals_end_with_a_sentence(tmp_path: Path, value: float) -> None:
-    told = judge(tmp_path, {'coco/bbox_mAP_50': 0.9, 'coco/segm_mAP_50': value})
-    assert told.returncode == 1
-    assert f'coco/segm_mAP_50 is {100 * value:.1f} % instead of 60 % or more' in told.stderr
-    assert 'bbox' not in told.stderr
+def test_missed_goals_end_with_a_sentence(judge, value: float) -> None:
+    shown = judge({'coco/bbox_mAP_50': 0.9, 'coco/segm_mAP_50': value})
+    assert shown.returncode == 1
+    assert f'coco/segm_mAP_50 is {100 * value:.1f} % instead of 60 % or more' in shown.stderr
+    assert 'bbox' not in shown.stderr
 
 
-def test_goals_of_other_metrics(tmp_path: Path) -> None:
-    assert judge(tmp_path, {'mIoU': 59.0}, 'semfpn').returncode == 1
-    assert judge(tmp_path, {'mIoU': 61.0}, 'semfpn').returncode == 0
+def test_goals_of_other_metrics(judge) -> None:
+    assert judge({'mIoU': 59.0}, 'semfpn').returncode == 1
+    assert judge({'mIoU': 61.0}, 'semfpn').returncode == 0
 
 
-def test_absent_results_and_goals_are_named(tmp_path: Path) -> None:
-    command = [sys.executable, TOOLS / 'check_goals.py']
-    toy = TOY['semfpn_hatnet_toy']
-    told = subprocess.run([*command, toy, tmp_path], capture_output=True, text=True)
-    assert told.returncode == 1 and 'There is no result' in told.stderr
-    real = [CONFIGS / 'semfpn_hatnet.py', tmp_path]
-    told = subprocess.run([*command, *real], capture_output=True, text=True)
-    assert told.returncode == 1 and 'has no `goals`' in told.stderr
+def test_absent_results_and_goals_are_named(told, tmp_path: Path) -> None:
+    shown = told('check_goals', TOY['semfpn_hatnet_toy'], tmp_path)
+    assert shown.returncode == 1 and 'There is no result' in shown.stderr
+    shown = told('check_goals', CONFIGS / 'semfpn_hatnet.py', tmp_path)
+    assert shown.returncode == 1 and 'has no `goals`' in shown.stderr
+
+
+def test_figures_are_recorded_by_config_and_seed(told, tmp_path: Path) -> None:
+    for seed, values in enumerate([(10, 61.04), (70.0,)]):
+        scalars = tmp_path / str(seed) / '20260101_000000' / 'vis_data' / 'scalars.json'
+        scalars.parent.mkdir(parents=True)
+        scalars.write_text('\n'.join(json.dumps(dict(mIoU=value)) for value in values))
+        config = tmp_path / str(seed) / 'semfpn_hatnet_toy.py'
+        config.write_text(f'randomness = dict(seed={seed})')
+        record = ['--record', tmp_path / 'results.json']
+        assert told('check_goals', TOY['semfpn_hatnet_toy'], config.parent, *record).returncode == 0
+    recorded = json.loads((tmp_path / 'results.json').read_text())
+    assert recorded == dict(semfpn_hatnet_toy={'0': dict(mIoU=61.04), '1': dict(mIoU=70.0)})

@@ -118,8 +118,9 @@ def matrix_product(device: str, dtype: str) -> float:
     while taken < 0.05 and size < 8192:
         size *= 2
         a, b = torch.randn(2, size, size, device=device, dtype=getattr(torch, dtype))
-        taken = seconds(partial(torch.mm, a, b))
-    return 2 * size**3 / taken
+        product = partial(torch.mm, a, b)
+        taken = Timer('run()', globals=dict(run=product)).timeit(1).mean
+    return 2 * size**3 / seconds(product)
 
 
 def peak_memory(args: argparse.Namespace, row: dict) -> int | None:

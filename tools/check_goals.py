@@ -1,4 +1,7 @@
-"""Says in words what a test reached, beside the goals of its config, and fails below them."""
+"""Says in words what training or a test reached, beside the goals of its config, and fails below.
+
+With --record it also keeps the figures, by config and seed, for the README: docs/results.json.
+"""
 
 import argparse
 import json
@@ -18,16 +21,20 @@ METRICS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config with `goals`: the least of some metrics')
-    parser.add_argument('work_dir', type=Path, help='the --work-dir of tools/test.py')
+    parser.add_argument('work_dir', type=Path, help='the --work-dir of a tool')
+    parser.add_argument('--record', type=Path, help='a JSON file in which to keep the figures')
     args = parser.parse_args()
 
     goals = Config.fromfile(args.config).get('goals')
     if not goals:
         raise SystemExit(f'{args.config} has no `goals`, a dict of metrics and their least values.')
-    results = sorted(args.work_dir.glob('*/[0-9]*.json'))
+    results = sorted(args.work_dir.glob('*/[0-9]*.json'))  # of a test, or else of training
+    results = results or sorted(args.work_dir.glob('*/vis_data/scalars.json'))
     if not results:
-        raise SystemExit(f'There is no result of tools/test.py in {args.work_dir}.')
-    reached = json.loads(results[-1].read_text())
+        raise SystemExit(f'There is no result of a test in {args.work_dir}.')
+    reached = {}
+    for line in results[-1].read_text().splitlines():
+        reached.update(json.loads(line))
 
     print('On pictures that it was not trained on, of 100 %:')
     missed = []
@@ -37,6 +44,12 @@ def main() -> None:
         print(f'  {value:5.1f} %  {words}; expected: {goal:.0f} % or more')
         if not value >= goal:  # nor is NaN
             missed.append(f'{metric} is {value:.1f} % instead of {goal:.0f} % or more')
+    if args.record:
+        record = json.loads(args.record.read_text()) if args.record.exists() else {}
+        name = Path(args.config).stem
+        seed = Config.fromfile(args.work_dir / f'{name}.py').randomness.seed
+        record.setdefault(name, {})[str(seed)] = {metric: reached[metric] for metric in goals}
+        args.record.write_text(json.dumps(record, indent=1, sort_keys=True) + '\n')
     if missed:
         raise SystemExit(
             f'The model has not learnt what it should: {"; ".join(missed)}. Training with this '
