@@ -2,12 +2,5 @@
 _base_ = 'maskrcnn_hatnet.py'
 
 model = dict(
-    backbone=dict(
-        arch='medium',
-        # Not published for HAT-Net: the rate of P2T, by the same authors, for this size.
-        drop_path_rate=0.3,
-        init_cfg=dict(
-            checkpoint='https://github.com/yun-liu/HAT-Net/releases/download/v2.0/HAT-Net_Medium.pth',
-        ),
-    ),
+    backbone=_base_.hatnet.medium,
 )

@@ -2,11 +2,6 @@
 _base_ = 'maskrcnn_hatnet.py'
 
 model = dict(
-    backbone=dict(
-        arch='tiny',
-        init_cfg=dict(
-            checkpoint='https://github.com/yun-liu/HAT-Net/releases/download/v2.0/HAT-Net_Tiny.pth',
-        ),
-    ),
+    backbone=_base_.hatnet.tiny,
     neck=dict(in_channels=[48, 96, 240, 384]),
 )

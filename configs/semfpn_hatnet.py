@@ -2,7 +2,7 @@
 
 # 'mmseg::...' would be shorter, but MMEngine looks for a distribution named mmsegmentation, which
 # OneDL's is not.
-_base_ = [
+_base_ = ['_base_/hatnet.py'] + [
     f'{__import__("mmseg").__path__[0]}/.mim/configs/_base_/{part}.py'
     for part in ('models/fpn_r50', 'datasets/ade20k', 'schedules/schedule_80k', 'default_runtime')
 ]
@@ -11,17 +11,7 @@ custom_imports = dict(imports=['mmhatnet'], allow_failed_imports=False)
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     pretrained=None,
-    backbone=dict(
-        _delete_=True,
-        type='HATNet',
-        arch='small',
-        # Not published for HAT-Net: the rate of P2T, by the same authors, for this size.
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/yun-liu/HAT-Net/releases/download/v2.0/HAT-Net_Small.pth',
-        ),
-    ),
+    backbone=dict(_base_.hatnet.small, _delete_=True),
     neck=dict(in_channels=[64, 128, 320, 512]),
     decode_head=dict(num_classes=150),
 )

@@ -3,23 +3,17 @@
 # per block as BEiT has it.
 
 # For 'mmseg::...' see semfpn_hatnet.py.
-_base_ = (
+_base_ = [
+    '_base_/hatnet.py',
     f'{__import__("mmseg").__path__[0]}/.mim/configs/'
-    'convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py'
-)
+    'convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py',
+]
 custom_imports = dict(
     imports=['mmhatnet', 'mmhatnet.openmmlab.layer_decay'], allow_failed_imports=False
 )
 
-checkpoint_file = 'https://github.com/yun-liu/HAT-Net/releases/download/v2.0/HAT-Net_Small.pth'
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='HATNet',
-        arch='small',
-        drop_path_rate=0.3,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint_file),
-    ),
+    backbone=dict(_base_.hatnet.small, _delete_=True, drop_path_rate=0.3),
     decode_head=dict(in_channels=[64, 128, 320, 512]),
     auxiliary_head=dict(in_channels=320),
 )
