@@ -156,12 +156,16 @@ def test_other_settings_replace_the_data(tmp_path: Path, monkeypatch) -> None:
         raise KeyboardInterrupt
 
     made(tmp_path / 'toy', 0, COUNTS)
+    earlier_class = tmp_path / 'toy' / 'imagenet' / 'train' / 'n02165456'
+    earlier_class.mkdir()
+    (earlier_class / 'n02165456_train_0001.JPEG').write_bytes(b'of an earlier version')
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(toy, 'draw_ade', interrupt)
         toy.make_toy_data(tmp_path / 'toy', 1, FEWER)
     made(tmp_path / 'toy', 1, FEWER)
     made(tmp_path / 'new', 1, FEWER)
     assert contents(tmp_path / 'toy') == contents(tmp_path / 'new')
+    assert not earlier_class.exists()  # MMPretrain takes each folder for a class.
 
 
 @pytest.mark.parametrize('name', ['coco/mine.jpg', 'toy.json'])

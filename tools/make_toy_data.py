@@ -322,6 +322,9 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
     stamp.write_text(json.dumps(GENERATOR))  # Without settings, in case of an interruption.
     for name in present:
         (folder / name).unlink()
+    for path in sorted(folder.rglob('*/'), reverse=True):  # An empty one would be a class.
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
     (folder / 'coco' / 'annotations').mkdir(parents=True, exist_ok=True)
     for split, first_id, count in zip(('train2017', 'val2017'), (1, 500_001), counts['coco']):
         categories = [dict(id=key, name=p.__name__.replace('_', ' ')) for key, p in COCO.items()]
