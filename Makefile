@@ -49,8 +49,8 @@ toy-data: env
 # Its date changes only when the data do.
 $(toy)/toy.json: toy-data ;
 
-sources := $(wildcard configs/maskrcnn_hatnet.py configs/toy/*.py mmhatnet/*.py mmhatnet/*/*.py \
-    tools/train.py)
+sources := $(wildcard configs/maskrcnn_hatnet.py configs/_base_/*.py configs/toy/*.py \
+    mmhatnet/*.py mmhatnet/*/*.py tools/train.py)
 $(demo)/trained: $(toy)/toy.json $(sources)
 	@rm -rf $(demo)
 	@echo '==> Training Mask R-CNN with HAT-Net: about 4 minutes on 2 cores'

@@ -136,7 +136,7 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
             'train',
             'imagenet_hatnet',
             [],
-            r'looks for data/imagenet/train\..*/imagenet_hatnet_toy',
+            r'looks for data/imagenet/train\..*toy/imagenet_hatnet_toy',
         ),
         ('train', 'toy/maskrcnn_hatnet_toy', ['--amp'], '--amp needs a GPU'),
         ('train', 'maskrcnn_hatnet_3x', [], r'mixed precision of .*_3x\.py needs a GPU'),

@@ -322,7 +322,7 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
     stamp.write_text(json.dumps(GENERATOR))  # Without settings, in case of an interruption.
     for name in present:
         (folder / name).unlink()
-    for path in sorted(folder.rglob('*/'), reverse=True):  # An empty one would be a class.
+    for path in sorted(folder.rglob('*'), reverse=True):  # An empty one would be a class.
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
     (folder / 'coco' / 'annotations').mkdir(parents=True, exist_ok=True)
