@@ -166,6 +166,11 @@ def test_missing_config_is_named(tmp_path):
         inherit(tmp_path, 'mmhatnet::toy/none.py')
 
 
+def test_toy_configs_are_inherited_by_their_earlier_names(tmp_path):
+    earlier = inherit(tmp_path, 'mmhatnet::toy/retinanet_hatnet.py')
+    assert earlier == Config.fromfile(ROOT / 'configs' / 'toy' / 'retinanet_hatnet_toy.py')
+
+
 @pytest.mark.parametrize('tool', ['mmhatnet', 'mmdet'])
 def test_downstream_project_trains_outside_the_checkout(tool, wheel, tmp_path):
     project = tmp_path / 'kites'
