@@ -15,8 +15,7 @@ for base in ${PYTHON:-"$VENV/bin/python" python3 python3.12 python3.11 python3.1
     missing="but $base is ${version:-missing}" version=
 done
 [ "$version" ] || fail "Python 3.10 to 3.12 is needed, $missing: name one with PYTHON=."
-built=$(cat "$VENV/mmcv" 2>/dev/null || :)
-CUDA=${CUDA:-${built##* }}  # without a choice, mmcv stays as it is
+built=$(cat "$VENV/mmcv" 2>/dev/null || :) CUDA=${CUDA:-${built##* }}  # by default as it is
 [ "$(fingerprint) ${built##* }" != "$(cat "$VENV/stamp" 2>/dev/null) $CUDA" ] || exit 0
 
 if ! "$VENV/bin/python" -m pip -V 2>/dev/null | grep -q "(python $version)"; then
@@ -33,8 +32,8 @@ pip setuptools wheel ninja packaging psutil torch torchvision
 set -- $(python -c 'import sysconfig, torch, torch.utils.cpp_extension as build
 print(torch.__version__, torch.version.cuda, torch.cuda.is_available(), build.CUDA_HOME)
 print(*(f"-I{path}" for path in [*build.include_paths(), sysconfig.get_path("include")]))')
-torch=$1 torch_cuda=$2 gpu=$3 cuda_home=$4 && shift 4
-mmcv="$(grep ^onedl-mmcv== requirements.txt) for torch $torch with CUDA"
+mmcv="$(grep ^onedl-mmcv== requirements.txt) for torch $1 with CUDA"
+torch_cuda=$2 gpu=$3 cuda_home=$4 && shift 4
 if [ "$built" != "$mmcv $CUDA" ]; then
     nvcc=$("$cuda_home/bin/nvcc" -V 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
     cuda=0 why="nvcc is ${nvcc:-missing}, torch is for CUDA $torch_cuda"
@@ -43,20 +42,19 @@ if [ "$built" != "$mmcv $CUDA" ]; then
         why='no GPU is visible (for an H100 elsewhere: CUDA=1 TORCH_CUDA_ARCH_LIST=9.0)'
     elif [ "${nvcc%.*}" = "${torch_cuda%.*}" ]; then cuda=1 why="nvcc $nvcc fits this torch"; fi
     [ "${CUDA:-$cuda}" = $cuda ] || fail "CUDA=$CUDA is not possible, CUDA=$cuda is: $why."
-    [ $cuda = 1 ] || export CUDA_VISIBLE_DEVICES=
     echo "==> Compiling mmcv with CUDA=$cuda, silently, 5 minutes on 2 cores: $why"
-    # Parsing PyTorch's header is two thirds of the work, so it is precompiled, with the flags that
-    # torch adds. Ours replace Python's own, with whose -g this takes twice as long.
+    # Most of the work is to parse PyTorch's header: it is precompiled, with the flags that torch
+    # adds. Ours replace Python's own, whose -g doubles the time. CPATH is what nvcc may lack.
     flags='-O2 -g0 -DNDEBUG' header=$VENV/torch.hpp && echo '#include <torch/types.h>' >"$header"
-    set -- -fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext "$@"
-    ${CXX:-c++} $flags "$@" -x c++-header "$header" -o "$header.gch"
-    export CPATH="$(echo "$VENV"/lib/*/*/nvidia/*/include | tr ' ' :)"  # which nvcc may lack
+    ${CXX:-c++} $flags -fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext \
+        "$@" -x c++-header "$header" -o "$header.gch"
+    [ $cuda = 1 ] || export CUDA_VISIBLE_DEVICES=
     export FORCE_CUDA=$cuda CFLAGS="$flags -include $header"
+    export CPATH="$(echo "$VENV"/lib/*/*/nvidia/*/include | tr ' ' :)"
     pip -q --force-reinstall --no-deps --no-build-isolation --no-cache-dir --no-binary=:all: onedl-mmcv
     rm "$header"* && echo "$mmcv $cuda" >"$VENV/mmcv"
 fi
-echo '==> Installing everything else: up to a minute'
-pip -q opencv-python  # before the one without a display, which holds the same files
+echo '==> Installing everything else: up to a minute'  # OpenCV is replaced by its headless one
+pip -q opencv-python
 pip -q --no-build-isolation -r requirements.txt -e .
-python -c 'import cv2, mmcv.ops'
-fingerprint >"$VENV/stamp" && echo "==> $VENV is complete"
+python -c 'import cv2, mmcv.ops' && fingerprint >"$VENV/stamp" && echo "==> $VENV is complete"
