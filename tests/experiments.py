@@ -21,7 +21,10 @@ TOY = {path.stem: path for path in EXPERIMENTS if path.parent.name == 'toy'}
 # The toy pictures are about 160x128.
 SHRINKING = dict(mmdet=8, mmseg=8, mmpretrain=4)
 SIZES = ('scale', 'scales', 'crop_size', 'size', 'stride', 'max_size')
-LIMITS = dict(num=32, max_per_img=32, num_queries=32, num_points=512, score_thr=0)
+LIMITS = dict(
+    **dict(num=32, max_per_img=32, num_queries=32, num_points=512, score_thr=0),
+    **dict(fc_out_channels=64, conv_out_channels=32, feedforward_channels=64),
+)
 TOY_CLASSES = Config.fromfile(CONFIGS / 'toy' / 'imagenet_hatnet_toy.py').classes
 # COCO's metric needs the categories of whatever a model of 80 classes may predict.
 ALL_CLASSES = 'all_classes_'

@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
+from processes import Script
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
@@ -73,7 +74,7 @@ del Config, fsdp
 def of_two_processes(tmp_path_factory) -> list[dict]:
     """What each of two processes has measured. They are started once for several tests."""
     folder = tmp_path_factory.mktemp('two')
-    mp.spawn(measure, (folder,), nprocs=2)
+    mp.start_processes(measure, (folder,), nprocs=2, start_method='forkserver')
     return [torch.load(folder / f'{rank}.pth', weights_only=False) for rank in range(2)]
 
 
@@ -87,13 +88,16 @@ def measure(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def launch(script: str, *args: object, cwd: Path) -> subprocess.CompletedProcess:
-    """Runs a shell script of tools/ with this Python, on a free port."""
+def free_port() -> str:
     with socket.socket() as server:
         server.bind(('127.0.0.1', 0))
-        port = server.getsockname()[1]
+        return str(server.getsockname()[1])
+
+
+def launch(script: str, *args: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Runs a shell script of tools/ with this Python."""
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    variables = dict(PATH=path, PORT=str(port), CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
+    variables = dict(PATH=path, PORT=free_port(), CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
     return subprocess.run(
         ['bash', TOOLS / script, *map(str, args)],
         cwd=cwd,
@@ -198,40 +202,72 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
     return torch.load(checkpoint, weights_only=False)['state_dict']
 
 
-@pytest.mark.parametrize('parallelism', ['DDP', 'FSDP'])
-def test_training_equals_that_of_one_process(
-    parallelism: str, run_tool, toy_data: Path, tmp_path: Path
-) -> None:
+def train_in_two_processes(*args: object, config: Path, work_dir: Path, cwd: Path) -> str:
+    """Does without the launchers, which take longer than the training; returns the log."""
+    variables = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    words = [TOOLS / 'train.py', config, '--work-dir', work_dir, '--auto-scale-lr', *args]
+    scripts = [
+        Script(
+            *(*words, '--launcher', 'pytorch'),
+            log=config.with_suffix(f'.{rank}'),
+            cwd=cwd,
+            **dict(variables, RANK=str(rank), LOCAL_RANK=str(rank)),
+        )
+        for rank in range(2)
+    ]
+    for script in scripts:
+        script.wait()
+    return sorted(work_dir.glob('*/*.log'))[-1].read_text()
+
+
+@pytest.fixture
+def trained_by_one(run_tool, tmp_path: Path) -> dict[str, Tensor]:
     config, work_dir = tmp_path / 'one.py', tmp_path / 'one'
     config.write_text(TOY_JOB.replace('BATCH_SIZE', '4'))
     run_tool('train', config, '--work-dir', work_dir, '--auto-scale-lr')
-    trained_by_one = weights(work_dir / 'epoch_2.pth')
+    return weights(work_dir / 'epoch_2.pth')
 
-    config, work_dir = tmp_path / 'two.py', tmp_path / 'two'
-    job = TOY_JOB.replace('BATCH_SIZE', '2')
-    config.write_text(job + FSDP if parallelism == 'FSDP' else job)
-    train = ['dist_train.sh', config, 2, '--work-dir', work_dir, '--auto-scale-lr']
-    # Interrupted between the epochs under FSDP, where resuming is our own code.
-    interruptions = [['--cfg-options', 'train_cfg.max_epochs=1']] if parallelism == 'FSDP' else []
-    for options in [*interruptions, ['--resume']]:
-        process = launch(*train, *options, cwd=toy_data)
-        assert process.returncode == 0, process.stderr[-3000:]
-        log = sorted(work_dir.glob('*/*.log'))[-1].read_text()
-        assert 'Scaling the original LR by 0.5.' in log
-    assert ('resumed epoch: 1, iter: 4' in log) == (parallelism == 'FSDP')
 
-    checkpoint = work_dir / 'epoch_2.pth'
-    trained = weights(checkpoint)
-    assert trained.keys() == trained_by_one.keys()
-    for name, weight in trained_by_one.items():
+@pytest.fixture
+def config_for_two(tmp_path: Path) -> Path:
+    config = tmp_path / 'two.py'
+    config.write_text(TOY_JOB.replace('BATCH_SIZE', '2'))
+    return config
+
+
+def assert_same_weights(trained: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert trained.keys() == expected.keys()
+    for name, weight in expected.items():
         torch.testing.assert_close(trained[name], weight, rtol=1e-4, atol=1e-6, msg=name)
 
-    if parallelism == 'DDP':
-        test = ['dist_test.sh', config, checkpoint, 2, '--work-dir', tmp_path / 'test']
-        process = launch(*test, cwd=toy_data)
-        assert process.returncode == 0, process.stderr[-3000:]
-        (results,) = tmp_path.glob('test/*/*.json')
-        assert 'accuracy/top1' in results.read_text()
+
+def test_ddp_trains_as_one_process_does(
+    trained_by_one, config_for_two: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    work_dir = tmp_path / 'two'
+    train = ['dist_train.sh', config_for_two, 2, '--work-dir', work_dir, '--auto-scale-lr']
+    process = launch(*train, cwd=toy_data)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert 'Scaling the original LR by 0.5.' in next(work_dir.glob('*/*.log')).read_text()
+    checkpoint = work_dir / 'epoch_2.pth'
+    assert_same_weights(weights(checkpoint), trained_by_one)
+
+    test = ['dist_test.sh', config_for_two, checkpoint, 2, '--work-dir', tmp_path / 'test']
+    process = launch(*test, cwd=toy_data)
+    assert process.returncode == 0, process.stderr[-3000:]
+    (results,) = tmp_path.glob('test/*/*.json')
+    assert 'accuracy/top1' in results.read_text()
+
+
+def test_fsdp_trains_and_resumes_as_one_process_does(
+    trained_by_one, config_for_two: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    config_for_two.write_text(config_for_two.read_text() + FSDP)
+    job = dict(config=config_for_two, work_dir=tmp_path / 'two', cwd=toy_data)
+    train_in_two_processes('--cfg-options', 'train_cfg.max_epochs=1', **job)
+    log = train_in_two_processes('--resume', **job)
+    assert 'resumed epoch: 1, iter: 4' in log and 'Scaling the original LR by 0.5.' in log
+    assert_same_weights(weights(tmp_path / 'two' / 'epoch_2.pth'), trained_by_one)
 
 
 def test_without_gpu_another_backend_is_refused(monkeypatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from processes import Script
 
 import mmhatnet
 
@@ -36,12 +37,13 @@ with open('result.json', 'w') as file:
 """
 
 
-def run(*arguments, cwd, **variables):
-    environment = {**os.environ, **variables}
-    process = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+def run(*arguments, cwd):
+    process = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
+
+
+def run_with(wheel: Path, script: str | Path, *args, cwd: Path) -> None:
+    Script(script, *args, log=cwd / 'output.txt', cwd=cwd, PYTHONPATH=str(wheel)).wait()
 
 
 @pytest.fixture(scope='module')
@@ -114,7 +116,9 @@ def test_wheel_requires_neither_package_family(wheel):
 
 
 def test_configs_are_inherited_from_the_wheel(wheel, tmp_path):
-    run('-c', INHERIT, *INHERITED, cwd=tmp_path, PYTHONPATH=str(wheel))
+    script = tmp_path / 'inherit.py'
+    script.write_text(INHERIT)
+    run_with(wheel, script, *INHERITED, cwd=tmp_path)
     imported, installed, inherited = json.loads((tmp_path / 'result.json').read_text())
     assert Path(imported).parent == Path(installed) == wheel / 'mmhatnet'
     originals = {name: Config.fromfile(ROOT / 'configs' / name).to_dict() for name in INHERITED}
@@ -152,13 +156,13 @@ def test_configs_of_mmseg_are_found_in_both_package_families(tmp_path):
 
 def test_config_path_needs_no_earlier_import(tmp_path, wheel):
     """What a project writes whose configs are read by tools that know nothing of mmhatnet."""
-    config = tmp_path / 'inheriting.py'
+    config, script = tmp_path / 'inheriting.py', tmp_path / 'script.py'
     config.write_text("_base_ = __import__('mmhatnet').config_path('toy/maskrcnn_hatnet_toy.py')")
-    code = (
+    script.write_text(
         'from mmengine.config import Config; config = Config.fromfile("inheriting.py"); '
         'assert config.model.backbone.type == "HATNet" and config.model.backbone.arch == "tiny"'
     )
-    run('-c', code, cwd=tmp_path, PYTHONPATH=str(wheel))
+    run_with(wheel, script, cwd=tmp_path)
 
 
 def test_missing_config_is_named(tmp_path):
@@ -187,9 +191,10 @@ def test_downstream_project_trains_outside_the_checkout(tool, wheel, tmp_path):
         'val_dataloader.dataset.pipeline.1.scale=(96,96)',
         'train_cfg.max_epochs=1',
         'model.test_cfg.rpn.max_per_img=32',
+        'default_hooks.checkpoint.save_optimizer=False',
     ]
     train = str(package / '.mim' / 'tools' / 'train.py')
-    run(train, 'config.py', '--cfg-options', *options, cwd=project, PYTHONPATH=str(wheel))
+    run_with(wheel, train, 'config.py', '--cfg-options', *options, cwd=project)
     assert (project / 'work_dirs' / 'config' / 'epoch_1.pth').is_file()
     (results,) = project.glob('work_dirs/config/*/vis_data/scalars.json')
     assert '"coco/segm_mAP"' in results.read_text()

@@ -269,7 +269,7 @@ def test_bfloat16_is_within_its_rounding(name: str) -> None:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    mp.spawn(compare_in_processes, (tmp_path,), nprocs=2)
+    mp.start_processes(compare_in_processes, (tmp_path,), nprocs=2, start_method='forkserver')
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     assert first['own losses'] != second['own losses']
     for found in (first, second):
