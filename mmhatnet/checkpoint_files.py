@@ -6,6 +6,7 @@ and what is named here; everything else is refused.
 
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -107,29 +108,26 @@ def read_checkpoint(path: str | Path, map_location: object = 'cpu') -> Mapping:
             'README says where the published ones are.'
         )
     try:
-        if _is_safetensors(path):
-            content = _read_safetensors(path)
-        else:
-            with load_weights_only():
-                content = torch.load(path, map_location=map_location, weights_only=True)
-    except (torch.OutOfMemoryError, MemoryError, CheckpointError):
-        raise
+        with path.open('rb') as file:
+            head = file.read(4096)
     except OSError as error:
-        raise CheckpointError(f'{path} cannot be read: {error.strerror or error}.') from error
+        raise CheckpointError(f'{path} cannot be read ({error.strerror}).') from error
+    if head[8:9] == b'{':
+        return _read_safetensors(path)
+    try:
+        with load_weights_only(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # to trust the file is among PyTorch's advice
+            content = torch.load(path, map_location=map_location, weights_only=True)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     except Exception as error:  # there is no end to the ways in which a file can be damaged
-        raise CheckpointError(f'{path} {_what_it_is(path, error)}.') from error
+        raise CheckpointError(f'{path} {_what_it_is(path, head, error)}.') from error
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f'{path} holds {type(content).__name__} instead of weights by name: save them with '
             'torch.save(model.state_dict(), FILE).'
         )
     return content
-
-
-def _is_safetensors(path: Path) -> bool:
-    with path.open('rb') as file:
-        header = int.from_bytes(file.read(8), 'little')
-        return file.read(1) == b'{' and header < path.stat().st_size
 
 
 def _read_safetensors(path: Path) -> dict:
@@ -140,15 +138,16 @@ def _read_safetensors(path: Path) -> dict:
             f'{path} is in the safetensors format: install the package safetensors, with which it '
             'is read.'
         ) from None
-    return load_file(path)
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise CheckpointError(f'{path} is damaged ({error}): download or copy it again.') from error
 
 
-def _what_it_is(path: Path, error: Exception) -> str:
+def _what_it_is(path: Path, head: bytes, error: Exception) -> str:
     """What a file is that PyTorch cannot read, and the way out."""
     again = 'download or copy it again'
     save_weights = 'where it was made, save its weights with torch.save(model.state_dict(), FILE)'
-    with path.open('rb') as file:
-        head = file.read(4096)
     text = head.decode('utf-8-sig', 'replace').lstrip()
     size = f'{path.stat().st_size:,} bytes'
     if not head.strip(b'\0'):
@@ -161,7 +160,11 @@ def _what_it_is(path: Path, error: Exception) -> str:
             f'gives instead of it: {again}, from the address of the file itself'
         )
     if not re.search(rb'[\x00-\x08\x0e-\x1f]', head) and head[0] < 128:
-        kind = 'Python code' if re.search(r'^(import|from|def|class) ', text, re.M) else 'text'
+        kind = (
+            'Python code'
+            if re.search(r'^((import|from|def|class) |\w+ = )', text, re.M)
+            else 'text'
+        )
         return f'is {kind} and not a checkpoint, it starts with {text[:40]!r}: name a .pth file'
     if head.startswith(b'PK'):
         if not zipfile.is_zipfile(path):
@@ -173,18 +176,20 @@ def _what_it_is(path: Path, error: Exception) -> str:
             return 'is a ZIP archive without weights of PyTorch: unpack it and name a file in it'
     elif is_tarfile(path):
         return 'is a tar archive: unpack it, or write the weights again with torch.save'
-    message = str(error)
-    if named := re.search(r'GLOBAL (\S+) (?:was not|whose)', message):
+    if named := re.search(r'GLOBAL (\S+) (?:was not|whose)', str(error)):
         return (
-            f'holds more than weights, namely an object made by {named[1]}, and building it would '
-            f'execute what the file says: {save_weights}'
+            f'holds {named[1]}, a part of a whole model or another object, which is not built '
+            f'because that would execute what the file says: {save_weights}'
         )
-    reason = re.sub(r'(?s)^.*WeightsUnpickler error:\s*|\n.*', '', message) or type(error).__name__
-    if isinstance(error, UnpicklingError) and head.startswith((b'PK', b'\x80\x02\x8a\nl\xfc')):
-        return f'holds more than weights ({reason}): {save_weights}'
+    if not head.startswith((b'PK', b'\x80')):
+        return f'is not a checkpoint of PyTorch, it starts with {head[:8]!r}: name a .pth file'
+    reason = re.sub(r'(?s)^.*WeightsUnpickler error:\s*', '', str(error)) or type(error).__name__
+    reason = re.split(r'\n|\. ', reason)[0]
     if head.startswith(b'\x80') and b'l\xfc\x9cF\xf9' not in head[:16]:
         return f'is a pickle and not a checkpoint: {save_weights}'
-    return f'is damaged or not a checkpoint of PyTorch ({reason}): {again}'
+    if isinstance(error, UnpicklingError):
+        return f'holds more than weights ({reason}): {save_weights}'
+    return f'is damaged ({reason}): {again}'
 
 
 def load_from_local(filename: str, map_location: object = None) -> Mapping:
@@ -305,31 +310,55 @@ def require_pretrained(cfg: Config) -> None:
     """Checks that the pretrained weights which the config names can be had, and downloads them.
 
     Raises:
-        CheckpointError: If a file is missing or none of weights, or a download fails.
+        CheckpointError: If a file is missing or none of weights, a download fails, or no weights
+            for a HATNet are in its checkpoint.
     """
     # The other processes of a node find in the cache what its first one has downloaded.
     if os.environ['LOCAL_RANK'] != '0':
         return
-    for init_cfg in _pretrained(cfg.model):
-        if init_cfg.checkpoint.startswith(('http://', 'https://')):
-            fetch_weights(
-                init_cfg.checkpoint,
+    for module, init_cfg in _pretrained(cfg.model):
+        path = init_cfg.checkpoint
+        if path.startswith(('http://', 'https://')):
+            path = fetch_weights(
+                path,
                 '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random '
                 'weights with --cfg-options model.backbone.init_cfg=None',
             )
-        else:
-            require_checkpoint(init_cfg.checkpoint)
+        if '://' not in str(path):
+            content = read_checkpoint(path)
+            if _name(module.get('type')) == 'HATNet':
+                _require_backbone(module, content)
 
 
-def _pretrained(cfg: object) -> Iterator[ConfigDict]:
+def _name(kind: object) -> str:
+    """The name of a class that a config names, or holds."""
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def _pretrained(cfg: object) -> Iterator[tuple[ConfigDict, ConfigDict]]:
+    """The modules anywhere inside a config that start from a checkpoint, and where they name it."""
     if isinstance(cfg, dict):
-        if cfg.get('type') == 'Pretrained':
-            yield cfg
+        given = cfg.get('init_cfg')
+        for init_cfg in given if isinstance(given, (list, tuple)) else [given]:
+            if isinstance(init_cfg, dict) and _name(init_cfg.get('type')).startswith('Pretrained'):
+                yield cfg, init_cfg
         cfg = cfg.values()
     elif not isinstance(cfg, (list, tuple)):
         return
     for value in cfg:
         yield from _pretrained(value)
+
+
+def _require_backbone(settings: ConfigDict, content: Mapping) -> None:
+    from mmhatnet.backbones.hatnet import HATNet
+
+    try:
+        with torch.device('meta'):
+            backbone = HATNet(**{key: value for key, value in settings.items() if key != 'type'})
+    except (TypeError, ValueError):
+        return  # the tool says it where it builds the model
+    backbone.load_state_dict(content, strict=False, assign=True)
+    backbone.require_loaded()
 
 
 def require_fitting(model: nn.Module, checkpoint: str, dataset_meta: Mapping | None = None) -> None:
