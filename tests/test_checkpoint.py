@@ -24,15 +24,13 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 from torch import nn
 
 from mmhatnet import HATNet
-from mmhatnet.checkpoint_files import (
-    CheckpointError,
+from mmhatnet.checkpoint_checks import (
     find_checkpoint,
-    load_weights_only,
-    read_checkpoint,
     require_fitting,
     require_pretrained,
     require_resumable,
 )
+from mmhatnet.checkpoint_files import CheckpointError, load_weights_only, read_checkpoint
 
 CONVERT = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
 
@@ -235,10 +233,11 @@ def test_what_a_file_is_instead_of_a_checkpoint(content, what, tmp_path) -> None
     [
         (lambda path: torch.save(nn.Linear(2, 2), path), 'holds torch.nn.*Linear, a part'),
         (lambda path: torch.save({'model': nn.Linear(2, 2)}, path), 'holds torch.nn.*Linear'),
-        (lambda path: torch.save(torch.ones(2), path), 'holds Tensor instead of weights by name'),
+        (lambda path: torch.save(torch.ones(2), path), 'holds a Tensor and no weights by name'),
         (lambda path: torch.jit.script(nn.Identity()).save(str(path)), 'is a TorchScript program'),
         (lambda path: np.savez(path.open('wb'), a=np.ones(2)), 'is a ZIP archive'),
         (lambda path: tarfile.open(path, 'w').close(), 'is (empty|a tar archive)'),
+        (lambda path: torch.save({0: torch.ones(2)}, path), 'holds a dict and no weights by name'),
         (lambda path: path.mkdir(), 'is a folder'),
         (lambda path: None, 'There is no checkpoint .*file.pth: tools/train.py'),
     ],
@@ -405,7 +404,7 @@ def test_the_last_checkpoint_is_found(tmp_path) -> None:
 
 def test_only_the_state_of_a_training_is_resumed(tmp_path, capsys) -> None:
     path = tmp_path / 'epoch_1.pth'
-    torch.save(small_weights(), path)
+    torch.save({'state_dict': small_weights(), 'epoch': 3}, path)
     message = r'weights and no state of a training \(epoch, iter, message_hub\).*load_from='
     with pytest.raises(CheckpointError, match=message):
         require_resumable(str(path))
