@@ -1,8 +1,11 @@
 """One look at the data of a job before time is spent on it."""
 
+import logging
+import os
 from collections.abc import Iterator
 
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 
 from mmhatnet.preflight.report import Report
@@ -35,6 +38,25 @@ def check_data(cfg: Config, *splits: str, every: bool = False) -> Report:
             dataset = DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
             check(cfg, split, settings, dataset, report, every)
     return report
+
+
+def require_sound_data(cfg: Config, *splits: str) -> None:
+    """Refuses a job whose data are wrong, and logs what is odd about them.
+
+    Args:
+        cfg (Config): The config.
+        splits (str): 'train', 'val' or 'test'.
+
+    Raises:
+        SystemExit: With all that is wrong, a sentence a line.
+    """
+    if os.environ.get('RANK', '0') != '0':
+        return
+    report = check_data(cfg, *splits)
+    for note in report.notes:
+        print_log(note, logger='current', level=logging.WARNING)
+    if report.errors:
+        raise SystemExit('\n'.join(report.errors))
 
 
 def inner_datasets(settings: ConfigDict | None) -> Iterator[ConfigDict]:
