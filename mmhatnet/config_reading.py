@@ -4,7 +4,7 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +20,7 @@ from mmengine.registry import (
     MODELS,
     OPTIMIZERS,
     TRANSFORMS,
+    Registry,
     init_default_scope,
 )
 from mmengine.runner import FlexibleRunner, Runner
@@ -93,7 +94,7 @@ def read_config(path: str) -> Config:
         elif isinstance(error, SyntaxError):
             line, reason = error.lineno or line, f'syntax error: {error.msg}'
         place = f'{file}, line {line}' if line else file
-        raise SystemExit(f'The config cannot be read: {place}: {reason}.') from error
+        raise SystemExit(f'The config cannot be read: {place}: {reason.rstrip(".")}.') from error
     finally:
         del module.open
 
@@ -188,17 +189,21 @@ def _require_known(node: dict, key: str, depth: int) -> None:
 
 def _parameters(settings: dict) -> set[str] | None:
     """What the class of a dict takes, or None where that is not known for sure."""
+    kinds = (_find_class(registry, settings) for registry in REGISTRIES)
+    kind = next((kind for kind in kinds if kind), None)
+    parameters = inspect.signature(kind).parameters if kind else {}
+    # What one passes on by **kwargs need not go to the class that it inherits from.
+    certain = kind and all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+    return set(parameters) if certain else None
+
+
+def _find_class(registry: Registry, settings: dict) -> type | None:
     name = settings.get('type')
-    found = (registry.get(name) for registry in REGISTRIES) if isinstance(name, str) else ()
-    kind = next((kind for kind in found if inspect.isclass(kind)), None)
-    names: set[str] = set()
-    for owner in inspect.getmro(kind) if kind else ():
-        if '__init__' in vars(owner):
-            parameters = inspect.signature(owner.__init__).parameters
-            names |= set(parameters)
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-                return names
-    return None
+    if not isinstance(name, str):
+        return name if inspect.isclass(name) else None
+    with registry.switch_scope_and_registry(settings.get('_scope_')) as scoped:
+        kind = scoped.get(name)
+    return kind if inspect.isclass(kind) else None
 
 
 def require_complete(cfg: Config, *splits: str) -> None:
@@ -225,6 +230,34 @@ def require_complete(cfg: Config, *splits: str) -> None:
                 + ('; to train without validation, all three are None' * (split == 'val'))
                 + '.'
             )
+
+
+def require_known_settings(cfg: Config) -> None:
+    """Checks that the classes of a model's large parts take the settings that a config gives them.
+
+    Raises:
+        SystemExit: If one does not.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    parts = [('model', cfg.model)]
+    for name, part in parts:
+        known = _parameters(part)
+        for key, value in part.items():
+            if known is not None and key not in {*known, 'type', '_scope_'}:
+                raise SystemExit(f'{cfg.filename}: {_unknown(part["type"], name, key, known)}.')
+            if key in ('backbone', 'neck', 'data_preprocessor') or key.endswith('head'):
+                several = value if isinstance(value, (list, tuple)) else [value]
+                parts += [(f'{name}.{key}', one) for one in several if isinstance(one, dict)]
+
+
+def _unknown(kind: str, part: str, key: str, known: Iterable[str]) -> str:
+    similar = get_close_matches(key, known, n=1, cutoff=0.8)
+    return f'{kind} has no setting {key!r} ({part}.{key}); ' + (
+        f'perhaps {similar[0]} is meant'
+        if similar
+        else 'a dict that changes an inherited type takes _delete_=True, so that it inherits no '
+        'other setting'
+    )
 
 
 def require_channels(cfg: Config, *splits: str) -> None:
@@ -268,7 +301,7 @@ def require_channels(cfg: Config, *splits: str) -> None:
 
 def _is_of_openmmlab(transform: dict) -> bool:
     """Whether it leaves the number of channels alone, as all transforms of these packages do."""
-    kind = TRANSFORMS.get(transform['type'])
+    kind = _find_class(TRANSFORMS, transform)
     return getattr(kind, '__module__', '').split('.')[0] in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 
 

@@ -12,6 +12,7 @@ from mmhatnet.backbones.checkpoint import load_weights_only
 from mmhatnet.config_reading import (
     require_channels,
     require_complete,
+    require_known_settings,
     wrong_settings_in_a_sentence,
 )
 from mmhatnet.preflight import inner_datasets, require_sound_data
@@ -115,6 +116,7 @@ def main() -> None:
     cli.require_checkpoint(args.checkpoint)
     require_folders(cfg, args)
     cli.require_datasets(cfg, 'test')
+    require_known_settings(cfg)
     require_channels(cfg, 'test')
     if not args.no_check:
         require_sound_data(cfg, 'test')

@@ -12,6 +12,7 @@ from mmhatnet.backbones.checkpoint import load_weights_only
 from mmhatnet.config_reading import (
     require_channels,
     require_complete,
+    require_known_settings,
     wrong_settings_in_a_sentence,
 )
 from mmhatnet.preflight import require_sound_data
@@ -79,6 +80,7 @@ def main() -> None:
     apply_options(cfg, args)
     cli.require_writable('--work-dir', cfg.work_dir)
     cli.require_datasets(cfg, 'train', 'val')
+    require_known_settings(cfg)
     require_channels(cfg, 'train', 'val')
     if not args.no_check:
         require_sound_data(cfg, 'train', 'val')
