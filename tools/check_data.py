@@ -1,6 +1,7 @@
 """Looks at the data of a config: what is there, what is odd and what is wrong."""
 
 import argparse
+import sys
 
 from mmengine.config import DictAction
 from rich.console import Console
@@ -28,7 +29,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
-    console = Console()
+    # Of what is not a terminal, Rich does not know the width.
+    console = Console(width=None if sys.stdout.isatty() else 160)
     report = check_data(cfg, 'train', 'val', 'test', every=args.all, console=console)
     report.show(console)
     raise SystemExit(bool(report.errors))

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
@@ -27,17 +27,11 @@ def check_data(
     Returns:
         Report: What was found. Nothing is changed, and nothing is refused here.
     """
-    from mmhatnet.preflight.classification import check_classification
-    from mmhatnet.preflight.detection import check_detection
-    from mmhatnet.preflight.segmentation import check_segmentation
-
-    checks = dict(mmdet=check_detection, mmseg=check_segmentation, mmpretrain=check_classification)
-    check = checks.get(cfg.get('default_scope'))
     report = Report(console=console)
+    check = _check_of(cfg.get('default_scope'))
     if check is None:
         report.notes.append(
-            f'{cfg.filename}: default_scope is {cfg.get("default_scope")}, and only data of '
-            f'{", ".join(checks)} are checked.'
+            f'The data are not checked, as default_scope is {cfg.get("default_scope")!r}.'
         )
         return report
     init_default_scope(cfg.default_scope)
@@ -53,6 +47,12 @@ def check_data(
                 # Asks the dataset itself what it would read, and reads nothing yet.
                 dataset = DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
             except Exception as error:  # other datasets may have other arguments
+                if isinstance(settings.get('ann_file'), (list, tuple)):
+                    report.errors.append(
+                        f'{split}_dataloader.dataset: ann_file is a list, and a {settings.type} '
+                        'reads one file: write one dataset for each into a ConcatDataset.'
+                    )
+                    continue
                 report.notes.append(
                     f'{split}_dataloader: the data are not checked, as a {settings.get("type")} '
                     f'cannot be asked what it reads ({error}).'
@@ -60,6 +60,20 @@ def check_data(
                 continue
             check(cfg, split, settings, dataset, report, every)
     return report
+
+
+def _check_of(scope: str | None) -> Callable | None:
+    # Only one of the three projects may be installed.
+    match scope:
+        case 'mmdet':
+            from mmhatnet.preflight.detection import check_detection as check
+        case 'mmseg':
+            from mmhatnet.preflight.segmentation import check_segmentation as check
+        case 'mmpretrain':
+            from mmhatnet.preflight.classification import check_classification as check
+        case _:
+            return None
+    return check
 
 
 def require_sound_data(cfg: Config, *splits: str) -> None:

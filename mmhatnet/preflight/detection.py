@@ -17,6 +17,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, METRICS, TRANSFORMS, Registry
 from PIL import Image
 
+from mmhatnet.preflight import inner_datasets
 from mmhatnet.preflight.report import Report
 
 # How many pictures of each data set are decoded, unless all are asked for.
@@ -119,7 +120,10 @@ def check_detection(
     try:
         file = read_coco(dataset.ann_file, report)
     except ValueError as error:
-        report.errors.append(f'{job.where}: {error}')
+        report.errors.append(
+            f'{job.where}: {error}: name one in COCO format with ann_file, which is relative to '
+            f'data_root ({dataset.data_root!r}).'
+        )
         return
     # What one of these finds would make the next ones complain about its consequences.
     for check in (_check_fields, _check_ids):
@@ -129,7 +133,7 @@ def check_detection(
     report.errors += (errors := list(_check_names(job, file)))
     if not errors:
         report.errors += [*_check_heads(job), *_check_split_agrees(job)]
-    _check_evaluators(job, file)
+        _check_evaluators(job, file)
     objects = Objects(job, file)
     if objects.used.any() or job.split != 'train':
         _check_boxes(job, file, objects)
@@ -183,8 +187,7 @@ def read_coco(path: str, report: Report) -> CocoFile:
         ValueError: If it is missing or not in COCO's format.
     """
     if not os.path.isfile(path):
-        raise ValueError(f'there is no annotation file {path!r}; name one with ann_file, which is '
-                         'relative to data_root.')  # fmt: skip
+        raise ValueError(f'there is no annotation file {path!r}')
     collects = gc.isenabled()
     # Millions of new objects would be searched for garbage over and over.
     gc.disable()
@@ -192,15 +195,15 @@ def read_coco(path: str, report: Report) -> CocoFile:
         with report.busy(f'Reading {path}'), open(path) as file:
             content = json.load(file)
     except ValueError as error:
-        raise ValueError(f'{path} is not JSON ({error}): export it again in COCO format.') from None
+        raise ValueError(f'{path} is not JSON ({error})') from None
     finally:
         if collects:
             gc.enable()
     needed = ('images', 'categories')
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in needed):
         raise ValueError(
-            f'{path} is not in COCO format, which is a dict with the lists "images", '
-            '"annotations" and "categories": export it again as COCO instances.'
+            f'{path} is not in COCO format, a dict with lists "images", "annotations" and '
+            '"categories"'
         )
     return CocoFile(path, **{name: content.get(name) or [] for name in FIELDS})
 
@@ -230,9 +233,10 @@ def _check_fields(job: Job, file: CocoFile) -> Iterator[str]:
         values = [entry[field] for entry in getattr(file, name) if field in entry]
         if not _are_numbers(values, size):
             bad = [e for e in getattr(file, name) if not _are_numbers([e.get(field)], size)]
+            wanted = 'four numbers' if size else 'a number'
             yield (
-                f'{file.path}: "{field}" of {len(bad):,} {name} is not '
-                f'{"four numbers" if size else "a number"}, as {json.dumps(bad[0].get(field))} of id {bad[0].get("id")}: export it again.'
+                f'{file.path}: "{field}" of {len(bad):,} {name} is not {wanted}, as '
+                f'{json.dumps(bad[0].get(field))} of id {bad[0].get("id")}: export it again.'
             )
 
 
@@ -379,8 +383,6 @@ def _check_heads(job: Job) -> Iterator[str]:
 
 def _check_split_agrees(job: Job) -> Iterator[str]:
     """Compares the classes with those of the training data, which number the model's outputs."""
-    from mmhatnet.preflight import inner_datasets
-
     settings = (job.cfg.get('train_dataloader') or {}).get('dataset')
     train = next(inner_datasets(settings), None)
     if job.split == 'train' or train is None:
@@ -403,47 +405,78 @@ def _check_split_agrees(job: Job) -> Iterator[str]:
 
 
 def _check_evaluators(job: Job, file: CocoFile) -> None:
-    from mmhatnet.preflight import inner_datasets
-
-    errors, notes = job.report.errors, job.report.notes
-    together = len(list(inner_datasets(job.cfg[f'{job.split}_dataloader'].dataset))) > 1
     for where, metric in job.metrics():
         path = metric.get('ann_file')
         if path is None:
             packs = [t for t in job.transforms if str(t.get('type')).endswith('PackDetInputs')]
-            if packs and not any('instances' in p.get('meta_keys', ()) for p in packs):
-                errors.append(
+            if packs and not any('instances' in pack.get('meta_keys', ()) for pack in packs):
+                job.report.errors.append(
                     f'{where} has no ann_file: set it to {file.path}, which {job.where} reads.'
                 )
             continue
         if not _is_local(path, metric.get('backend_args')):
             continue
-        try:
-            same = os.path.exists(path) and os.path.samefile(path, file.path)
-            read = file if same else read_coco(path, job.report)
-            if not same and (found := list(_check_fields(job, read))):
-                raise ValueError(found[0])
-        except ValueError as error:
-            errors.append(f'{where}.ann_file: {error.args[0][:-1]}; {job.where} reads {file.path}.')
-            continue
-        if not same and together:
-            notes.append(f'{where} reads {path}, for several data sets: not compared.')
-        elif not same and _answers(job, read) != _answers(job, file):
-            common = len(_answers(job, read)[0].items() & _answers(job, file)[0].items())
-            errors.append(
-                f'{where}.ann_file is {path}, which does not have the pictures and categories of '
-                f'{file.path}, which {job.where} reads (of {len(read.images):,} pictures '
-                f'{common:,} are among its {len(file.images):,}): set it to {file.path}.'
-            )
-            continue
-        elif not same:
-            notes.append(f'{where} reads {path}, which has the pictures of {file.path}.')
-        errors += _check_answers(job, read, metric)
+        answers = file
+        if not _same_file(path, file.path):
+            try:
+                answers = read_coco(path, job.report)
+                if found := [*_check_fields(job, answers), *_check_ids(job, answers)]:
+                    raise ValueError(found[0].rstrip('.'))
+                _compare_answers(job, file, answers, where)
+            except ValueError as error:
+                job.report.errors.append(
+                    f'{where}.ann_file: {error}: set it to {file.path}, which {job.where} reads.'
+                )
+                continue
+        job.report.errors += _check_answers(job, answers, metric)
 
 
-def _answers(job: Job, file: CocoFile) -> tuple[dict, list]:
-    classes = [(c['id'], c['name']) for c in file.categories if c['name'] in job.classes]
-    return {image['id']: image['file_name'] for image in file.images}, classes
+def _compare_answers(job: Job, file: CocoFile, answers: CocoFile, where: str) -> None:
+    """Compares what an evaluator reads with what its data set reads.
+
+    Raises:
+        ValueError: If these are not the answers for the pictures.
+    """
+
+    def pictures(file: CocoFile) -> set:
+        return {(image['id'], image['file_name']) for image in file.images}
+
+    def numbered(file: CocoFile) -> list:
+        return [(c['id'], c['name']) for c in file.categories if c['name'] in job.classes]
+
+    def boxes(file: CocoFile) -> list:
+        return sorted(
+            (str(a['image_id']), str(a['category_id']), a['bbox']) for a in file.annotations
+        )
+
+    inner = list(inner_datasets(job.cfg[f'{job.split}_dataloader'].dataset))
+    if len(inner) > 1:
+        job.report.notes.append(
+            f'{where} reads {answers.path} for several data sets: not compared.'
+        )
+        return
+    common = len(pictures(answers) & pictures(file))
+    if not common == len(answers.images) == len(file.images):
+        raise ValueError(
+            f'{answers.path} has {len(answers.images):,} pictures, of which {common:,} are among '
+            f'the {len(file.images):,} that are read'
+        )
+    if numbered(answers) != numbered(file):
+        raise ValueError(f'the categories of {answers.path} have other ids or another order')
+    if boxes(answers) == boxes(file):
+        return
+    for settings in inner_datasets((job.cfg.get('train_dataloader') or {}).get('dataset')):
+        train = os.path.join(settings.get('data_root') or '', settings.get('ann_file') or '')
+        if _same_file(answers.path, train):
+            raise ValueError(f'{answers.path} holds the training data')
+    job.report.notes.append(
+        f'{where}.ann_file is {answers.path}, with other annotations than {file.path}, which '
+        f'{job.where} reads.'
+    )
+
+
+def _same_file(path: str, other: str) -> bool:
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
 
 
 def _check_answers(job: Job, file: CocoFile, metric: ConfigDict) -> Iterator[str]:
@@ -530,9 +563,9 @@ def _check_boxes(job: Job, file: CocoFile, objects: Objects) -> None:
     if lost.any():
         judged = ' and count as missed' if any(job.metrics()) else ''
         job.report.notes.append(
-            f'{file.path}: {lost.sum():,} of {total:,} objects are left out{judged}, as their box is '
-            'outside of the picture, thinner than a pixel or not a number, or their area is 0 '
-            f'({_ids(file, lost)}).'
+            f'{file.path}: {lost.sum():,} of {total:,} objects are left out{judged}, as their '
+            'box is outside of the picture, thinner than a pixel or not a number, or their area '
+            f'is 0 ({_ids(file, lost)}).'
         )
     width, height = objects.limits
     x, y, w, h = objects.box.T
