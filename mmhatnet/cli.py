@@ -3,10 +3,8 @@
 import argparse
 import copy
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -146,19 +144,6 @@ def _join_cpu_processes(cfg: Config) -> None:
     )
 
 
-def require_checkpoint(path: str) -> None:
-    """Checks that a local checkpoint exists.
-
-    Raises:
-        SystemExit: If it does not.
-    """
-    if '://' not in path and not Path(path).is_file():
-        raise SystemExit(
-            f'There is no checkpoint {path}: tools/train.py writes them to work_dirs/, and the '
-            'README says where the published ones are.'
-        )
-
-
 def require_datasets(cfg: Config, *splits: str) -> None:
     """Checks that the data of some splits exist where the config looks for them.
 
@@ -186,71 +171,6 @@ def require_datasets(cfg: Config, *splits: str) -> None:
                     'instead: python tools/make_toy_data.py && python tools/train.py '
                     f'configs/toy/{toy_config}'
                 )
-
-
-def require_pretrained(cfg: Config) -> None:
-    """Checks that the pretrained weights which the config names can be had, and downloads them.
-
-    Raises:
-        SystemExit: If a local file is missing or a download fails.
-    """
-    # The other processes of a node find in the cache what its first one has downloaded.
-    if os.environ['LOCAL_RANK'] != '0':
-        return
-    for init_cfg in _find(cfg.model, lambda d: d.get('type') == 'Pretrained'):
-        if init_cfg.checkpoint.startswith(('http://', 'https://')):
-            fetch_weights(
-                init_cfg.checkpoint,
-                '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random '
-                'weights with --cfg-options model.backbone.init_cfg=None',
-            )
-        else:
-            require_checkpoint(init_cfg.checkpoint)
-
-
-def fetch_weights(url: str, way_out: str) -> Path:
-    """Downloads weights, unless they are there, to where PyTorch and MMEngine look for them.
-
-    Args:
-        url (str): Where they are.
-        way_out (str): The option of the tool that names a file instead.
-
-    Raises:
-        SystemExit: If they cannot be downloaded, or the file is damaged or holds more than weights,
-            which is not executed. Such a download is not kept.
-    """
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlsplit(url).path).name)
-    try:
-        if path.is_file():
-            torch.load(path, map_location='cpu', weights_only=True)
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # PyTorch takes a connection that breaks off for the end of the file.
-        with TemporaryDirectory(dir=path.parent) as folder:
-            download = Path(folder, path.name)
-            torch.hub.download_url_to_file(url, str(download))
-            torch.load(download, map_location='cpu', weights_only=True)
-            download.replace(path)
-        return path
-    except Exception as error:  # there is no end to the ways in which a file can be damaged
-        reason = error if isinstance(error, OSError) else 'damaged, or more than weights'
-        remedy = f'delete {path}, or ' if path.is_file() else ''
-        raise SystemExit(
-            f'The weights {url} could not be downloaded ({reason}): {remedy}download the file '
-            f'where there is a network and name it with {way_out}'
-        ) from error
-
-
-def _find(cfg: ConfigDict, wanted) -> Iterator[ConfigDict]:
-    """Yields the dicts anywhere inside a config for which ``wanted`` holds."""
-    if isinstance(cfg, dict):
-        if wanted(cfg):
-            yield cfg
-        cfg = cfg.values()
-    elif not isinstance(cfg, (list, tuple)):
-        return
-    for value in cfg:
-        yield from _find(value, wanted)
 
 
 def _dataset_paths(dataset: ConfigDict) -> list[str]:

@@ -8,7 +8,13 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from mmhatnet import cli
-from mmhatnet.backbones.checkpoint import load_weights_only
+from mmhatnet.checkpoint_files import (
+    ends_with_a_sentence,
+    find_checkpoint,
+    load_weights_only,
+    require_checkpoint,
+    require_fitting,
+)
 from mmhatnet.config_reading import (
     require_channels,
     require_complete,
@@ -40,6 +46,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', help='folder for images with the predictions drawn')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays open')
     parser.add_argument('--tta', action='store_true', help='augment and merge while testing')
+    parser.add_argument(
+        '--ignore-classes',
+        action='store_true',
+        help='test although the checkpoint was trained for other classes, or in another order',
+    )
     return parser.parse_args()
 
 
@@ -109,11 +120,13 @@ def require_folders(cfg: Config, args: argparse.Namespace) -> None:
         cli.require_writable('--show-dir', args.show_dir)
 
 
+@ends_with_a_sentence()
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
     require_complete(cfg, 'test')
-    cli.require_checkpoint(args.checkpoint)
+    args.checkpoint = find_checkpoint(args.checkpoint) or args.checkpoint
+    require_checkpoint(args.checkpoint)
     require_folders(cfg, args)
     cli.require_datasets(cfg, 'test')
     require_known_settings(cfg)
@@ -128,7 +141,10 @@ def main() -> None:
     if args.out:
         write_predictions(cfg, args.out)
     with load_weights_only(), wrong_settings_in_a_sentence(cfg):
-        cli.build_runner(cfg, args, dump=False).test()
+        runner = cli.build_runner(cfg, args, dump=False)
+        metainfo = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
+        require_fitting(runner.model, args.checkpoint, None if args.ignore_classes else metainfo)
+        runner.test()
 
 
 if __name__ == '__main__':

@@ -8,7 +8,14 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
 from mmhatnet import cli
-from mmhatnet.backbones.checkpoint import load_weights_only
+from mmhatnet.checkpoint_files import (
+    ends_with_a_sentence,
+    find_checkpoint,
+    load_weights_only,
+    require_checkpoint,
+    require_pretrained,
+    require_resumable,
+)
 from mmhatnet.config_reading import (
     require_channels,
     require_complete,
@@ -55,9 +62,11 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = find_checkpoint(cfg.work_dir if args.resume == 'auto' else args.resume)
+        if cfg.load_from is None and args.resume != 'auto':
+            raise SystemExit(f'--resume {args.resume}: there is no checkpoint in this folder.')
     if cfg.get('load_from'):
-        cli.require_checkpoint(cfg.load_from)
+        (require_resumable if cfg.get('resume') else require_checkpoint)(cfg.load_from)
 
 
 def tell_about_earlier_training(cfg: Config) -> None:
@@ -73,6 +82,7 @@ def tell_about_earlier_training(cfg: Config) -> None:
         )
 
 
+@ends_with_a_sentence()
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
@@ -85,7 +95,7 @@ def main() -> None:
     if not args.no_check:
         require_sound_data(cfg, 'train', 'val')
     with load_weights_only(), wrong_settings_in_a_sentence(cfg):
-        cli.require_pretrained(cfg)
+        require_pretrained(cfg)
         if is_main_process():
             tell_about_earlier_training(cfg)
         cli.build_runner(cfg, args, dump=True).train()
