@@ -8,14 +8,14 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import (
-    ends_with_a_sentence,
+from mmhatnet.checkpoint_checks import (
     find_checkpoint,
-    load_weights_only,
     require_checkpoint,
+    require_fitting,
     require_pretrained,
     require_resumable,
 )
+from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
 from mmhatnet.config_reading import (
     require_channels,
     require_complete,
@@ -98,7 +98,11 @@ def main() -> None:
         require_pretrained(cfg)
         if is_main_process():
             tell_about_earlier_training(cfg)
-        cli.build_runner(cfg, args, dump=True).train()
+        runner = cli.build_runner(cfg, args, dump=True)
+        if cfg.get('resume') and cfg.get('load_from'):
+            # MMEngine skips what does not fit, and the optimizer's state of it ends the process.
+            require_fitting(runner.model, cfg.load_from)
+        runner.train()
 
 
 if __name__ == '__main__':
