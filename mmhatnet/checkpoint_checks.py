@@ -28,22 +28,20 @@ def find_checkpoint(place: str | Path) -> str | None:
             which MMEngine writes with the path that the checkpoint had then.
 
     Returns:
-        str | None: The checkpoint; in a folder the last one. None if there is none in the folder.
+        str | None: The checkpoint; in a folder the last one. None if there is none.
 
     Raises:
         CheckpointError: If the one that ``last_checkpoint`` names is gone.
     """
     record = Path(place, 'last_checkpoint') if os.path.isdir(place) else Path(place)
-    if record.name not in ('last_checkpoint', 'last_checkpoint.txt'):
-        return str(place)
-    if not record.is_file() and os.path.isdir(place):
+    if not record.is_file():
         numbered = {
             int(path.stem.rpartition('_')[2]): str(path)
             for path in Path(place).glob('*_[0-9]*.pth')
             if re.fullmatch(r'(epoch|iter)_\d+', path.stem)
         }
-        return numbered[max(numbered)] if numbered else None
-    if not record.is_file():
+        return numbered[max(numbered)] if numbered else str(place) if '://' in str(place) else None
+    if record.name not in ('last_checkpoint', 'last_checkpoint.txt'):
         return str(place)
     recorded = record.read_text().strip()
     # The folder may have been moved or copied, from another system as well.

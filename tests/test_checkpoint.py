@@ -307,7 +307,10 @@ def test_weights_are_taken_before_their_averages() -> None:
 @pytest.mark.parametrize('prefix', [{}, {'prefix': 'neck.'}, {'prefix': 'head.'}])
 def test_loading_nothing_is_an_error(prefix, tmp_path, monkeypatch) -> None:
     """And is none where a user asks PyTorch for it."""
-    path, weights = str(tmp_path / 'other.pth'), {'neck.stem.0.weight': torch.ones(1)}
+    path, weights = (
+        str(tmp_path / 'other.pth'),
+        {'neck.stages.0.blocks.0.attn.w_msa.weight': torch.ones(1)},
+    )
     torch.save({'state_dict': weights}, path)
     backbone = dict(arch=SMALL, out_indices=(0,))
     backbone['init_cfg'] = dict(type='Pretrained', checkpoint=path, **prefix)

@@ -578,8 +578,8 @@ class HATNet(BaseModule):
         found = f'{self._loaded} of {len(self.state_dict())} tensors of the backbone are in'
         if not self._loaded:
             raise CheckpointError(
-                f'{found} the checkpoint of {self.init_cfg}: name one of a HAT-Net, or start from '
-                'random weights with init_cfg=None.'
+                f'{found} the checkpoint of {self.init_cfg}: name one of a HAT-Net, whose prefix '
+                'is found without being named, or start from random weights with init_cfg=None.'
             )
         return f'{found} the checkpoint of {self.init_cfg}'
 
@@ -588,6 +588,7 @@ class HATNet(BaseModule):
             lift_backbone(state_dict)
         to_native_keys(state_dict, prefix)
         expected = self.state_dict()
-        check_architecture(state_dict, prefix, expected)
         self._loaded = sum(prefix + name in state_dict for name in expected)
+        if self._loaded:
+            check_architecture(state_dict, prefix, expected)
         super()._load_from_state_dict(state_dict, prefix, *args)
