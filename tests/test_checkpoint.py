@@ -400,7 +400,8 @@ def test_the_last_checkpoint_is_found(tmp_path) -> None:
     record.write_text('/elsewhere/epoch_3.pth')
     with pytest.raises(CheckpointError, match='last_checkpoint names /elsewhere/epoch_3.pth'):
         find_checkpoint(tmp_path)
-    assert find_checkpoint('any.pth') == 'any.pth' and find_checkpoint('http://a/b') == 'http://a/b'
+    assert find_checkpoint(second) == second and find_checkpoint('http://a/b') == 'http://a/b'
+    assert find_checkpoint(tmp_path / 'absent') is None
     (tmp_path / 'new').mkdir()
     assert find_checkpoint(tmp_path / 'new') is None
 

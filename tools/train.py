@@ -64,7 +64,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = find_checkpoint(cfg.work_dir if args.resume == 'auto' else args.resume)
         if cfg.load_from is None and args.resume != 'auto':
-            raise SystemExit(f'--resume {args.resume}: there is no checkpoint in this folder.')
+            cfg.load_from = args.resume  # which is refused
     if cfg.get('load_from'):
         (require_resumable if cfg.get('resume') else require_checkpoint)(cfg.load_from)
 
