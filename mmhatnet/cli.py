@@ -1,14 +1,21 @@
 """What the command-line tools share: their options, and checks before time is spent."""
 
 import argparse
+import copy
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmhatnet.config_reading import SettingsAction, merge_options, read_config
+from mmhatnet.preflight import inner_datasets
+
+# What options of the tools set for one run, and training from the same config shall not repeat.
+OF_ONE_RUN = ('launcher', 'work_dir', 'load_from', 'resume', 'model_wrapper_cfg')
 
 # How to get the data, and the config that runs the same job on generated data.
 DATASET_HELP = {
@@ -32,9 +39,12 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=SettingsAction,
         help='settings that override the config: key=value, key="[a,b]" or key=a,b; quotation '
         'marks are needed around brackets, and no white space is allowed',
+    )
+    parser.add_argument(
+        '--no-check', action='store_true', help='do not look at the data before the work starts'
     )
     parser.add_argument(
         '--launcher',
@@ -49,16 +59,17 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 def load_config(args: argparse.Namespace) -> Config:
     """Reads the config that the common options name, with their overrides.
 
+    What is of this run alone replaces what the config says, which is kept as ``args.given``.
+
     Raises:
-        SystemExit: If there is no such config.
+        SystemExit: If there is no such config, or something is wrong with it or with an option.
     """
-    if not Path(args.config).is_file():
-        raise SystemExit(f'There is no config {args.config}: ours are in configs/.')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
-    cfg.launcher = args.launcher
+    cfg = read_config(args.config)
     if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+        merge_options(cfg, args.cfg_options)
+    args.given = {key: cfg[key] for key in OF_ONE_RUN if key in cfg}
+    cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -66,6 +77,51 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
         _join_cpu_processes(cfg)
     return cfg
+
+
+def build_runner(cfg: Config, args: argparse.Namespace, dump: bool) -> Runner:
+    """Builds what runs the job.
+
+    Args:
+        cfg (Config): The config.
+        args (argparse.Namespace): What ``load_config`` has read it from.
+        dump (bool): Whether to write it to the work folder, less what is of this run alone. The
+            file that it was read from is never written to.
+
+    Raises:
+        SystemExit: If a class of the config does not know a setting.
+    """
+    recipe = copy.deepcopy(cfg)
+    for key in OF_ONE_RUN:
+        recipe.pop(key, None)
+    recipe.update(args.given)
+    if recipe.get('resume'):
+        recipe.update(resume=False, load_from=None)
+    target = Path(cfg.work_dir, Path(args.config).name)
+
+    class JobRunner(RUNNERS.get(cfg.get('runner_type', 'Runner'))):
+        def dump_config(self) -> None:
+            self.cfg = recipe  # checkpoints hold it as well
+            if dump and target.resolve() != Path(args.config).resolve():
+                super().dump_config()
+
+    return JobRunner.from_cfg(cfg)
+
+
+def require_writable(option: str, folder: str | Path) -> None:
+    """Checks that files can be written to a folder, or that it can be made, and makes none.
+
+    Raises:
+        SystemExit: If not.
+    """
+    there = next(path for path in (Path(folder), *Path(folder).parents) if os.path.lexists(path))
+    try:
+        TemporaryDirectory(dir=there).cleanup()
+    except OSError as error:
+        raise SystemExit(
+            f'{option} {folder} cannot be written to ({error.strerror}: {there}); name a folder '
+            'in which you may make files.'
+        ) from error
 
 
 def _join_cpu_processes(cfg: Config) -> None:
@@ -88,19 +144,6 @@ def _join_cpu_processes(cfg: Config) -> None:
     )
 
 
-def require_checkpoint(path: str) -> None:
-    """Checks that a local checkpoint exists.
-
-    Raises:
-        SystemExit: If it does not.
-    """
-    if '://' not in path and not Path(path).is_file():
-        raise SystemExit(
-            f'There is no checkpoint {path}: tools/train.py writes them to work_dirs/, and the '
-            'README says where the published ones are.'
-        )
-
-
 def require_datasets(cfg: Config, *splits: str) -> None:
     """Checks that the data of some splits exist where the config looks for them.
 
@@ -112,86 +155,22 @@ def require_datasets(cfg: Config, *splits: str) -> None:
         SystemExit: If a file or folder is missing.
     """
     for split in splits:
-        for dataset in _find(cfg.get(f'{split}_dataloader') or {}, lambda d: 'data_root' in d):
+        for dataset in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
             for path in _dataset_paths(dataset):
                 if '://' in path or os.path.exists(path):
                     continue
                 toy_config = f'{Path(cfg.filename).stem}_toy.py'
                 if not Path(cfg.filename).with_name('toy').joinpath(toy_config).exists():
-                    toy_config = TOY_CONFIGS.get(cfg.default_scope, TOY_CONFIGS['mmdet'])
+                    toy_config = TOY_CONFIGS.get(cfg.get('default_scope'), TOY_CONFIGS['mmdet'])
+                help_text = DATASET_HELP.get(dataset.get('type'), 'Put the data set there')
                 raise SystemExit(
                     f'The {split} data are missing: {cfg.filename} looks for {path}. '
-                    f'{DATASET_HELP.get(dataset.type, "Put the data set there")}; link or unpack '
-                    f'it to {dataset.data_root}, or name your folder with --cfg-options '
+                    f'{help_text}; link or unpack it to {dataset.get("data_root") or path}, or '
+                    'name your folder with --cfg-options '
                     f'{split}_dataloader.dataset.data_root=FOLDER. To run on generated data '
                     'instead: python tools/make_toy_data.py && python tools/train.py '
                     f'configs/toy/{toy_config}'
                 )
-
-
-def require_pretrained(cfg: Config) -> None:
-    """Checks that the pretrained weights which the config names can be had, and downloads them.
-
-    Raises:
-        SystemExit: If a local file is missing or a download fails.
-    """
-    # The other processes of a node find in the cache what its first one has downloaded.
-    if os.environ['LOCAL_RANK'] != '0':
-        return
-    for init_cfg in _find(cfg.model, lambda d: d.get('type') == 'Pretrained'):
-        if init_cfg.checkpoint.startswith(('http://', 'https://')):
-            fetch_weights(
-                init_cfg.checkpoint,
-                '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random '
-                'weights with --cfg-options model.backbone.init_cfg=None',
-            )
-        else:
-            require_checkpoint(init_cfg.checkpoint)
-
-
-def fetch_weights(url: str, way_out: str) -> Path:
-    """Downloads weights, unless they are there, to where PyTorch and MMEngine look for them.
-
-    Args:
-        url (str): Where they are.
-        way_out (str): The option of the tool that names a file instead.
-
-    Raises:
-        SystemExit: If they cannot be downloaded, or the file is damaged or holds more than weights,
-            which is not executed. Such a download is not kept.
-    """
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlsplit(url).path).name)
-    try:
-        if path.is_file():
-            torch.load(path, map_location='cpu', weights_only=True)
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # PyTorch takes a connection that breaks off for the end of the file.
-        with TemporaryDirectory(dir=path.parent) as folder:
-            download = Path(folder, path.name)
-            torch.hub.download_url_to_file(url, str(download))
-            torch.load(download, map_location='cpu', weights_only=True)
-            download.replace(path)
-        return path
-    except Exception as error:  # there is no end to the ways in which a file can be damaged
-        reason = error if isinstance(error, OSError) else 'damaged, or more than weights'
-        remedy = f'delete {path}, or ' if path.is_file() else ''
-        raise SystemExit(
-            f'The weights {url} could not be downloaded ({reason}): {remedy}download the file '
-            f'where there is a network and name it with {way_out}'
-        ) from error
-
-
-def _find(cfg: ConfigDict, wanted) -> Iterator[ConfigDict]:
-    """Yields the dicts anywhere inside a config for which ``wanted`` holds."""
-    if isinstance(cfg, dict):
-        if wanted(cfg):
-            yield cfg
-        cfg = cfg.values()
-    elif not isinstance(cfg, (list, tuple)):
-        return
-    for value in cfg:
-        yield from _find(value, wanted)
 
 
 def _dataset_paths(dataset: ConfigDict) -> list[str]:
@@ -201,7 +180,7 @@ def _dataset_paths(dataset: ConfigDict) -> list[str]:
     if not folders and dataset.get('split'):
         folders = [dataset.split]
     return [
-        os.path.join(dataset.data_root or '', part)
+        os.path.join(dataset.get('data_root') or '', part)
         for part in (dataset.get('ann_file'), *folders)
-        if part
+        if part and isinstance(part, str)
     ]

@@ -5,13 +5,12 @@ want a file of weights alone, or one for the whole classifier of configs/imagene
 """
 
 import argparse
-import pickle
 from pathlib import Path
 
 import torch
 
-from mmhatnet import cli
-from mmhatnet.backbones.checkpoint import to_native_keys
+from mmhatnet.backbones.checkpoint import lift_backbone, to_native_keys
+from mmhatnet.checkpoint_files import ends_with_a_sentence, read_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,13 +25,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@ends_with_a_sentence()
 def main() -> None:
     args = parse_args()
-    cli.require_checkpoint(args.src)
-    try:
-        weights = torch.load(args.src, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SystemExit(f'{args.src} is not a file of weights alone: {error}') from error
+    weights = dict(read_checkpoint(args.src))
+    lift_backbone(weights)
     to_native_keys(weights)
     backbone = {k: v for k, v in weights.items() if k.startswith(('stem.', 'stages.'))}
     head = {k: v for k, v in weights.items() if k.startswith('classifier.1.')}

@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mmhatnet import cli
+from mmhatnet.checkpoint_checks import find_checkpoint, require_checkpoint
+from mmhatnet.checkpoint_files import ends_with_a_sentence, fetch_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 METAFILE = ROOT / 'configs' / 'metafile.yml'
@@ -60,6 +62,7 @@ def run(tool: str, *words: object, processes: int = 1, options: dict | None = No
         raise SystemExit(f'This failed with status {status}: {shlex.join(command)}')
 
 
+@ends_with_a_sentence()
 def main() -> None:
     args = parse_args()
     experiments = {model['Name']: model for model in yaml.safe_load(METAFILE.read_text())['Models']}
@@ -68,12 +71,12 @@ def main() -> None:
     experiment = experiments[args.experiment]
     args.config = str(ROOT / experiment['Config'])
     if args.checkpoint:
-        cli.require_checkpoint(args.checkpoint)
+        require_checkpoint(args.checkpoint)
 
     options = args.cfg_options or {}
     if 'Weights' in experiment:
         cli.require_datasets(cli.load_config(args), 'test')
-        published = args.checkpoint or cli.fetch_weights(experiment['Weights'], '--checkpoint FILE')
+        published = args.checkpoint or fetch_weights(experiment['Weights'], '--checkpoint FILE')
         checkpoint = Path(args.work_dir, 'published.pth')
         run('convert_checkpoint', '--classifier', published, checkpoint)
     else:
@@ -81,7 +84,7 @@ def main() -> None:
         # The learning rates of the configs are for the batch sizes of their numbers of GPUs.
         words = [args.config, '--work-dir', args.work_dir, '--auto-scale-lr', '--resume']
         run('train', *words, processes=args.gpus, options=weights | options)
-        checkpoint = Path(args.work_dir, 'last_checkpoint').read_text()
+        checkpoint = find_checkpoint(args.work_dir)
     test_dir = Path(args.work_dir, 'test')
     words = [args.config, checkpoint, '--work-dir', test_dir]
     run('test', *words, processes=args.gpus, options=options)

@@ -3,13 +3,20 @@
 import argparse
 import copy
 import os
+from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
 from mmhatnet import cli
-from mmhatnet.backbones.checkpoint import load_weights_only
+from mmhatnet.checkpoint_checks import find_checkpoint, require_checkpoint, require_fitting
+from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
+from mmhatnet.config_reading import (
+    require_channels,
+    require_complete,
+    require_known_settings,
+    wrong_settings_in_a_sentence,
+)
+from mmhatnet.preflight import inner_datasets, require_sound_data
 
 DEFAULT_TTA_MODELS = dict(
     mmdet=dict(
@@ -34,6 +41,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', help='folder for images with the predictions drawn')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays open')
     parser.add_argument('--tta', action='store_true', help='augment and merge while testing')
+    parser.add_argument(
+        '--ignore-classes',
+        action='store_true',
+        help='test although the checkpoint was trained for other classes, or in another order',
+    )
     return parser.parse_args()
 
 
@@ -53,43 +65,69 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
             hook['test_out_dir' if cfg.default_scope == 'mmdet' else 'out_dir'] = folder
 
 
+def evaluators(cfg: Config) -> list[ConfigDict]:
+    """The test's evaluators, of which there may be one or several."""
+    given = cfg.test_evaluator
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
 def augment_tests(cfg: Config) -> None:
-    metrics = cfg.test_evaluator.get('metric', [])
-    if cfg.default_scope == 'mmdet' and 'segm' in metrics:
+    if cfg.default_scope == 'mmdet' and any('segm' in e.get('metric', []) for e in evaluators(cfg)):
         raise SystemExit(
             '--tta: MMDetection merges boxes and not masks; to test the boxes alone, add '
             '--cfg-options model.roi_head.mask_head=None test_evaluator.metric=bbox'
         )
     if 'tta_model' not in cfg:
         cfg.tta_model = DEFAULT_TTA_MODELS[cfg.default_scope]
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    datasets = list(inner_datasets(cfg.test_dataloader.dataset))
     if 'tta_pipeline' not in cfg:
-        *transforms, pack = copy.deepcopy(dataset.pipeline)
+        *transforms, pack = copy.deepcopy(datasets[0].pipeline)
         if cfg.default_scope == 'mmdet':
             pack.meta_keys = (*pack.meta_keys, 'flip', 'flip_direction')
         flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
         cfg.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=[flips, [pack]])]
-    dataset.pipeline = cfg.tta_pipeline
+    for dataset in datasets:
+        dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
 def write_predictions(cfg: Config, out: str) -> None:
     if cfg.default_scope == 'mmseg':
-        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+        for evaluator in evaluators(cfg):
+            if evaluator.type.endswith('IoUMetric'):
+                evaluator.update(output_dir=out, keep_results=True)
         return
     if not out.endswith(('.pkl', '.pickle')):
         raise SystemExit(f'--out {out}: the predictions are written to a .pkl or .pickle file.')
     dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
-    cfg.test_evaluator = [cfg.test_evaluator, dict(type=dump, out_file_path=out)]
+    cfg.test_evaluator = [*evaluators(cfg), dict(type=dump, out_file_path=out)]
 
 
+def require_folders(cfg: Config, args: argparse.Namespace) -> None:
+    cli.require_writable('--work-dir', cfg.work_dir)
+    if args.out and cfg.default_scope == 'mmseg':
+        cli.require_writable('--out', args.out)
+    elif args.out:
+        if os.path.isdir(args.out):
+            raise SystemExit(f'--out {args.out} is a folder: name a .pkl file.')
+        cli.require_writable('--out', Path(args.out).parent)
+    if args.show_dir:
+        cli.require_writable('--show-dir', args.show_dir)
+
+
+@ends_with_a_sentence()
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
-    cli.require_checkpoint(args.checkpoint)
+    require_complete(cfg, 'test')
+    args.checkpoint = find_checkpoint(args.checkpoint) or args.checkpoint
+    require_checkpoint(args.checkpoint)
+    require_folders(cfg, args)
     cli.require_datasets(cfg, 'test')
+    require_known_settings(cfg)
+    require_channels(cfg, 'test')
+    if not args.no_check:
+        require_sound_data(cfg, 'test')
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         show_predictions(cfg, args)
@@ -97,8 +135,10 @@ def main() -> None:
         augment_tests(cfg)
     if args.out:
         write_predictions(cfg, args.out)
-    with load_weights_only():
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with load_weights_only(), wrong_settings_in_a_sentence(cfg):
+        runner = cli.build_runner(cfg, args, dump=False)
+        metainfo = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
+        require_fitting(runner.model, args.checkpoint, None if args.ignore_classes else metainfo)
         runner.test()
 
 

@@ -1,14 +1,28 @@
 """Trains a model of MMDetection, MMSegmentation or MMPretrain, as the config says."""
 
 import argparse
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.dist import is_main_process
 
 from mmhatnet import cli
-from mmhatnet.backbones.checkpoint import load_weights_only
+from mmhatnet.checkpoint_checks import (
+    find_checkpoint,
+    require_checkpoint,
+    require_fitting,
+    require_pretrained,
+    require_resumable,
+)
+from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
+from mmhatnet.config_reading import (
+    require_channels,
+    require_complete,
+    require_known_settings,
+    wrong_settings_in_a_sentence,
+)
+from mmhatnet.preflight import require_sound_data
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,19 +62,46 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = find_checkpoint(cfg.work_dir if args.resume == 'auto' else args.resume)
+        if cfg.load_from is None and args.resume != 'auto':
+            cfg.load_from = args.resume  # which is refused
     if cfg.get('load_from'):
-        cli.require_checkpoint(cfg.load_from)
+        (require_resumable if cfg.get('resume') else require_checkpoint)(cfg.load_from)
 
 
+def tell_about_earlier_training(cfg: Config) -> None:
+    """Says what a work folder holds, where that may surprise."""
+    earlier = sorted(path.name for path in Path(cfg.work_dir).glob('*.pth'))
+    if cfg.get('resume') and not cfg.get('load_from'):
+        print(f'There is nothing to resume in {cfg.work_dir}: the training starts anew.')
+    elif earlier and not cfg.get('resume'):
+        print(
+            f'{cfg.work_dir} holds {", ".join(earlier)} of an earlier training, and this one '
+            'writes over files of the same names: --resume goes on with it, and --work-dir names '
+            'another folder.'
+        )
+
+
+@ends_with_a_sentence()
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
+    require_complete(cfg, 'train', 'val')
     apply_options(cfg, args)
+    cli.require_writable('--work-dir', cfg.work_dir)
     cli.require_datasets(cfg, 'train', 'val')
-    with load_weights_only():
-        cli.require_pretrained(cfg)
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    require_known_settings(cfg)
+    require_channels(cfg, 'train', 'val')
+    if not args.no_check:
+        require_sound_data(cfg, 'train', 'val')
+    with load_weights_only(), wrong_settings_in_a_sentence(cfg):
+        require_pretrained(cfg)
+        if is_main_process():
+            tell_about_earlier_training(cfg)
+        runner = cli.build_runner(cfg, args, dump=True)
+        if cfg.get('resume') and cfg.get('load_from'):
+            # MMEngine skips what does not fit, and the optimizer's state of it ends the process.
+            require_fitting(runner.model, cfg.load_from)
         runner.train()
 
 

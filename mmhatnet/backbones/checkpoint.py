@@ -1,17 +1,13 @@
-"""Reading HAT-Net checkpoints: the published key names, other variants, and safe loading."""
+"""The tensors of a HAT-Net checkpoint: where in it they are, their names, and other variants."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
-import numpy as np
-import torch
-from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from mmhatnet.backbones.archs import ARCHS, resolve_arch
+from mmhatnet.checkpoint_files import CheckpointError
 
 # A published name (without prefix) becomes ours by all of these substitutions in turn.
 PUBLISHED_TO_NATIVE = [
@@ -32,47 +28,60 @@ PUBLISHED_TO_NATIVE = [
     (r'\.conv\.conv3\.0\.', r'.mlp.project.'),
     (r'\.conv\.conv3\.1\.', r'.mlp.out_norm.'),
 ]
-
-
-def _statistic_of_history(owner: type, name: str) -> object:
-    """Stands in for getattr, with which Python's pickle names the methods of a loss history."""
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
-        return getattr(HistoryBuffer, name)
-    raise ValueError(f'a checkpoint may not name {name!r} of {owner!r}')
-
-
-# What MMEngine's checkpoints hold beside tensors: the loss history, as NumPy arrays.
-_numpy_core = np.core if np.__version__.startswith('1.') else np._core
-TRAINING_RECORDS = [
-    HistoryBuffer,
-    (_statistic_of_history, 'builtins.getattr'),
-    np.ndarray,
-    np.dtype,
-    _numpy_core.multiarray._reconstruct,
-    _numpy_core.multiarray.scalar,
-    *{type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'uint32')},
-]
 PUBLISHED_KEY = re.compile(r'(patch_embed|ds[234]|blocks\.\d+\.\d+)\.')
+BACKBONE_KEY = re.compile(
+    r'(?P<prefix>(.*?\.)?)'
+    r'(stem\.(conv1|norm|conv2)|stages\.\d+\.(downsample|blocks\.\d+)'
+    r'|patch_embed\.\d|ds[234]\.\d|blocks\.\d+\.\d+)\.'
+)
+
+
+def lift_backbone(state_dict: dict) -> None:
+    """Brings the tensors of a backbone to the top of a checkpoint, in place.
+
+    They may be nested, as under ``state_dict``, ``model`` or ``model_ema``, and have a prefix, as
+    ``module.backbone.`` in a detector that was trained in parallel. Where there are several, those
+    under ``state_dict`` or ``model`` are taken before others, and the largest part of them. Other
+    tensors stay as they are.
+
+    Args:
+        state_dict (dict): Tensors by key, or a checkpoint that holds such a dict.
+    """
+    found = [(_prefixes(weights), weights) for weights in _state_dicts(state_dict)]
+    prefixes, weights = next(((p, w) for p, w in found if p), (None, state_dict))
+    if prefixes is None or (weights is state_dict and '' in prefixes):
+        return
+    prefix = '' if '' in prefixes else prefixes.most_common(1)[0][0]
+    lifted = {k.removeprefix(prefix): v for k, v in weights.items() if isinstance(k, str)}
+    state_dict.clear()
+    state_dict.update(lifted)
+
+
+def _state_dicts(content: Mapping) -> Iterator[Mapping]:
+    """A dict and those inside it, in the order in which they are looked for weights."""
+    yield content
+    for key in sorted(content, key=lambda key: key not in ('state_dict', 'model')):
+        if isinstance(content[key], Mapping):
+            yield from _state_dicts(content[key])
+
+
+def _prefixes(weights: Mapping) -> Counter:
+    """How many tensors of a backbone there are after each prefix."""
+    tensors = (str(key) for key, value in weights.items() if isinstance(value, Tensor))
+    return Counter(key['prefix'] for key in map(BACKBONE_KEY.match, tensors) if key)
 
 
 def to_native_keys(state_dict: dict, prefix: str = '') -> None:
     """Renames the published tensors of a state dict to this package's names, in place.
 
-    Weights nested under ``state_dict`` or ``model`` are lifted out. Published 1x1 convolutions
-    lose their two spatial dimensions, because they are linear layers here. ``proj_norm`` is
-    dropped: the published network stores it and uses its output nowhere. Everything else, native
-    names above all, stays as it is.
+    Published 1x1 convolutions lose their two spatial dimensions, because they are linear layers
+    here. ``proj_norm`` is dropped: the published network stores it and uses its output nowhere.
+    Everything else, native names above all, stays as it is.
 
     Args:
-        state_dict (dict): Tensors by key, or a checkpoint that holds such a dict.
+        state_dict (dict): Tensors by key.
         prefix (str): Only the keys that start with it are the backbone's. Defaults to ''.
     """
-    for wrapper in ('state_dict', 'model'):
-        if isinstance(state_dict.get(wrapper), Mapping):
-            nested = dict(state_dict[wrapper])
-            state_dict.clear()
-            state_dict.update(nested)
-
     for key in list(state_dict):
         name = key.removeprefix(prefix)
         if not (key.startswith(prefix) and PUBLISHED_KEY.match(name)):
@@ -100,8 +109,8 @@ def check_architecture(state_dict: Mapping, prefix: str, expected: Mapping[str, 
         expected (Mapping): The backbone's own state dict.
 
     Raises:
-        ValueError: If a tensor has another shape than the backbone's, or a stage another number
-            of blocks.
+        CheckpointError: If a tensor has another shape than the backbone's, or a stage another
+            number of blocks.
     """
     given = {
         key.removeprefix(prefix): value
@@ -119,7 +128,7 @@ def check_architecture(state_dict: Mapping, prefix: str, expected: Mapping[str, 
         if key in given and given[key].shape != value.shape
     ]
     if differing:
-        raise ValueError(
+        raise CheckpointError(
             f'The checkpoint holds {_describe(given)}, but the backbone is {_describe(expected)}: '
             f'{differing[0]} ({len(differing)} differences). Build the backbone with the arch and '
             'in_channels of the checkpoint, or load the checkpoint of this variant.'
@@ -147,25 +156,3 @@ def _describe(state_dict: Mapping) -> str:
         if all(arch[key][: len(value)] == value for key, value in settings.items()):
             return f'HAT-Net {name!r}'
     return f'a custom HAT-Net ({settings})'
-
-
-@contextmanager
-def load_weights_only() -> Iterator[None]:
-    """Makes every torch.load inside refuse to execute code, whatever its caller asks for.
-
-    MMEngine reads checkpoints with pickle, in OneDL's version as a fallback for those that are
-    not plain weights. Inside this context such a file is refused, while the training records that
-    MMEngine itself stores in its checkpoints are still read, so that training can be resumed.
-    """
-    variable = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-    previous = os.environ.get(variable)
-    os.environ[variable] = '1'
-    try:
-        # Not PyTorch's own context, which at its end forbids what an outer one has allowed.
-        torch.serialization.add_safe_globals(TRAINING_RECORDS)
-        yield
-    finally:
-        if previous is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = previous

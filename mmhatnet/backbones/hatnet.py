@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ from torch.nn.modules import module as hooks_of_all_modules
 from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones.archs import resolve_arch
-from mmhatnet.backbones.checkpoint import check_architecture, load_weights_only, to_native_keys
+from mmhatnet.backbones.checkpoint import check_architecture, lift_backbone, to_native_keys
+from mmhatnet.checkpoint_files import CheckpointError, load_weights_only
 
 # Where larger tensors come from fresh memory, which the system has to clear page by page, a CPU
 # waits for that longer than for the arithmetic: glibc gives out memory again up to about this size.
@@ -394,8 +396,9 @@ class HATNet(BaseModule):
         out_channels (tuple[int]): Channels of the returned features.
         out_strides (tuple[int]): Their strides in pixels.
 
-    A published checkpoint loads as it is, bare or nested under ``model`` or ``state_dict``. Its
-    ``proj_norm`` tensors, whose output is used nowhere, have no counterpart here and are skipped.
+    A published checkpoint loads as it is, and so does the backbone's part of one of a whole model,
+    nested or with a prefix. The ``proj_norm`` tensors of the published network, whose output is
+    used nowhere, have no counterpart here and are skipped.
 
     Raises:
         ValueError: If an argument is impossible, or a checkpoint is of another architecture.
@@ -550,11 +553,42 @@ class HATNet(BaseModule):
                 module.requires_grad_(False)
 
     def init_weights(self) -> None:
-        """Initialises as ``init_cfg`` says. A checkpoint is read without executing its content."""
-        with load_weights_only():
-            super().init_weights()
+        """Initialises as ``init_cfg`` says. A checkpoint is read without executing its content.
+
+        Raises:
+            CheckpointError: If the checkpoint cannot be used, or no tensor of it is the backbone's.
+        """
+        self._loaded = None
+        try:
+            with load_weights_only():
+                super().init_weights()
+        except AssertionError as error:  # MMEngine's, about the prefix that init_cfg names
+            raise CheckpointError(
+                f'{self.init_cfg}: {error}; leave the prefix out, and the backbone is found.'
+            ) from error
+        if self._loaded is not None:
+            print_log(self.require_loaded(), logger='current')
+
+    def require_loaded(self) -> str:
+        """Tells how much of the checkpoint that ``init_cfg`` names was the backbone's.
+
+        Raises:
+            CheckpointError: If nothing was.
+        """
+        found = f'{self._loaded} of {len(self.state_dict())} tensors of the backbone are in'
+        if not self._loaded:
+            raise CheckpointError(
+                f'{found} the checkpoint of {self.init_cfg}: name one of a HAT-Net, whose prefix '
+                'is found without being named, or start from random weights with init_cfg=None.'
+            )
+        return f'{found} the checkpoint of {self.init_cfg}'
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        if not prefix:
+            lift_backbone(state_dict)
         to_native_keys(state_dict, prefix)
-        check_architecture(state_dict, prefix, self.state_dict())
+        expected = self.state_dict()
+        self._loaded = sum(prefix + name in state_dict for name in expected)
+        if self._loaded:
+            check_architecture(state_dict, prefix, expected)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,49 +1,109 @@
 """One look at the data of a job before time is spent on it."""
 
-from collections.abc import Iterator
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
 
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
+from rich.console import Console
 
 from mmhatnet.preflight.report import Report
 
 
-def check_data(cfg: Config, *splits: str, every: bool = False) -> Report:
+def check_data(
+    cfg: Config, *splits: str, every: bool = False, console: Console | None = None
+) -> Report:
     """Looks at the data that a config names.
 
     Args:
         cfg (Config): The config.
         splits (str): 'train', 'val' or 'test'.
         every (bool): Whether to read all pictures and masks instead of a sample of them.
+        console (Console | None): Where progress is shown.
 
     Returns:
         Report: What was found. Nothing is changed, and nothing is refused here.
     """
-    from mmhatnet.preflight.classification import check_classification
-    from mmhatnet.preflight.detection import check_detection
-    from mmhatnet.preflight.segmentation import check_segmentation
-
-    checks = dict(mmdet=check_detection, mmseg=check_segmentation, mmpretrain=check_classification)
-    check = checks.get(cfg.get('default_scope'))
-    report = Report()
+    report = Report(console=console)
+    check = _check_of(cfg.get('default_scope'))
     if check is None:
+        report.notes.append(
+            f'The data are not checked, as default_scope is {cfg.get("default_scope")!r}.'
+        )
         return report
     init_default_scope(cfg.default_scope)
+    seen = {}
     for split in splits:
+        reads = [cfg.get(f'{split}_{part}') for part in ('dataloader', 'evaluator')]
+        if same := [other for other, what in seen.items() if what == reads]:
+            report.facts.append(f'{split} reads what {same[0]} reads.')
+            continue
+        seen[split] = reads
         for settings in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
-            # Asks the dataset itself what it would read, and reads nothing yet.
-            dataset = DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
+            try:
+                # Asks the dataset itself what it would read, and reads nothing yet.
+                dataset = DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
+            except Exception as error:  # other datasets may have other arguments
+                if isinstance(settings.get('ann_file'), (list, tuple)):
+                    report.errors.append(
+                        f'{split}_dataloader.dataset: ann_file is a list, and a {settings.type} '
+                        'reads one file: write one dataset for each into a ConcatDataset.'
+                    )
+                    continue
+                report.notes.append(
+                    f'{split}_dataloader: the data are not checked, as a {settings.get("type")} '
+                    f'cannot be asked what it reads ({error}).'
+                )
+                continue
             check(cfg, split, settings, dataset, report, every)
     return report
 
 
+def _check_of(scope: str | None) -> Callable | None:
+    # Only one of the three projects may be installed.
+    match scope:
+        case 'mmdet':
+            from mmhatnet.preflight.detection import check_detection as check
+        case 'mmseg':
+            from mmhatnet.preflight.segmentation import check_segmentation as check
+        case 'mmpretrain':
+            from mmhatnet.preflight.classification import check_classification as check
+        case _:
+            return None
+    return check
+
+
+def require_sound_data(cfg: Config, *splits: str) -> None:
+    """Refuses a job whose data are wrong, and logs what is odd about them.
+
+    Args:
+        cfg (Config): The config.
+        splits (str): 'train', 'val' or 'test'.
+
+    Raises:
+        SystemExit: With all that is wrong, a sentence a line.
+    """
+    # One process of a distributed job looks for all.
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) != 0:
+        return
+    report = check_data(cfg, *splits, console=Console(file=sys.stderr))
+    for note in dict.fromkeys(report.notes):
+        print_log(note, logger='current', level=logging.WARNING)
+    if report.errors:
+        raise SystemExit('\n'.join(dict.fromkeys(report.errors)))
+
+
 def inner_datasets(settings: ConfigDict | None) -> Iterator[ConfigDict]:
     """Yields the settings of the datasets that read files, out of whatever wraps them."""
-    settings = settings or {}
+    if not isinstance(settings, dict):
+        return
     if 'dataset' in settings:
-        yield from inner_datasets(settings.dataset)
+        yield from inner_datasets(settings['dataset'])
     elif 'datasets' in settings:
-        for wrapped in settings.datasets:
+        for wrapped in settings['datasets']:
             yield from inner_datasets(wrapped)
-    elif settings:
+    else:
         yield settings

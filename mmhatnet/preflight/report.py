@@ -1,10 +1,12 @@
 """What a look at a job finds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 
@@ -15,6 +17,14 @@ class Report:
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    # Sentences beside the tables.
+    facts: list[str] = field(default_factory=list)
+    # By title, the rows of a table that several looks fill.
+    rows: dict[str, list[dict]] = field(default_factory=dict)
+    # By title, row and column: {'Objects': {'cat': {'train': 12, 'val': 3}}}.
+    counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    # Where progress is shown; without it the look is silent.
+    console: Console | None = None
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence]) -> None:
         """Adds a table; numbers are aligned at the right."""
@@ -23,12 +33,55 @@ class Report:
             numbers = all(isinstance(row[column], (int, float)) for row in rows)
             table.add_column(name, justify='right' if numbers else 'left')
         for row in rows:
-            table.add_row(*(f'{c:,}' if isinstance(c, int) else escape(str(c)) for c in row))
+            table.add_row(*(_cell(value) for value in row))
         self.tables.append(table)
 
+    def row(self, title: str, values: dict) -> None:
+        """Adds a row to a table that several looks fill, with the same keys."""
+        self.rows.setdefault(title, []).append(values)
+
+    def count(self, title: str, column: str, numbers: dict[str, int]) -> None:
+        """Adds a column, such as a split, to a table that several looks fill; numbers add up."""
+        for row, number in numbers.items():
+            columns = self.counts.setdefault(title, {}).setdefault(row, {})
+            columns[column] = columns.get(column, 0) + number
+
+    def track(self, items: Sequence | Iterable, total: int, doing: str) -> Iterator:
+        """Yields the items behind a progress bar, which only terminals show."""
+        if self.console is None or not self.console.is_terminal:
+            return iter(items)
+        return track(items, doing, total, console=self.console, transient=True)
+
+    def busy(self, doing: str) -> AbstractContextManager:
+        """Shows what takes long and cannot say how far it is."""
+        return self.console.status(doing) if self.console else nullcontext()
+
     def show(self, console: Console) -> None:
+        """Prints tables, then notes, then errors."""
+        for title, rows in self.rows.items():
+            self.table(title, list(rows[0]), [list(row.values()) for row in rows])
+        for title, rows in self.counts.items():
+            columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+            self.table(
+                title,
+                ['', *columns],
+                [[name, *(row.get(c, 0) for c in columns)] for name, row in rows.items()],
+            )
+        self.rows, self.counts = {}, {}
         for table in self.tables:
             console.print(table)
+        for text in self.facts:
+            console.print(escape(text), soft_wrap=True, highlight=False)
         for color, kind, texts in (('yellow', 'odd', self.notes), ('red', 'wrong', self.errors)):
-            for text in texts:
-                console.print(f'[{color}]{kind}[/]  {escape(text)}', soft_wrap=True)
+            for text in dict.fromkeys(texts):
+                console.print(
+                    f'[{color}]{kind:5}[/]  {escape(text)}', soft_wrap=True, highlight=False
+                )
+        if not self.errors:
+            console.print('[green]Nothing is wrong.[/]')
+
+
+def _cell(value) -> str:
+    if isinstance(value, int):
+        return f'{value:,}' if value else '[dim]0[/]'
+    return escape(str(value))

@@ -1,0 +1,40 @@
+"""Looks at the data of a config: what is there, what is odd and what is wrong."""
+
+import argparse
+import sys
+
+from mmengine.config import DictAction
+from rich.console import Console
+
+from mmhatnet import cli
+from mmhatnet.preflight import check_data
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='the config of the job')
+    parser.add_argument(
+        '--all', action='store_true', help='read every picture and mask instead of a sample'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings that override the config, as for tools/train.py',
+    )
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.load_config(args)
+    # Of what is not a terminal, Rich does not know the width.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    report = check_data(cfg, 'train', 'val', 'test', every=args.all, console=console)
+    report.show(console)
+    raise SystemExit(bool(report.errors))
+
+
+if __name__ == '__main__':
+    main()
