@@ -131,6 +131,11 @@ WRONG = dict(
         dict(metainfo=dict(classes=('a', 'b', 'c'))),
         'num_classes=2, but the dataset has 3',
     ),
+    weights=(
+        dict(head=dict(loss_decode=dict(type='CrossEntropyLoss', class_weight=[1.0] * 150))),
+        'model.decode_head.loss_decode.class_weight has 150 numbers',
+    ),
+    prefix=(dict(data_prefix=dict(img='img/train')), 'has no img_path'),
     text=(dict(metainfo=dict(classes='cat')), "is the text 'cat'"),
     ade=(dict(type='ADE20KDataset'), 'cat, dog, which ADE20KDataset does not know'),
     suffix=(dict(img_suffix='.png'), "with .jpg; set img_suffix='.jpg'"),
@@ -189,7 +194,10 @@ def test_a_large_sample_does_not_hide_a_rare_class(look, monkeypatch):
         (dict(change=lambda: write('img/train/c.png', HALVES)), '1 pictures in img/train are left'),
         (dict(change=lambda: write('ann/train/c.png', HALVES)), '1 masks in ann/train have no pic'),
         (dict(head=dict(num_classes=150)), 'num_classes=150, but the dataset has 2'),
-        (dict(metainfo=dict(classes=('a', 'b', 'c')), head=dict(num_classes=3)), 'no pixel in'),
+        (
+            dict(metainfo=dict(classes=('a', 'b', 'c')), head=dict(num_classes=3)),
+            'have no pixel in any mask: c',
+        ),
         (dict(head=dict(type='MyHead', num_classes=1)), 'model.decode_head.num_classes=1'),
         (dict(mask=HALVES * 3, steps=[dict(type='MyLabels')]), 'the value 3, 6 in masks'),
         (

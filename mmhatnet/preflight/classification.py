@@ -109,7 +109,7 @@ def read_list(
 ) -> tuple[dict[int, int], list[str]]:
     """Reads 'path label' lines, and says which are wrong."""
     counts, paths, wrong = Counter(), [], []
-    with open(dataset.ann_file) as file:
+    with open(dataset.ann_file, encoding='utf-8') as file:
         for number, line in enumerate(file.read().splitlines(), 1):
             path, _, label = line.strip().rpartition(' ')
             if path and label.isdecimal():

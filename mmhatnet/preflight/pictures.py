@@ -72,7 +72,10 @@ def picture_loader(pipeline: Sequence[dict] | None) -> LoadImageFromFile | None:
     """The transform by which a pipeline reads a picture, None where it is not the usual one."""
     for step in pipeline or ():
         if kind(step) == 'LoadImageFromFile':
-            return LoadImageFromFile(**{k: v for k, v in step.items() if k != 'type'})
+            try:
+                return LoadImageFromFile(**{k: v for k, v in step.items() if k != 'type'})
+            except Exception:  # Said best when the pipeline is built.
+                return None
     return None
 
 

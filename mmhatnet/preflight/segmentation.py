@@ -107,7 +107,8 @@ def check_segmentation(
         report.errors.append(text_instead_of_names(where, dataset.metainfo['classes']))
     else:
         job = Job(cfg, split, settings, dataset, report)
-        if check_heads(job):
+        # Without masks, heads may learn something else, such as depth.
+        if not job.load_mask or check_heads(job):
             check_against_training(job)
             pairs = find_pairs(job)
             if pairs:
@@ -151,6 +152,18 @@ def check_heads(job: Job) -> bool:
         if not (given and n):
             continue
         one_channel = (head.get('out_channels') or given) == 1
+        for loss, length in (('loss_decode', given), ('loss_cls', given + 1)):
+            for part in losses_of(head, loss):
+                weights = part.get('class_weight')
+                if (
+                    isinstance(weights, (list, tuple))
+                    and len(weights) != length
+                    and not one_channel
+                ):
+                    job.report.errors.append(
+                        f'{name}.{loss}.class_weight has {len(weights)} numbers, but '
+                        f'num_classes={given} needs {length}.'
+                    )
         # STDC's learns edges.
         if (given == n > 1 and not one_channel) or kind(head) == 'STDCHead':
             continue
@@ -162,7 +175,7 @@ def check_heads(job: Job) -> bool:
             texts.append(f'{says}: {one_class(job.classes, head)}')
             return not sure
         if given < n and not (one_channel and n == 2):
-            texts.append(f'{counted}; set it to {n}.')
+            texts.append(f'{counted}; set it to {n}, or metainfo.classes to the classes meant.')
         elif given > n:
             job.report.notes.append(f'{counted}: the others learn nothing, which is allowed.')
     return True
@@ -174,9 +187,13 @@ def made_by(registry: Registry, part: ConfigDict, modules: str | tuple[str, ...]
     return made is not None and made.__module__.startswith(modules)
 
 
+def losses_of(head: ConfigDict, name: str) -> list[ConfigDict]:
+    losses = head.get(name) or []
+    return [losses] if isinstance(losses, dict) else losses
+
+
 def softmax(head: ConfigDict) -> bool:
-    losses = head.get('loss_decode', dict(type='CrossEntropyLoss'))
-    losses = [losses] if isinstance(losses, dict) else losses
+    losses = losses_of(head, 'loss_decode') or [dict(type='CrossEntropyLoss')]
     return any(kind(loss) in CROSS_ENTROPY and not loss.get('use_sigmoid') for loss in losses)
 
 
@@ -210,6 +227,12 @@ def find_pairs(job: Job) -> list[tuple[str, str | None]]:
     """Finds each picture with its mask, and says what is missing or left out."""
     dataset, where = job.dataset, job.where
     folder, masks = (dataset.data_prefix.get(k) for k in ('img_path', 'seg_map_path'))
+    for key in ('img_path', 'seg_map_path')[: 2 if job.load_mask else 1]:
+        if dataset.data_prefix.get(key) is None:
+            job.report.errors.append(
+                f'{where}: data_prefix={dict(dataset.data_prefix)} has no {key}; name the folder.'
+            )
+            return []
     listed = dataset.ann_file and not os.path.isdir(dataset.ann_file)
     for name, path, there in (
         ('data_prefix.img_path', folder, os.path.isdir),
@@ -472,10 +495,11 @@ def check_used(job: Job, masks: list[Mask], paths: list[str], found: str) -> Non
             f'{job.where}: {only} ({found}; {job.ignored()} is ignored{drops}), so that there is '
             f'nothing to learn; {way}.'
         )
-    elif unused := [name for i, name in enumerate(classes) if i not in used]:
+    elif len(masks) == len(paths) and (unused := set(range(len(classes))) - used):
+        unused = [classes[i] for i in sorted(unused)]
         job.report.notes.append(
-            f'{job.where}: {len(unused)} of {len(classes)} classes have no pixel in the '
-            f'{len(masks):,} masks read: {some(unused)}.'
+            f'{job.where}: {len(unused)} of {len(classes)} classes have no pixel in any '
+            f'mask: {some(unused)}.'
         )
 
 
