@@ -155,6 +155,7 @@ def test_what_may_be_meant_is_not_refused(look, arguments, says):
 
 
 def test_pictures_are_counted(look):
-    assert look(**NAMED).counts == {
-        'Pictures': {f'{name} ({name})': dict(train=1, val=1) for name in ('cat', 'dog', 'owl')}
-    }
+    counts = look(**NAMED).counts
+    names = ('cat', 'dog', 'owl')
+    assert counts['Pictures'] == {f'{name}: {name}': dict(train=1, val=1) for name in names}
+    assert counts['Data']['largest'] == dict(train='16 x 12', val='16 x 12')

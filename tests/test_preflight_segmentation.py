@@ -10,6 +10,7 @@ from PIL import Image
 
 from mmhatnet.preflight import check_data
 from mmhatnet.preflight.report import Report
+from mmhatnet.preflight.segmentation import why_not_built
 
 HALVES = np.repeat([[1], [2]], 8, axis=0).repeat(16, axis=1)
 
@@ -137,7 +138,6 @@ WRONG = dict(
     ),
     prefix=(dict(data_prefix=dict(img='img/train')), 'has no img_path'),
     text=(dict(metainfo=dict(classes='cat')), "is the text 'cat'"),
-    ade=(dict(type='ADE20KDataset'), 'cat, dog, which ADE20KDataset does not know'),
     suffix=(dict(img_suffix='.png'), "with .jpg; set img_suffix='.jpg'"),
     no_folder=(dict(data_root='lost'), 'lost/img/train is not there'),
     no_list=(dict(ann_file='lost.txt'), 'lost.txt is not there'),
@@ -162,6 +162,15 @@ def test_missing_empty_and_damaged_files_are_named(look):
     errors = '\n'.join(look(change=damage).errors)
     for name in ('ann/train/a.png', 'img/train/b.jpg', 'img/val/a.jpg', 'ann/val/b.png: it is a'):
         assert name in errors
+
+
+@pytest.mark.parametrize(
+    'classes, says',
+    [(('wall', 'cat'), 'names cat, which ADE20KDataset does not'), ('cat', "is the text 'cat'")],
+)
+def test_classes_that_a_dataset_does_not_know_are_refused(classes, says):
+    settings = dict(type='ADE20KDataset', metainfo=dict(classes=classes))
+    assert says in why_not_built('train_dataloader.dataset', settings)
 
 
 def test_a_list_of_pictures_is_followed(look):
@@ -214,6 +223,6 @@ def test_what_may_be_meant_is_not_refused(look, arguments, says):
 
 
 def test_classes_are_counted(look):
-    table = look(mask=np.where(np.eye(16), 0, HALVES)).tables[0]
-    rows = list(zip(*(column.cells for column in table.columns), strict=True))
-    assert rows == [('cat', '46.9', '2'), ('dog', '46.9', '2'), ('ignored', '6.2', '2')]
+    shares = look(mask=np.where(np.eye(16), 0, HALVES)).counts['Pixels of the masks read']
+    shown = {name: split['train'] for name, split in shares.items()}
+    assert shown == {'cat': '46.9 %', 'dog': '46.9 %', 'ignored': '6.2 %'}

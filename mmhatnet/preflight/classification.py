@@ -14,7 +14,7 @@ from mmhatnet.preflight.pictures import (
     look_at,
     missing_of,
     picture_loader,
-    size_row,
+    size_rows,
     some,
     spread,
     text_instead_of_names,
@@ -320,10 +320,12 @@ def check_pictures(
             f'{some(troubles, 3)}; replace them.'
         )
     sizes = [found for found in looks if not isinstance(found, str)]
-    row = {'split': split, 'folder': dataset.img_prefix, 'pictures': len(paths)}
-    row |= {'classes': len(counts), 'fewest': min(counts.values(), default=0)}
-    report.row('Data', row | {'most': max(counts.values(), default=0)} | size_row(sizes))
-    if len(counts) <= 40:
+    found = {'folder': dataset.img_prefix, 'pictures': len(paths), 'classes': len(counts)}
+    found['pictures of a class'] = (
+        f'{min(counts.values(), default=0):,} to {max(counts.values(), default=0):,}'
+    )
+    report.count('Data', split, found | size_rows(sizes))
+    if len(counts) <= 100:
         names = [*(dataset.CLASSES or ())] + ['?'] * len(counts)
-        named = {f'{name} ({key})': counts[key] for key, name in zip(counts, names, strict=False)}
+        named = {f'{key}: {name}': counts[key] for key, name in zip(counts, names, strict=False)}
         report.count('Pictures', split, named if dataset.CLASSES else counts)

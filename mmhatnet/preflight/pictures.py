@@ -101,12 +101,13 @@ def some(names: Sequence, most: int = 4) -> str:
     return shown + (f' and {len(names) - most:,} more' if len(names) > most else '')
 
 
-def size_row(sizes: Sequence[tuple[int, int]]) -> dict[str, str | int]:
-    """The columns of a table that tell sizes (height, width)."""
+def size_rows(sizes: Sequence[tuple[int, int]]) -> dict[str, str | int]:
+    """The rows of a table that tell sizes (height, width)."""
     ordered = [f'{w} x {h}' for h, w in sorted(sizes, key=lambda size: size[0] * size[1])] or ['-']
     places = (0, len(ordered) // 2, -1)
     names = ('smallest', 'median', 'largest')
-    return {n: ordered[i] for n, i in zip(names, places, strict=True)} | {'read': len(sizes)}
+    rows = {name: ordered[place] for name, place in zip(names, places, strict=True)}
+    return {'pictures read': len(sizes), **rows}
 
 
 def text_instead_of_names(where: str, classes: str) -> str:

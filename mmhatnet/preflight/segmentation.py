@@ -21,7 +21,7 @@ from mmhatnet.preflight.pictures import (
     look_at,
     missing_of,
     picture_loader,
-    size_row,
+    size_rows,
     some,
     spread,
     text_instead_of_names,
@@ -367,14 +367,14 @@ def check_files(job: Job, pairs: list[tuple[str, str | None]], every: bool) -> N
         for pair, look in zip(chosen, found, strict=False)
         if not isinstance(look, str)
     ]
+    sizes = [size or mask.shape for _, size, mask in looks if size or mask]
+    found = {'folder': job.dataset.data_prefix['img_path'], 'pictures': len(pairs)}
+    job.report.count('Data', job.split, found | size_rows(sizes))
     masks = [mask for _, _, mask in looks if mask]
     if masks and flat(job, masks) and reduce_agrees(job):
         check_sizes(job, looks)
         check_values(job, masks, [path for _, path in pairs])
         show(job, masks)
-    sizes = [size or mask.shape for _, size, mask in looks if size or mask]
-    row = {'split': job.split, 'folder of pictures': job.dataset.data_prefix['img_path']}
-    job.report.row('Data', row | {'pictures': len(pairs)} | size_row(sizes))
 
 
 def read_mask(path: str, load: ConfigDict) -> Mask:
@@ -504,17 +504,14 @@ def check_used(job: Job, masks: list[Mask], paths: list[str], found: str) -> Non
 
 
 def show(job: Job, masks: list[Mask]) -> None:
-    """Adds the table of classes."""
-    pixels, pictures = Counter(), Counter()
+    """Adds the share of each class."""
+    pixels = Counter()
     for mask in masks:
-        pictures.update({job.label(value) for value in mask.values})
         for value, count in mask.values.items():
             pixels[job.label(value)] += count
     names = {job.ignored(): 'ignored', **dict(enumerate(job.classes or ()))}
-    rows = [
-        (names.get(label, label), f'{100 * count / pixels.total():.1f}', pictures[label])
-        for label, count in pixels.most_common(30)
-    ]
-    if len(pixels) > 30:
-        rows.append((f'{len(pixels) - 30} more', '', ''))
-    job.report.table(f'Masks of {job.split}', ('class', 'pixels (%)', 'masks'), rows)
+    shares = {
+        str(names.get(label, label)): f'{100 * count / pixels.total():.1f} %'
+        for label, count in pixels.most_common()
+    }
+    job.report.count('Pixels of the masks read', job.split, shares)
