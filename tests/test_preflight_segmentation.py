@@ -190,6 +190,12 @@ def test_labels_that_mean_something_else_than_in_training_are_refused(look, othe
     assert any('in train_dataloader' in error for error in errors), errors
 
 
+def test_pictures_that_the_pipeline_may_skip_are_not_refused(look):
+    load = dict(type='LoadImageFromFile', ignore_empty=True, imdecode_backend='pillow')
+    skip = [load, dict(type='LoadAnnotations')]
+    assert look(change=lambda: Path('img/val/a.jpg').write_text('?'), pipeline=skip).errors == []
+
+
 def test_a_large_sample_does_not_hide_a_rare_class(look, monkeypatch):
     monkeypatch.setattr('mmhatnet.preflight.pictures.SAMPLE', 1)
     rare = dict(mask=np.ones((16, 16)), val_mask=HALVES)

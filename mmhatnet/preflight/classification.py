@@ -305,9 +305,9 @@ def check_pictures(
     if not loader:
         report.notes.append(f'{where}: no LoadImageFromFile in its pipeline, no picture is read.')
 
-    def look(path: str) -> tuple[int, int] | str:
+    def look(path: str) -> tuple[int, int] | str | None:
         try:
-            return loader(dict(img_path=path))['img_shape']
+            return (loader(dict(img_path=path)) or {}).get('img_shape')
         except Exception:
             return f'{path}: {trouble_of(path)}'
 
@@ -319,7 +319,7 @@ def check_pictures(
             f'{where}: {len(troubles):,} of {len(looks):,} pictures read cannot be: '
             f'{some(troubles, 3)}; replace them.'
         )
-    sizes = [found for found in looks if not isinstance(found, str)]
+    sizes = [found for found in looks if isinstance(found, tuple)]
     found = {'folder': dataset.img_prefix, 'pictures': len(paths), 'classes': len(counts)}
     found['pictures of a class'] = (
         f'{min(counts.values(), default=0):,} to {max(counts.values(), default=0):,}'

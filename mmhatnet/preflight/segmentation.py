@@ -347,7 +347,7 @@ def check_files(job: Job, pairs: list[tuple[str, str | None]], every: bool) -> N
         for path, load in zip(pair, (load_picture, job.load_mask), strict=True):
             try:
                 if load is load_picture is not None:
-                    size = load(dict(img_path=path))['img_shape']
+                    size = (load(dict(img_path=path)) or {}).get('img_shape')
                 elif load and path:
                     mask = read_mask(path, load)
             except Exception:
@@ -367,7 +367,7 @@ def check_files(job: Job, pairs: list[tuple[str, str | None]], every: bool) -> N
         for pair, look in zip(chosen, found, strict=False)
         if not isinstance(look, str)
     ]
-    sizes = [size or mask.shape for _, size, mask in looks if size or mask]
+    sizes = [size for _, size, _ in looks if size]
     found = {'folder': job.dataset.data_prefix['img_path'], 'pictures': len(pairs)}
     job.report.count('Data', job.split, found | size_rows(sizes))
     masks = [mask for _, _, mask in looks if mask]
