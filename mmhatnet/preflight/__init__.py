@@ -38,6 +38,8 @@ def check_data(
     seen = {}
     for split in splits:
         reads = [cfg.get(f'{split}_{part}') for part in ('dataloader', 'evaluator')]
+        if reads[0] is None:
+            continue
         if same := [other for other, what in seen.items() if what == reads]:
             report.facts.append(f'{split} reads what {same[0]} reads.')
             continue
