@@ -39,8 +39,8 @@ TOLERANCE = 1e-4
 # Batch normalisation of one pooled cell in each of two images makes much of little differences.
 LOOSE = {'upernet_hatnet_160k': 1e-2}
 
-# Those differ from the first config of their job by a few numbers, which the tests of configs and of
-# golden features see as well.
+# Those differ from the first config of their job by a few numbers, which the tests of configs and
+# of golden features see as well.
 OF_A_VARIANT = re.compile('_(tiny|medium|large|3x|fsdp)$')
 EXPERIMENTS = [
     pytest.param(path, marks=pytest.mark.slow)

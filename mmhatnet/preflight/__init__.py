@@ -51,17 +51,27 @@ def check_data(
                 dataset = DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
                 check(cfg, split, settings, dataset, report, every)
             except Exception as error:  # a job must not end because of a look at it
-                if isinstance(settings.get('ann_file'), (list, tuple)):
-                    report.errors.append(
-                        f'{split}_dataloader.dataset: ann_file is a list, and a {kind} reads one '
-                        'file: write one dataset for each into a ConcatDataset.'
-                    )
+                if why := _why_not_built(cfg.default_scope, f'{split}_dataloader.dataset', settings):
+                    report.errors.append(why)
                     continue
                 report.notes.append(
                     f'{split}_dataloader: the data are not fully checked, as a {kind} is not what '
                     f'was expected ({type(error).__name__}: {error}).'
                 )
     return report
+
+
+def _why_not_built(scope: str, where: str, settings: ConfigDict) -> str | None:
+    if isinstance(settings.get('ann_file'), (list, tuple)):
+        return (
+            f'{where}: ann_file is a list, and a {settings.get("type")} reads one file: write one '
+            'dataset for each into a ConcatDataset.'
+        )
+    if scope == 'mmseg':
+        from mmhatnet.preflight.segmentation import why_not_built
+
+        return why_not_built(where, settings)
+    return None
 
 
 def _check_of(scope: str | None) -> Callable | None:
