@@ -11,8 +11,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmhatnet.config_reading import SettingsAction, merge_options, read_config
 from mmhatnet.preflight import inner_datasets
+from mmhatnet.preflight.configs import SettingsAction, merge_options, read_config
 
 # What options of the tools set for one run, and training from the same config shall not repeat.
 OF_ONE_RUN = ('launcher', 'work_dir', 'load_from', 'resume', 'model_wrapper_cfg')

@@ -24,13 +24,13 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 from torch import nn
 
 from mmhatnet import HATNet
-from mmhatnet.checkpoint_checks import (
+from mmhatnet.checkpoint_files import CheckpointError, load_weights_only, read_checkpoint
+from mmhatnet.preflight.checkpoints import (
     find_checkpoint,
     require_fitting,
     require_pretrained,
     require_resumable,
 )
-from mmhatnet.checkpoint_files import CheckpointError, load_weights_only, read_checkpoint
 
 CONVERT = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
 

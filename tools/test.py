@@ -8,15 +8,15 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_checks import find_checkpoint, require_checkpoint, require_fitting
 from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
-from mmhatnet.config_reading import (
+from mmhatnet.preflight import inner_datasets, require_sound_data
+from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
+from mmhatnet.preflight.configs import (
     require_channels,
     require_complete,
     require_known_settings,
     wrong_settings_in_a_sentence,
 )
-from mmhatnet.preflight import inner_datasets, require_sound_data
 
 DEFAULT_TTA_MODELS = dict(
     mmdet=dict(

@@ -8,21 +8,21 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_checks import (
+from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
+from mmhatnet.preflight import require_sound_data
+from mmhatnet.preflight.checkpoints import (
     find_checkpoint,
     require_checkpoint,
     require_fitting,
     require_pretrained,
     require_resumable,
 )
-from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
-from mmhatnet.config_reading import (
+from mmhatnet.preflight.configs import (
     require_channels,
     require_complete,
     require_known_settings,
     wrong_settings_in_a_sentence,
 )
-from mmhatnet.preflight import require_sound_data
 
 
 def parse_args() -> argparse.Namespace:

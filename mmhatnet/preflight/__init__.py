@@ -51,7 +51,9 @@ def check_data(
                 dataset = DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
                 check(cfg, split, settings, dataset, report, every)
             except Exception as error:  # a job must not end because of a look at it
-                if why := _why_not_built(cfg.default_scope, f'{split}_dataloader.dataset', settings):
+                if why := _why_not_built(
+                    cfg.default_scope, f'{split}_dataloader.dataset', settings
+                ):
                     report.errors.append(why)
                     continue
                 report.notes.append(
