@@ -832,6 +832,7 @@ def _count(job: Job, file: CocoFile, objects: Objects, pictures: np.ndarray, dec
     job.report.count('Data', job.split, facts)
     numbers = np.bincount(objects.label[used], minlength=len(job.classes)).tolist()
     job.report.count('Objects of each class', job.split, dict(zip(job.classes, numbers)))
-    if job.split == 'train' and used.any() and 0 in numbers:
-        lacking = [name for name, number in zip(job.classes, numbers) if number == 0]
+    named = {category['name'] for category in file.categories}
+    lacking = [name for name, n in zip(job.classes, numbers) if n == 0 and name in named]
+    if job.split == 'train' and used.any() and lacking:
         job.report.notes.append(f'{file.path} has nothing to train with for {_some(lacking)}.')
