@@ -1,5 +1,6 @@
 """Experiments are repeated and compared with the paper; the weights come from our own server."""
 
+import itertools
 import json
 import pickle
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from drawn import drawn_checkpoint
+from processes import Script
 
 from mmhatnet import HATNet
 from mmhatnet.checkpoint_files import CheckpointError, fetch_weights
@@ -90,6 +92,13 @@ train_cfg = dict(max_epochs=1, val_interval=2)
     (tmp_path / 'metafile.yml').write_text(yaml.safe_dump(metafile))
     monkeypatch.setattr(reproduce, 'METAFILE', tmp_path / 'metafile.yml')
     monkeypatch.chdir(toy_data)
+    logs = (tmp_path / f'{number}.log' for number in itertools.count())
+
+    def call(command: list[str]) -> int:
+        print(Script(*command[1:], log=next(logs)).wait())
+        return 0
+
+    monkeypatch.setattr('subprocess.call', call)
 
     def run(*args: object) -> None:
         words = ['reproduce.py', *map(str, args), '--work-dir', str(tmp_path / 'work')]
