@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 
 from mmengine.config import DictAction
 from rich.console import Console
@@ -29,8 +30,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
+    warnings.filterwarnings('ignore', module='mmdet')
     # Of what is not a terminal, Rich does not know the width.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     report = check_data(cfg, 'train', 'val', 'test', every=args.all, console=console)
     report.show(console)
     raise SystemExit(bool(report.errors))

@@ -312,7 +312,7 @@ def _check_names(job: Job, file: CocoFile) -> Iterator[str]:
         rest = f', and has {_some(left_out)}, which the config leaves out' if left_out else ''
         yield (
             f'{file.path} lacks classes {source}: {_some(missing)}{guess}{rest}; others would get '
-            f'their names: {wanted}.'
+            f'their names: {wanted}, or add the missing categories to the file.'
         )
     elif len(set(numbered)) < len(numbered):
         twice = [name for name, number in Counter(numbered).items() if number > 1]
@@ -803,22 +803,25 @@ def _count(job: Job, file: CocoFile, objects: Objects, pictures: np.ndarray, dec
     areas = (objects.width * objects.height)[pictures]
     by_size = pictures[np.argsort(areas, kind='stable')]
     sizes = [f'{objects.width[i]:.0f} x {objects.height[i]:.0f}' for i in by_size]
-    smallest, median, largest = (sizes[0], sizes[len(sizes) // 2], sizes[-1]) if sizes else '---'
-    job.report.row(
-        'Data',
-        {
-            'split': job.split,
-            'annotation file': file.path,
-            'pictures': len(file.images),
-            'used': len(pictures),
-            'without objects': len(pictures) - len(np.unique(objects.image[used])),
-            'objects': int(used.sum()),
-            'of crowds': int((used & objects.crowd).sum()),
-            'smallest': smallest,
-            'median': median,
-            'largest': largest,
-            'decoded': decoded,
-        },
+    smallest, median, largest = (
+        (sizes[0], sizes[len(sizes) // 2], sizes[-1]) if sizes else ('-',) * 3
     )
+    empty = len(pictures) - len(np.unique(objects.image[used]))
+    facts = {
+        'annotation file': file.path,
+        'pictures in it': len(file.images),
+        'pictures used': len(pictures),
+        'of these without objects': empty,
+        'of these decoded': decoded,
+        'objects': int(used.sum()),
+        'of these crowds': int((used & objects.crowd).sum()),
+        'smallest picture': smallest,
+        'median picture': median,
+        'largest picture': largest,
+    }
+    job.report.count('Data', job.split, facts)
     numbers = np.bincount(objects.label[used], minlength=len(job.classes)).tolist()
-    job.report.count('Objects', job.split, dict(zip(job.classes, numbers)))
+    job.report.count('Objects of each class', job.split, dict(zip(job.classes, numbers)))
+    if job.split == 'train' and used.any() and 0 in numbers:
+        lacking = [name for name, number in zip(job.classes, numbers) if number == 0]
+        job.report.notes.append(f'{file.path} has nothing to train with for {_some(lacking)}.')

@@ -19,10 +19,8 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     # Sentences beside the tables.
     facts: list[str] = field(default_factory=list)
-    # By title, the rows of a table that several looks fill.
-    rows: dict[str, list[dict]] = field(default_factory=dict)
     # By title, row and column: {'Objects': {'cat': {'train': 12, 'val': 3}}}.
-    counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    counts: dict[str, dict[str, dict[str, int | str]]] = field(default_factory=dict)
     # Where progress is shown; without it the look is silent.
     console: Console | None = None
 
@@ -30,21 +28,22 @@ class Report:
         """Adds a table; numbers are aligned at the right."""
         table = Table(title=title, title_justify='left')
         for column, name in enumerate(header):
-            numbers = all(isinstance(row[column], (int, float)) for row in rows)
-            table.add_column(name, justify='right' if numbers else 'left')
+            numbers = any(isinstance(row[column], (int, float)) for row in rows)
+            table.add_column(name, justify='right' if numbers else 'left', overflow='fold')
         for row in rows:
             table.add_row(*(_cell(value) for value in row))
         self.tables.append(table)
 
-    def row(self, title: str, values: dict) -> None:
-        """Adds a row to a table that several looks fill, with the same keys."""
-        self.rows.setdefault(title, []).append(values)
-
-    def count(self, title: str, column: str, numbers: dict[str, int]) -> None:
+    def count(self, title: str, column: str, values: dict[str, int | str]) -> None:
         """Adds a column, such as a split, to a table that several looks fill; numbers add up."""
-        for row, number in numbers.items():
+        for row, value in values.items():
             columns = self.counts.setdefault(title, {}).setdefault(row, {})
-            columns[column] = columns.get(column, 0) + number
+            if column not in columns:
+                columns[column] = value
+            elif isinstance(value, int):
+                columns[column] += value
+            elif value not in columns[column].split('\n'):
+                columns[column] += f'\n{value}'
 
     def track(self, items: Sequence | Iterable, total: int, doing: str) -> Iterator:
         """Yields the items behind a progress bar, which only terminals show."""
@@ -58,16 +57,14 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Prints tables, then notes, then errors."""
-        for title, rows in self.rows.items():
-            self.table(title, list(rows[0]), [list(row.values()) for row in rows])
         for title, rows in self.counts.items():
             columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-            self.table(
-                title,
-                ['', *columns],
-                [[name, *(row.get(c, 0) for c in columns)] for name, row in rows.items()],
-            )
-        self.rows, self.counts = {}, {}
+            lines = [[name, *(row.get(c, 0) for c in columns)] for name, row in rows.items()]
+            full = [line for line in lines if any(line[1:])]
+            if empty := len(lines) - len(full):
+                full.append([f'{empty} others', *(0 for _ in columns)])
+            self.table(title, ['', *columns], full)
+        self.counts = {}
         for table in self.tables:
             console.print(table)
         for text in self.facts:

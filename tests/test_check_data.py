@@ -1,0 +1,25 @@
+import pytest
+
+CONFIG = 'configs/toy/maskrcnn_hatnet_toy.py'
+
+
+def test_shows_what_is_there(run_tool, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_tool('check_data', CONFIG)
+    assert not end.value.code
+    shown = capsys.readouterr().out
+    for text in ('train', 'val', 'umbrella', 'pictures used', 'test reads what val reads.'):
+        assert text in shown
+    assert shown.endswith('Nothing is wrong.\n')
+
+
+def test_shows_what_is_wrong_and_odd(run_tool, capsys):
+    heads = [
+        f'model.roi_head.{head}_head.num_classes={n}' for head, n in (('bbox', 3), ('mask', 9))
+    ]
+    with pytest.raises(SystemExit) as end:
+        run_tool('check_data', CONFIG, '--all', '--cfg-options', *heads)
+    assert end.value.code == 1
+    odd, wrong = capsys.readouterr().out.splitlines()[-2:]
+    assert odd.startswith('odd    model.roi_head.mask_head.num_classes is 9')
+    assert wrong.startswith('wrong  model.roi_head.bbox_head.num_classes is 3')

@@ -1,0 +1,161 @@
+"""What the look at a classifier's data says about folders that do not fit the config."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from mmhatnet.preflight import check_data
+from mmhatnet.preflight.report import Report
+
+NAMED = dict(metainfo=dict(classes=('cat', 'dog', 'owl')))
+
+
+def write(path: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(path)
+
+
+@pytest.fixture
+def look(tmp_path: Path, monkeypatch) -> Callable[..., Report]:
+    """Writes a picture in three folders of each split, and looks at them."""
+    monkeypatch.chdir(tmp_path)
+
+    def look(
+        change: Callable[[], None] = lambda: None,
+        model: dict | None = None,
+        preprocessor: int = 3,
+        topk: tuple[int, ...] = (1,),
+        **dataset,
+    ) -> Report:
+        for split in ('train', 'val'):
+            for folder in ('cat', 'dog', 'owl'):
+                write(f'{split}/{folder}/0.jpg')
+        change()
+        head = dict(type='LinearClsHead', num_classes=3)
+        cfg = dict(
+            default_scope='mmpretrain',
+            model=dict(head=head | (model or {}).pop('head', {})) | (model or {}),
+            data_preprocessor=dict(num_classes=preprocessor),
+            val_evaluator=[dict(type='Accuracy', topk=topk)],
+        )
+        for split in ('train', 'val'):
+            settings = dict(
+                type='CustomDataset',
+                data_prefix=split,
+                pipeline=[dict(type='LoadImageFromFile')],
+            )
+            cfg[f'{split}_dataloader'] = dict(dataset=settings | dataset)
+        return check_data(Config(cfg), 'train', 'val')
+
+    return look
+
+
+def write_list(text: str) -> Callable[[], None]:
+    return lambda: [Path(split, 'list.txt').write_text(text) for split in ('train', 'val')]
+
+
+def imagenet() -> None:
+    for split in ('train', 'val'):
+        for name, folder in dict(cat='n01', dog='n02', owl='n03').items():
+            Path(split, name).rename(Path(split, folder))
+
+
+MIXUP = dict(train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))
+LISTED = 'cat/0.jpg 0\ndog/0.jpg 1\nowl/0.jpg 2\n'
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(),
+        NAMED,
+        dict(NAMED, change=imagenet),
+        dict(preprocessor=1000),
+        dict(model=dict(MIXUP)),
+        dict(
+            NAMED, change=write_list(LISTED), ann_file='list.txt', data_root='train', data_prefix=''
+        ),
+    ],
+)
+def test_nothing_is_said_about_sound_folders(look, arguments):
+    report = look(**arguments)
+    assert (report.errors, report.notes) == ([], [])
+
+
+WRONG = dict(
+    checkpoints=(dict(change=lambda: Path('train/.ipynb_checkpoints').mkdir()), '.ipynb_checkp'),
+    macosx=(dict(NAMED, change=lambda: Path('train/__MACOSX').mkdir()), '__MACOSX in train'),
+    another=(dict(NAMED, change=lambda: write('train/ant/0.jpg')), 'ant not in metainfo.classes'),
+    own_classes=(dict(type='ImageNet'), "1000 classes in metainfo (which are ImageNet's own)"),
+    val_lacks=(dict(change=lambda: shutil.rmtree('val/dog')), 'val differ from those of training'),
+    named_val_lacks=(dict(NAMED, change=lambda: shutil.rmtree('val/dog')), 'no folder for dog'),
+    order=(dict(metainfo=dict(classes=('owl', 'cat', 'dog'))), 'owl is cat, cat is dog'),
+    order_of_cases=(dict(metainfo=dict(classes=('Owl', 'Cat', 'Dog'))), 'Owl is cat'),
+    text=(dict(metainfo=dict(classes='cat')), "is the text 'cat'"),
+    small_head=(dict(model=dict(head=dict(num_classes=2))), 'num_classes=2, but there are 3'),
+    mixup=(dict(model=dict(MIXUP), preprocessor=1000), 'data_preprocessor.num_classes=1000, but'),
+    loss=(
+        dict(model=dict(head=dict(loss=dict(type='LabelSmoothLoss', num_classes=1000)))),
+        'model.head.loss.num_classes=1000, but',
+    ),
+    best_of_five=(dict(topk=(1, 5)), 'asks for the best 5 of 3 classes'),
+    no_folder=(dict(data_root='lost'), 'lost/train is not there'),
+    flat=(dict(data_prefix='train/cat'), 'there is no folder in train/cat'),
+    suffixes=(dict(extensions=('.webp',)), 'files end with .jpg and extensions are .webp'),
+    damaged=(
+        dict(change=lambda: Path('train/dog/0.jpg').write_text('<html>')),
+        'train/dog/0.jpg: cannot identify image file',
+    ),
+    empty=(dict(change=lambda: Path('val/owl/0.jpg').write_text('')), 'val/owl/0.jpg'),
+)
+LISTS = dict(
+    no_list=(None, 'list.txt is not there'),
+    named_label=('cat/0.jpg cat\n', "line 1 'cat/0.jpg cat'"),
+    beyond=(LISTED + 'owl/0.jpg 3', 'labels 3 of'),
+    lost=(LISTED + 'owl/1.jpg 2', 'owl/1.jpg'),
+)
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_folders_that_do_not_fit_are_refused(look, case):
+    arguments, says = WRONG[case]
+    errors = look(**arguments).errors
+    assert any(says in error for error in errors), errors
+
+
+@pytest.mark.parametrize('case', LISTS)
+def test_lists_that_do_not_fit_are_refused(look, case):
+    text, says = LISTS[case]
+    change = write_list(text) if text else lambda: None
+    errors = look(
+        **NAMED, change=change, ann_file='list.txt', data_root='train', data_prefix=''
+    ).errors
+    assert any(says in error for error in errors), errors
+
+
+@pytest.mark.parametrize(
+    'arguments, says',
+    [
+        (dict(change=lambda: write('train/cat/1.gif')), '1 files in train are left out'),
+        (dict(change=lambda: Path('train/cat/0.jpg').unlink()), 'without pictures in train: cat'),
+        (dict(model=dict(head=dict(num_classes=5))), 'num_classes=5, but there are 3 classes'),
+        (dict(metainfo=dict(classes=('cat', 'puppy', 'owl'))), 'dog is puppy'),
+        (dict(with_label=False), 'CustomDataset is not checked'),
+    ],
+)
+def test_what_may_be_meant_is_not_refused(look, arguments, says):
+    report = look(**arguments)
+    assert report.errors == []
+    assert any(says in note for note in report.notes), report.notes
+
+
+def test_pictures_are_counted(look):
+    counts = look(**NAMED).counts
+    names = ('cat', 'dog', 'owl')
+    assert counts['Pictures'] == {f'{name}: {name}': dict(train=1, val=1) for name in names}
+    assert counts['Data']['largest'] == dict(train='16 x 12', val='16 x 12')

@@ -1,0 +1,404 @@
+"""What users are told about the data of a detector, and that sound data pass."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from mmhatnet.preflight import check_data, require_sound_data
+
+
+def picture(path, width=40, height=30, orientation=None):
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path, exif=exif)
+
+
+def content(names=('cat', 'dog')):
+    def annotation(number):
+        polygon = [5, 5, 25, 5, 25, 20, 5, 20]
+        return dict(id=number, image_id=number, category_id=2 - number % 2, bbox=[5, 5, 20, 15],
+                    area=300, iscrowd=0, segmentation=[polygon])  # fmt: skip
+
+    return dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', width=40, height=30) for i in (1, 2, 3)],
+        annotations=[annotation(i) for i in (1, 2, 3)],
+        categories=[dict(id=i + 1, name=name) for i, name in enumerate(names)],
+    )
+
+
+class Project:
+    """A sound job on three pictures a split, for tests to break."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.files = dict(train=content(), val=content())
+        self.files['val']['annotations'][0]['bbox'] = [6, 5, 20, 15]
+        for split in self.files:
+            (folder / split).mkdir()
+            for i in (1, 2, 3):
+                picture(folder / split / f'{i}.jpg')
+        self.cfg = Config(dict(default_scope='mmdet', model=dict(roi_head=dict())))
+        for head in ('bbox_head', 'mask_head'):
+            self.cfg.model.roi_head[head] = dict(num_classes=2)
+        pipeline = [dict(type='LoadImageFromFile'),
+                    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+                    dict(type='PackDetInputs')]  # fmt: skip
+        for split in self.files:
+            self.cfg[f'{split}_dataloader'] = dict(
+                dataset=dict(
+                    type='CocoDataset',
+                    data_root=str(folder),
+                    ann_file=f'{split}.json',
+                    data_prefix=dict(img=split),
+                    metainfo=dict(classes=('cat', 'dog')),
+                    filter_cfg=dict(filter_empty_gt=True, min_size=8),
+                    test_mode=split == 'val',
+                    pipeline=copy.deepcopy(pipeline),
+                )
+            )
+        ann_file = str(folder / 'val.json')
+        self.cfg.val_evaluator = dict(type='CocoMetric', ann_file=ann_file, metric=['bbox', 'segm'])
+
+    def __getattr__(self, name):
+        if name in ('train', 'val'):
+            return self.cfg[f'{name}_dataloader'].dataset
+        raise AttributeError(name)
+
+    def check(self, *splits):
+        for split, text in self.files.items():
+            text = text if isinstance(text, str) else json.dumps(text)
+            (self.folder / f'{split}.json').write_text(text)
+        return check_data(self.cfg, *(splits or ('train', 'val')))
+
+    def error(self, *splits):
+        """The only thing that is wrong."""
+        (error,) = self.check(*splits).errors
+        assert error.endswith('.') and '\n' not in error
+        return error
+
+    def note(self, *splits):
+        """The only thing that is odd, where nothing is wrong."""
+        report = self.check(*splits)
+        assert not report.errors
+        (note,) = report.notes
+        return note
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def test_finds_nothing_in_sound_data_and_counts_them(project):
+    report = project.check()
+    assert not report.errors and not report.notes
+    assert report.counts['Objects of each class'] == {
+        'cat': dict(train=2, val=2), 'dog': dict(train=1, val=1)
+    }  # fmt: skip
+    assert report.counts['Data']['smallest picture'] == dict(train='40 x 30', val='40 x 30')
+
+
+def test_refuses_a_job_with_all_that_is_wrong(project):
+    project.cfg.model.roi_head.bbox_head.num_classes = 1
+    (project.folder / 'val' / '2.jpg').unlink()
+    project.check()
+    with pytest.raises(SystemExit) as refused:
+        require_sound_data(project.cfg, 'train', 'val')
+    heads, missing = str(refused.value).split('\n')
+    assert 'model.roi_head.bbox_head.num_classes is 1' in heads and 'set it to 2' in heads
+    assert '1 of 3 pictures' in missing and str(project.folder / 'val' / '2.jpg') in missing
+
+
+def test_looks_inside_wrappers_and_leaves_others_in_peace(project):
+    project.train.data_root = '/nowhere'
+    several = dict(type='ConcatDataset', datasets=[project.train, dict(type='CrowdHumanDataset')])
+    project.cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=several)
+    report = project.check('train')
+    assert '/nowhere/train.json' in report.errors[0]
+    assert 'CrowdHumanDataset' in report.notes[0]
+    project.cfg.train_dataloader.dataset = dict(type='CocoPanopticDataset', ann_file='/nowhere')
+    assert 'CocoPanopticDataset' in project.note('train')
+
+
+def test_names_settings_that_name_no_files(project):
+    project.train.ann_file = ['train.json', 'more.json']
+    assert 'ann_file is a list' in project.error('train')
+    project.train.ann_file = 'train.json'
+    project.train.data_prefix = dict(img='images')
+    assert f'there is no folder {str(project.folder / "images")!r}' in project.error('train')
+    project.train.data_prefix = dict(img_path='train')
+    assert 'data_prefix=dict(img=FOLDER)' in project.error('train')
+
+
+@pytest.mark.parametrize('text', ['<html>', '[]', '{"images": []}', ''])
+def test_names_a_file_that_is_not_in_coco_format(project, text):
+    project.files['train'] = text
+    assert 'train.json is not' in project.error('train')
+
+
+@pytest.mark.parametrize(
+    'names, classes, message',
+    [
+        (('cat', 'dog'), 'cat', "classes=('cat',)"),
+        (('cat', 'dog'), ('kite', 'owl'), 'set train_dataloader.dataset.metainfo=dict(classes='),
+        (('cat', 'dog'), ('cat', 'dgo'), "did you mean 'dog'"),
+        (('cat', 'dog'), ('dog', 'cat'), "set classes=('cat', 'dog',)"),
+        (('cat', 'cat', 'dog'), ('cat', 'dog'), 'the same name (cat)'),
+        (('cat', 'dog'), ('cat', 'dog', 'dog'), 'has a name twice'),
+    ],
+)  # fmt: skip
+def test_compares_classes_with_categories(project, names, classes, message):
+    project.files['train'] = content(names)
+    project.train.metainfo = dict(classes=classes)
+    assert message in project.error('train')
+
+
+def test_says_whose_classes_hold_where_there_is_no_metainfo(project):
+    project.files['train'] = content(('kiwi', 'fig'))
+    del project.train.metainfo
+    assert 'of CocoDataset, which hold where no' in project.error('train')
+
+
+def test_allows_to_leave_out_categories_and_to_miss_the_last(project):
+    project.train.metainfo = project.val.metainfo = dict(classes=('cat',))
+    for head in project.cfg.model.roi_head.values():
+        head.num_classes = 1
+    assert 'leaves out 1 of 2 categories (dog), with 1 objects' in project.note('train')
+    project.files['train'] = content(('cat',))
+    project.train.metainfo = dict(classes=('cat', 'dog'))
+    for head in project.cfg.model.roi_head.values():
+        head.num_classes = 2
+    report = project.check('train')
+    assert not report.errors and 'lacks classes' in ' '.join(report.notes)
+
+
+def test_compares_the_classes_of_the_splits(project):
+    project.val.metainfo = dict(classes=('dog',))
+    assert 'not those of train_dataloader (cat, dog)' in project.check('val').errors[0]
+
+
+def test_looks_at_every_head(project):
+    cascade = [dict(num_classes=number) for number in (2, 1, 80)]
+    masked = dict(num_things_classes=80, num_stuff_classes=0, loss_cls=dict(class_weight=[1, 1]))
+    agnostic = dict(num_classes=1, class_agnostic=True)
+    project.cfg.model = dict(
+        roi_head=dict(bbox_head=cascade, mask_head=agnostic), panoptic_head=masked
+    )
+    report = project.check('train')
+    assert 'model.roi_head.bbox_head[1].num_classes is 1' in report.errors[0]
+    assert 'class_weight has 2 numbers' in report.errors[1] and len(report.errors) == 2
+    assert 'model.roi_head.bbox_head[2].num_classes is 80' in report.notes[0]
+    assert 'model.panoptic_head.num_things_classes is 80' in report.notes[1]
+
+
+@pytest.mark.parametrize(
+    'kind, field, value, message',
+    [
+        ('annotations', 'area', ..., '1 of 3 annotations (ids 2) lack "area"'),
+        ('annotations', 'bbox', ..., 'lack "bbox"'),
+        ('annotations', 'bbox', [1, 2, 3], '"bbox" of 1 annotations is not four numbers, as [1, 2'),
+        ('annotations', 'bbox', ['1', '2', '3', '4'], 'is not four numbers'),
+        ('annotations', 'area', None, '"area" of 1 annotations is not a number, as null'),
+        ('annotations', 'id', 1, 'ids of "annotations" occur more than once (1)'),
+        ('annotations', 'image_id', '2', '"image_id" of annotations is "2", while'),
+        ('annotations', 'category_id', '1', '"category_id" of annotations is "1", while'),
+        ('annotations', 'category_id', [1], '"category_id" of 1 annotations is of a wrong type'),
+        ('images', 'width', ..., 'lack "width"'),
+        ('images', 'height', '30', '"height" of 1 images is not a number'),
+        ('images', 'file_name', 7, '"file_name" of 1 images is of a wrong type'),
+        ('images', 'id', 1, 'ids of "images" occur more than once (1)'),
+        ('images', 'width', -1, 'the width of 1 of 3 pictures (ids 2) is -1'),
+        ('categories', 'id', 1, 'ids of "categories" occur more than once (1)'),
+    ],
+)
+def test_names_the_field_that_is_wrong(project, kind, field, value, message):
+    entry = project.files['train'][kind][1]
+    del entry[field]
+    if value is not ...:
+        entry[field] = value
+    assert message in project.error('train')
+
+
+def test_takes_ids_that_are_strings_throughout(project):
+    for entry in [e for entries in project.files['train'].values() for e in entries]:
+        entry.update({key: str(value) for key, value in entry.items() if key.endswith('id')})
+    report = project.check('train')
+    assert not report.errors and not report.notes
+
+
+def test_says_which_objects_are_left_out(project):
+    project.files['train']['annotations'][0]['bbox'] = [float('nan'), 5, 9, 9]
+    assert '1 of 3 objects are left out, as' in project.note('train')
+    project.files['train'] = content()
+    project.files['train']['annotations'][0]['image_id'] = 9
+    report = project.check('train')
+    assert '1 of 3 annotations are left out, as "images" has no id 9' in report.notes[0]
+    project.files['train'] = content()
+    project.files['train']['annotations'][0]['bbox'] = [5, 5, 39, 29]
+    assert 'reach out of their picture (annotation ids 1)' in project.note('train')
+
+
+def test_says_why_nothing_is_left_to_train_with(project):
+    for annotation in project.files['train']['annotations']:
+        annotation['bbox'] = [0.1, 0.1, 0.5, 0.5]
+    assert 'in fractions of the picture' in project.error('train')
+    project.files['train'] = content()
+    project.files['train']['annotations'] = []
+    assert 'none of 3 pictures is left' in project.error('train')
+    project.files['train'] = content()
+    project.train.filter_cfg.min_size = 32
+    assert "'min_size': 32" in project.error('train')
+    project.files['train']['images'] = []
+    assert 'has no pictures' in project.error('train')
+
+
+@pytest.mark.parametrize(
+    'mask, message',
+    [
+        (..., 'no mask'),
+        ([], 'no mask'),
+        ([5, 5, 25, 5, 25, 20], 'not a list of polygons'),
+        (dict(size=[40, 30], counts=[0, 1200]), 'another size'),
+        (dict(size=[30, 40], counts=[0, 12]), 'counts'),
+        (dict(size=[30, 40]), 'neither polygons nor RLE'),
+    ],
+)
+def test_names_objects_without_a_mask_where_the_model_needs_it(project, mask, message):
+    annotation = project.files['train']['annotations'][1]
+    annotation.pop('segmentation')
+    if mask is not ...:
+        annotation['segmentation'] = mask
+    error = project.error('train')
+    assert message in error and '1 of 3 objects (annotation ids 2)' in error
+    project.train.pipeline[1].with_mask = False
+    assert not project.check('train').errors
+
+
+def test_takes_rle_and_lets_training_skip_a_line_but_not_the_metric(project):
+    project.files['train']['annotations'][0]['segmentation'] = dict(size=[30, 40], counts=[0, 1200])
+    project.files['train']['annotations'][1]['segmentation'] = [[1, 1, 5, 5]]
+    assert 'no polygon of three points' in project.note('train')
+    project.files['val']['annotations'][1]['segmentation'] = [[1, 1, 5, 5]]
+    assert 'which the metric segm of val_evaluator needs' in project.error('val')
+
+
+def test_names_pictures_that_cannot_be_loaded(project):
+    data = (project.folder / 'train' / '1.jpg').read_bytes()
+    (project.folder / 'train' / '1.jpg').write_bytes(data[:-100])
+    (project.folder / 'train' / '2.jpg').write_bytes(b'')
+    (project.folder / 'train' / '3.jpg').write_text('<html>')
+    error = project.error('train')
+    for text in ('1.jpg is damaged', '2.jpg is empty', '3.jpg is not a picture', '3 of 3'):
+        assert text in error
+
+
+def test_takes_no_notice_of_pictures_that_are_not_used(project):
+    (project.folder / 'train' / '2.jpg').unlink()
+    project.train.indices = [0, 2]
+    report = project.check('train')
+    assert not report.errors and report.counts['Data']['pictures used'] == dict(train=2)
+    project.train.indices = None
+    del project.files['train']['annotations'][1]
+    assert not project.check('train').errors
+
+
+def test_guesses_where_pictures_are(project):
+    for image in project.files['train']['images']:
+        image['file_name'] = 'train/' + image['file_name']
+    assert 'set data_prefix=dict(img="")' in project.error('train')
+
+
+def test_compares_sizes_with_pictures_as_they_are_loaded(project):
+    for number, (width, height, orientation) in enumerate(((30, 40, 6), (40, 30, 3), (40, 30, 1))):
+        path = project.folder / 'train' / f'{number + 1}.jpg'
+        picture(path, width, height, orientation)
+    assert 'mirrored by their EXIF orientation' in project.note('train')
+    picture(project.folder / 'train' / '1.jpg', 40, 30, 6)
+    error = project.check('train').errors[0]
+    assert '30 x 40 instead of 40 x 30, as its EXIF orientation' in error
+    project.train.pipeline[0].color_type = 'color_ignore_orientation'
+    report = project.check('train')
+    assert not report.errors and not report.notes
+    picture(project.folder / 'train' / '1.jpg', 80, 60)
+    assert '80 x 60 instead of 40 x 30: use the pictures that were' in project.error('train')
+    picture(project.folder / 'train' / '1.jpg', 30, 40)
+    assert 'width and height are swapped' in project.error('train')
+    picture(project.folder / 'train' / '1.jpg', 41, 30)
+    assert '41 x 30' in project.note('train')
+
+
+def test_reads_a_sample_of_many_pictures_and_all_when_asked(project, monkeypatch):
+    monkeypatch.setattr('mmhatnet.preflight.detection.SAMPLE', 2)
+    assert project.check('train').counts['Data']['of these decoded'] == dict(train=2)
+    report = check_data(project.cfg, 'train', every=True)
+    assert report.counts['Data']['of these decoded'] == dict(train=3)
+
+
+def test_leaves_files_elsewhere_in_peace(project):
+    project.train.ann_file = 's3://bucket/train.json'
+    assert 'not checked' in project.note('train')
+    project.train.ann_file = 'train.json'
+    project.train.pipeline[0].backend_args = dict(backend='petrel')
+    assert 'pictures are not checked' in project.note('train')
+
+
+def test_compares_the_file_of_an_evaluator(project):
+    project.cfg.val_evaluator = [project.cfg.val_evaluator, dict(type='DumpDetResults')]
+    evaluator = project.cfg.val_evaluator[0]
+    evaluator.ann_file = '/nowhere.json'
+    error = project.error('val')
+    assert "val_evaluator[0].ann_file: there is no annotation file '/nowhere.json'" in error
+    assert f'set it to {project.folder / "val.json"}' in error
+    # The same numbers and names of pictures in another folder.
+    evaluator.ann_file = str(project.folder / 'train.json')
+    assert 'train.json holds the training data' in project.error('val')
+    project.files['other'] = copy.deepcopy(project.files['val'])
+    evaluator.ann_file = str(project.folder / 'other.json')
+    report = project.check('val')
+    assert not report.errors and not report.notes
+    project.files['other']['annotations'][0]['bbox'][0] = 8
+    assert 'with other annotations than' in project.note('val')
+    project.files['other']['categories'].reverse()
+    assert 'other ids or another order' in project.error('val')
+    project.files['other']['images'].pop()
+    assert 'has 2 pictures, of which 2 are among the 3' in project.error('val')
+
+
+def test_says_when_there_is_nothing_to_compare_with(project):
+    del project.cfg.val_evaluator['ann_file']
+    assert 'val_evaluator has no ann_file' in project.error('val')
+    project.val.pipeline[-1].meta_keys = ('img_id', 'instances')
+    assert not project.check('val').errors
+
+
+@pytest.mark.parametrize(
+    'field, value, message',
+    [
+        ('id', 0, 'an annotation with id 0, which pycocotools takes for no match'),
+        ('id', 'one', 'ids of annotations are not numbers'),
+        ('iscrowd', ..., '1 of 3 annotations (ids 1) lack "iscrowd"'),
+    ],
+)
+def test_names_what_only_the_metric_needs(project, field, value, message):
+    for split in ('train', 'val'):
+        annotation = project.files[split]['annotations'][0]
+        del annotation[field]
+        if value is not ...:
+            annotation[field] = value
+    assert not project.check('train').errors
+    assert message in project.error('val')
+    project.cfg.val_evaluator.update(format_only=True, outfile_prefix='out')
+    assert not project.check('val').errors
+
+
+def test_says_why_ap_will_be_low(project):
+    project.val.indices = 1
+    assert 'counts as missed' in project.note('val')
+    project.val.indices = None
+    project.files['val']['annotations'] = []
+    assert 'AP will be -1' in project.note('val')

@@ -1,0 +1,234 @@
+"""What the look at a segmentor's data says about pictures and masks that do not fit the config."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from mmhatnet.preflight import check_data
+from mmhatnet.preflight.report import Report
+from mmhatnet.preflight.segmentation import why_not_built
+
+HALVES = np.repeat([[1], [2]], 8, axis=0).repeat(16, axis=1)
+
+
+@pytest.fixture
+def look(tmp_path: Path, monkeypatch) -> Callable[..., Report]:
+    """Writes two pictures a split with the same mask, and looks at them."""
+    monkeypatch.chdir(tmp_path)
+
+    def look(
+        mask: np.ndarray | Image.Image = HALVES,
+        val_mask: np.ndarray | None = None,
+        change: Callable[[], None] = lambda: None,
+        head: dict | None = None,
+        load: dict | None = None,
+        steps: list | None = None,
+        val: dict | None = None,
+        **dataset,
+    ) -> Report:
+        for split, masks in (('train', mask), ('val', mask if val_mask is None else val_mask)):
+            for name in 'ab':
+                write(f'img/{split}/{name}.jpg', np.zeros((16, 16, 3)))
+                write(f'ann/{split}/{name}.png', masks)
+        change()
+        cfg = dict(
+            default_scope='mmseg',
+            model=dict(decode_head=dict(type='FCNHead', num_classes=2) | (head or {})),
+            val_evaluator=dict(type='IoUMetric'),
+        )
+        pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations') | (load or {})]
+        for split in ('train', 'val'):
+            settings = dict(
+                type='BaseSegDataset',
+                metainfo=dict(classes=('cat', 'dog')),
+                reduce_zero_label=True,
+                data_prefix=dict(img_path=f'img/{split}', seg_map_path=f'ann/{split}'),
+                pipeline=pipeline + (steps or []),
+            )
+            cfg[f'{split}_dataloader'] = dict(
+                dataset=settings | dataset | (val or {} if split == 'val' else {})
+            )
+        return check_data(Config(cfg), 'train', 'val')
+
+    return look
+
+
+def write(path: str, pixels: np.ndarray | Image.Image) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(pixels, np.ndarray):
+        pixels = Image.fromarray(pixels.astype(np.uint16 if pixels.max() > 255 else np.uint8))
+    pixels.save(path)
+
+
+def palette() -> Image.Image:
+    picture = Image.fromarray(HALVES.astype(np.uint8), 'P')
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    return picture
+
+
+SOUND = dict(
+    numbers=dict(),
+    unlabelled=dict(mask=HALVES - 1 + np.eye(16, dtype=int)),
+    palette=dict(mask=palette()),
+    ignored=dict(mask=np.where(np.eye(16), 255, HALVES)),
+    from_zero=dict(mask=HALVES - 1, reduce_zero_label=False),
+    sixteen_bit=dict(mask=np.where(np.eye(16), 65535, HALVES)),
+    sigmoid=dict(
+        mask=HALVES - 1,
+        reduce_zero_label=False,
+        head=dict(out_channels=1, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)),
+    ),
+    part_of_ade=dict(
+        mask=HALVES + 2,
+        type='ADE20KDataset',
+        metainfo=dict(classes=('floor', 'sky')),
+        head=dict(num_classes=2),
+    ),
+)
+
+
+@pytest.mark.parametrize('case', SOUND)
+def test_nothing_is_said_about_sound_masks(look, case):
+    report = look(**SOUND[case])
+    assert (report.errors, [n for n in report.notes if 'no pixel' not in n]) == ([], [])
+
+
+BACKGROUND = dict(metainfo=dict(classes=('background', 'dog')))
+WRONG = dict(
+    colours=(dict(mask=np.dstack([HALVES * 9, HALVES, HALVES])), '(16, 16, 3)'),
+    equal_channels=(dict(mask=np.dstack([HALVES] * 3)), 'channels are equal'),
+    beyond=(dict(mask=HALVES * 3), 'the value 3, 6 in masks (ann/train/a.png)'),
+    beyond_in_val=(dict(val_mask=HALVES * 3), 'the value 3, 6 in masks (ann/val/a.png)'),
+    from_one=(dict(reduce_zero_label=False), 'set reduce_zero_label=True if 0 is no class'),
+    wraps=(dict(mask=HALVES + 256), 'the value 257, 258'),
+    other_ignored=(dict(mask=HALVES * 100, head=dict(ignore_index=100)), 'ignored as 100 is'),
+    zero_dropped=(dict(mask=HALVES - 1, **BACKGROUND), 'reduce_zero_label=True drops 0'),
+    shifted=(
+        dict(
+            mask=np.arange(256).reshape(16, 16) % 3,
+            metainfo=dict(classes=('bg', 'cat', 'dog')),
+            head=dict(num_classes=3),
+        ),
+        "drops 0, which seems to be the first class, 'bg'",
+    ),
+    zero_or_255=(
+        dict(mask=(HALVES - 1) * 255, reduce_zero_label=False, **BACKGROUND),
+        "only 'background' has pixels (values found: 0, 255",
+    ),
+    nothing_left=(dict(mask=(HALVES - 1) * 255), 'no class has pixels'),
+    two_settings=(dict(load=dict(reduce_zero_label=False)), 'False in LoadAnnotations'),
+    size=(dict(mask=HALVES[:, :12]), 'ann/train/a.png 12x16, img/train/a.jpg 16x16'),
+    half_in_val=(dict(val_mask=HALVES[4:12, :8]), 'ann/val/a.png 8x8'),
+    one_class=(
+        dict(metainfo=dict(classes=('cat',)), head=dict(num_classes=1)),
+        'model.decode_head.num_classes=1: with one class',
+    ),
+    one_channel=(dict(head=dict(out_channels=1)), 'use_sigmoid=True'),
+    small_head=(
+        dict(metainfo=dict(classes=('a', 'b', 'c'))),
+        'num_classes=2, but the dataset has 3',
+    ),
+    weights=(
+        dict(head=dict(loss_decode=dict(type='CrossEntropyLoss', class_weight=[1.0] * 150))),
+        'model.decode_head.loss_decode.class_weight has 150 numbers',
+    ),
+    prefix=(dict(data_prefix=dict(img='img/train')), 'has no img_path'),
+    text=(dict(metainfo=dict(classes='cat')), "is the text 'cat'"),
+    suffix=(dict(img_suffix='.png'), "with .jpg; set img_suffix='.jpg'"),
+    no_folder=(dict(data_root='lost'), 'lost/img/train is not there'),
+    no_list=(dict(ann_file='lost.txt'), 'lost.txt is not there'),
+    other_mask=(dict(seg_map_suffix='_mask.png'), "a.png is there: set seg_map_suffix='.png'"),
+)
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_masks_that_do_not_fit_are_refused(look, case):
+    arguments, says = WRONG[case]
+    errors = look(**arguments).errors
+    assert any(says in error for error in errors), errors
+
+
+def test_missing_empty_and_damaged_files_are_named(look):
+    def damage():
+        Path('ann/train/a.png').unlink()
+        Path('img/train/b.jpg').write_bytes(b'')
+        Path('img/val/a.jpg').write_bytes(Path('img/val/a.jpg').read_bytes()[:200])
+        Path('ann/val/b.png').write_text('version https://git-lfs.github.com/spec/v1')
+
+    errors = '\n'.join(look(change=damage).errors)
+    for name in ('ann/train/a.png', 'img/train/b.jpg', 'img/val/a.jpg', 'ann/val/b.png: it is a'):
+        assert name in errors
+
+
+@pytest.mark.parametrize(
+    'classes, says',
+    [(('wall', 'cat'), 'names cat, which ADE20KDataset does not'), ('cat', "is the text 'cat'")],
+)
+def test_classes_that_a_dataset_does_not_know_are_refused(classes, says):
+    settings = dict(type='ADE20KDataset', metainfo=dict(classes=classes))
+    assert says in why_not_built('train_dataloader.dataset', settings)
+
+
+def test_a_list_of_pictures_is_followed(look):
+    def change():
+        Path('list.txt').write_text('b\nc.jpg\n')
+        Path('ann/train/a.png').unlink()
+
+    errors = look(change=change, ann_file='list.txt').errors
+    assert all('img/' in error and 'c.jpg.jpg' in error for error in errors)
+    assert len(errors) == 2
+
+
+@pytest.mark.parametrize('other', [dict(reduce_zero_label=False), dict(classes=('dog', 'cat'))])
+def test_labels_that_mean_something_else_than_in_training_are_refused(look, other):
+    other = dict(metainfo=other) if 'classes' in other else other
+    errors = look(val=other).errors
+    assert any('in train_dataloader' in error for error in errors), errors
+
+
+def test_pictures_that_the_pipeline_may_skip_are_not_refused(look):
+    load = dict(type='LoadImageFromFile', ignore_empty=True, imdecode_backend='pillow')
+    skip = [load, dict(type='LoadAnnotations')]
+    assert look(change=lambda: Path('img/val/a.jpg').write_text('?'), pipeline=skip).errors == []
+
+
+def test_a_large_sample_does_not_hide_a_rare_class(look, monkeypatch):
+    monkeypatch.setattr('mmhatnet.preflight.pictures.SAMPLE', 1)
+    rare = dict(mask=np.ones((16, 16)), val_mask=HALVES)
+    assert look(**rare, change=lambda: write('ann/train/b.png', HALVES)).errors == []
+    assert "only 'cat' has pixels" in look(**rare).errors[0]
+
+
+@pytest.mark.parametrize(
+    'arguments, says',
+    [
+        (dict(change=lambda: write('img/train/c.png', HALVES)), '1 pictures in img/train are left'),
+        (dict(change=lambda: write('ann/train/c.png', HALVES)), '1 masks in ann/train have no pic'),
+        (dict(head=dict(num_classes=150)), 'num_classes=150, but the dataset has 2'),
+        (
+            dict(metainfo=dict(classes=('a', 'b', 'c')), head=dict(num_classes=3)),
+            'have no pixel in any mask: c',
+        ),
+        (dict(head=dict(type='MyHead', num_classes=1)), 'model.decode_head.num_classes=1'),
+        (dict(mask=HALVES * 3, steps=[dict(type='MyLabels')]), 'the value 3, 6 in masks'),
+        (
+            dict(mask=HALVES[::2, ::2], val_mask=HALVES, steps=[dict(type='Resize', scale=8)]),
+            '2 of 2 masks read have another size',
+        ),
+        (dict(backend_args=dict(backend='petrel')), 'BaseSegDataset is not checked'),
+    ],
+)
+def test_what_may_be_meant_is_not_refused(look, arguments, says):
+    report = look(**arguments)
+    assert report.errors == []
+    assert any(says in note for note in report.notes), report.notes
+
+
+def test_classes_are_counted(look):
+    shares = look(mask=np.where(np.eye(16), 0, HALVES)).counts['Pixels of the masks read']
+    shown = {name: split['train'] for name, split in shares.items()}
+    assert shown == {'cat': '46.9 %', 'dog': '46.9 %', 'ignored': '6.2 %'}
