@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-CONFIG = 'configs/toy/maskrcnn_hatnet_toy.py'
+CONFIG = Path(__file__).parents[1] / 'configs' / 'toy' / 'maskrcnn_hatnet_toy.py'
 
 
 def test_shows_what_is_there(run_tool, capsys):

@@ -38,27 +38,29 @@ def check_data(
     seen = {}
     for split in splits:
         reads = [cfg.get(f'{split}_{part}') for part in ('dataloader', 'evaluator')]
+        if reads[0] is None:
+            continue
         if same := [other for other, what in seen.items() if what == reads]:
             report.facts.append(f'{split} reads what {same[0]} reads.')
             continue
         seen[split] = reads
         for settings in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
+            kind = settings.get('type')
             try:
                 # Asks the dataset itself what it would read, and reads nothing yet.
                 dataset = DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
-            except Exception as error:  # other datasets may have other arguments
+                check(cfg, split, settings, dataset, report, every)
+            except Exception as error:  # a job must not end because of a look at it
                 if isinstance(settings.get('ann_file'), (list, tuple)):
                     report.errors.append(
-                        f'{split}_dataloader.dataset: ann_file is a list, and a {settings.type} '
-                        'reads one file: write one dataset for each into a ConcatDataset.'
+                        f'{split}_dataloader.dataset: ann_file is a list, and a {kind} reads one '
+                        'file: write one dataset for each into a ConcatDataset.'
                     )
                     continue
                 report.notes.append(
-                    f'{split}_dataloader: the data are not checked, as a {settings.get("type")} '
-                    f'cannot be asked what it reads ({error}).'
+                    f'{split}_dataloader: the data are not fully checked, as a {kind} is not what '
+                    f'was expected ({type(error).__name__}: {error}).'
                 )
-                continue
-            check(cfg, split, settings, dataset, report, every)
     return report
 
 

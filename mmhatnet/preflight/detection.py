@@ -483,7 +483,12 @@ def _check_answers(job: Job, file: CocoFile, metric: ConfigDict) -> Iterator[str
     """Checks what pycocotools needs of the annotations that it compares with."""
     ids = {c['id'] for c in file.categories if c['name'] in job.classes}
     answers = [a for a in file.annotations if a['category_id'] in ids]
-    yield from _lacking(file, 'annotations', 'iscrowd', (a for a in answers if 'iscrowd' not in a))
+    yield from _lacking(
+        file,
+        'annotations',
+        'iscrowd',
+        (a for a in answers if not isinstance(a.get('iscrowd'), int)),
+    )
     if any(a['id'] == 0 for a in answers):
         yield (
             f'{file.path}: there is an annotation with id 0, which pycocotools takes for no match, '
@@ -510,25 +515,30 @@ class Objects:
     """The annotations of a file in arrays, and what MMDetection makes of them."""
 
     def __init__(self, job: Job, file: CocoFile) -> None:
-        def array(field: str, dtype: type = float, entries: list[dict] = file.annotations):
-            return np.array([entry.get(field, 0) or 0 for entry in entries], dtype)
+        def array(entries: list[dict], field: str) -> np.ndarray:
+            return np.array([entry[field] for entry in entries], float)
+
+        def flags(field: str) -> np.ndarray:
+            return np.array([bool(a.get(field)) for a in file.annotations], bool)
 
         self.dataset = job.dataset
         labels = {c['id']: job.classes.index(c['name']) for c in file.categories
                   if c['name'] in job.classes}  # fmt: skip
         images = {image['id']: i for i, image in enumerate(file.images)}
-        self.width = array('width', entries=file.images)
-        self.height = array('height', entries=file.images)
+        self.width = array(file.images, 'width')
+        self.height = array(file.images, 'height')
         self.image = np.array([images.get(a['image_id'], -1) for a in file.annotations], int)
         self.label = np.array([labels.get(a['category_id'], -1) for a in file.annotations], int)
         self.box = np.array([a['bbox'] for a in file.annotations], float).reshape(-1, 4)
-        self.crowd = array('iscrowd', bool)
+        self.crowd = flags('iscrowd')
         # The same tests as those of CocoDataset.parse_data_info.
         x, y, w, h = self.box.T
-        self.named = (self.label >= 0) & (self.image >= 0) & ~array('ignore', bool)
+        self.named = (self.label >= 0) & (self.image >= 0) & ~flags('ignore')
         right, bottom = np.minimum(x + w, self.limits[0]), np.minimum(y + h, self.limits[1])
         inside = (right - np.maximum(x, 0) > 0) & (bottom - np.maximum(y, 0) > 0)
-        self.used = self.named & inside & (array('area') > 0) & (w >= 1) & (h >= 1)
+        self.used = (
+            self.named & inside & (array(file.annotations, 'area') > 0) & (w >= 1) & (h >= 1)
+        )
 
     @property
     def limits(self) -> tuple[np.ndarray, np.ndarray]:
