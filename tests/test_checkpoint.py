@@ -1,20 +1,36 @@
 """Published, nested, prefixed and own checkpoints load; others are refused."""
 
 import logging
+import os
 import pickle
 import subprocess
+import sys
+import tarfile
+import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from drawn import drawn_checkpoint, drawn_image, published_shapes
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseTTAModel
 from mmengine.runner import load_checkpoint, save_checkpoint
+from torch import nn
 
 from mmhatnet import HATNet
-from mmhatnet.backbones.checkpoint import load_weights_only
+from mmhatnet.checkpoint_checks import (
+    find_checkpoint,
+    require_fitting,
+    require_pretrained,
+    require_resumable,
+)
+from mmhatnet.checkpoint_files import CheckpointError, load_weights_only, read_checkpoint
 
 CONVERT = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
 
@@ -134,13 +150,17 @@ class Malicious:
         return (Path('executed').touch, ())
 
 
-def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize('zipped', [True, False])
+def test_nothing_in_a_checkpoint_is_executed(zipped, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({'state_dict': {}, 'meta': Malicious()}, 'malicious.pth')
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    content = {'state_dict': {}, 'meta': Malicious()}
+    torch.save(content, 'malicious.pth', _use_new_zipfile_serialization=zipped)
     model = HATNet('tiny', init_cfg=dict(type='Pretrained', checkpoint='malicious.pth'))
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(CheckpointError, match='malicious.pth holds more than weights'):
         model.init_weights()
     assert not Path('executed').exists()
+    assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1'
 
 
 def test_training_records_are_read_while_models_are_initialised(tmp_path) -> None:
@@ -149,6 +169,256 @@ def test_training_records_are_read_while_models_are_initialised(tmp_path) -> Non
         HATNet('tiny', out_indices=(0,)).init_weights()
         content = torch.load(tmp_path / 'own.pth', weights_only=False)
     assert content['history'].current() == 0.5
+
+
+def test_settings_and_records_beside_weights(tmp_path) -> None:
+    settings = Namespace(data=tmp_path, more=Namespace(lr=0.1))
+    content = dict(
+        model={'weight': torch.ones(2)},
+        args=settings,
+        history=HistoryBuffer([0.5], [1]),
+        scores=np.array([1, 2], dtype='uint8'),
+        best=np.float32(0.25),
+        metainfo=ConfigDict(skeleton=dict(length=3)),
+    )
+    torch.save(content, tmp_path / 'here.pth')
+    # NumPy 1 and 2 name their modules differently.
+    with zipfile.ZipFile(tmp_path / 'here.pth') as here:
+        for version, name in (('1', b'numpy.core.'), ('2', b'numpy._core.')):
+            with zipfile.ZipFile(tmp_path / f'numpy{version}.pth', 'w') as there:
+                for part in here.infolist():
+                    data = here.read(part)
+                    if part.filename.endswith('data.pkl'):
+                        data = data.replace(b'numpy._core.', b'numpy.core.')
+                        data = data.replace(b'numpy.core.', name)
+                    there.writestr(part.filename, data)
+            read = read_checkpoint(tmp_path / f'numpy{version}.pth')
+            assert read['model']['weight'].sum() == 2 and read['history'].current() == 0.5
+            assert read['scores'].tolist() == [1, 2] and read['best'] == 0.25
+            assert read['metainfo'] == dict(skeleton=dict(length=3))
+            assert not isinstance(read['args'], Namespace), 'it is left out'
+    with pytest.raises(pickle.UnpicklingError):  # others may still not read it unawares
+        torch.load(tmp_path / 'here.pth', weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ('content', 'what'),
+    [
+        (b'', 'is empty'),
+        (bytes(5000), 'is empty or starts with zeros'),
+        (b'\n<!DOCTYPE html><html>Not Found</html>', 'is a web page'),
+        (b'version https://git-lfs.github.com/spec/v1\noid', 'is a Git LFS pointer.*git lfs pull'),
+        (b'_base_ = "a.py"\nmodel = dict()', 'is Python code'),
+        (b'{"message": "Not Found"}', 'is text and not a checkpoint.*Not Found'),
+        (pickle.dumps({'weight': 1}), 'is a pickle and not a checkpoint'),
+        (lambda saved: saved[:2000], r'is cut off, its end is missing \(there are 2,000 bytes\)'),
+        (lambda saved: saved[:-9], 'is cut off'),
+        (lambda saved: saved[:300] + bytes(300) + saved[600:], 'is damaged'),
+        (b'\xff\xd8\xff\xe0' + bytes(9), 'is not a checkpoint of PyTorch'),
+    ],
+)
+def test_what_a_file_is_instead_of_a_checkpoint(content, what, tmp_path) -> None:
+    path = tmp_path / 'file.pth'
+    if callable(content):
+        torch.save({'weight': torch.ones(9000)}, path)
+        content = content(path.read_bytes())
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f'{path} {what}') as refusal:
+        read_checkpoint(path)
+    assert '\n' not in str(refusal.value) and 'weights_only' not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ('save', 'what'),
+    [
+        (lambda path: torch.save(nn.Linear(2, 2), path), 'holds torch.nn.*Linear, a part'),
+        (lambda path: torch.save({'model': nn.Linear(2, 2)}, path), 'holds torch.nn.*Linear'),
+        (lambda path: torch.save(torch.ones(2), path), 'holds a Tensor and no weights by name'),
+        (lambda path: torch.jit.script(nn.Identity()).save(str(path)), 'is a TorchScript program'),
+        (lambda path: np.savez(path.open('wb'), a=np.ones(2)), 'is a ZIP archive'),
+        (lambda path: tarfile.open(path, 'w').close(), 'is (empty|a tar archive)'),
+        (lambda path: torch.save({0: torch.ones(2)}, path), 'holds a dict and no weights by name'),
+        (lambda path: path.mkdir(), 'is a folder'),
+        (lambda path: None, 'There is no checkpoint .*file.pth: tools/train.py'),
+    ],
+)
+def test_what_others_have_saved(save, what, tmp_path) -> None:
+    path = tmp_path / 'file.pth'
+    save(path)
+    with pytest.raises(CheckpointError, match=what) as refusal:
+        read_checkpoint(path)
+    assert '\n' not in str(refusal.value) and 'weights_only' not in str(refusal.value)
+
+
+def test_safetensors(tmp_path, monkeypatch) -> None:
+    path = tmp_path / 'weights.safetensors'
+    path.write_bytes((2).to_bytes(8, 'little') + b'{}')
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(CheckpointError, match='install the package safetensors'):
+        read_checkpoint(path)
+    package = SimpleNamespace(load_file=lambda path: {'weight': torch.ones(1)})
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', package)
+    monkeypatch.setitem(sys.modules, 'safetensors', SimpleNamespace(torch=package))
+    assert [*read_checkpoint(path)] == ['weight']
+
+
+SMALL = dict(
+    embed_dims=(8,),
+    head_dim=8,
+    depths=(1,),
+    kernel_sizes=(3,),
+    mlp_ratios=(2,),
+    windows=(None,),
+    poolings=(None,),
+)
+small = partial(HATNet, SMALL, out_indices=(0,))
+
+
+def small_weights(prefix: str = '') -> dict:
+    return {prefix + key: value + 1 for key, value in small().state_dict().items()}
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.', 'net.encoder.'])
+@pytest.mark.parametrize('wrappers', [[], ['model'], ['state_dict'], ['ema', 'state_dict']])
+@pytest.mark.parametrize('through', ['init_cfg', 'load_state_dict'])
+def test_backbone_is_found(prefix, wrappers, through, tmp_path, capfd) -> None:
+    content = {**small_weights(prefix), 'neck.weight': torch.ones(1)}
+    for wrapper in wrappers:
+        content = {'optimizer': {'state': {0: torch.ones(1)}}, wrapper: content, 'epoch': 3}
+    if through == 'load_state_dict':
+        model = small()
+        missing = model.load_state_dict(content, strict=False).missing_keys
+        assert missing == []
+    else:
+        path = str(tmp_path / 'any.pth')
+        torch.save(content, path)
+        model = small(init_cfg=dict(type='Pretrained', checkpoint=path))
+        model.init_weights()
+        assert '19 of 19 tensors of the backbone are in the checkpoint' in capfd.readouterr().out
+    assert model.state_dict()['stem.norm.weight'].unique() == 2
+
+
+def test_weights_are_taken_before_their_averages() -> None:
+    model, content = small(), {'model_ema': small_weights(), 'model': small().state_dict()}
+    model.load_state_dict(content)
+    assert model.stem.norm.weight.unique() == 1
+
+
+@pytest.mark.parametrize('prefix', [{}, {'prefix': 'neck.'}, {'prefix': 'head.'}])
+def test_loading_nothing_is_an_error(prefix, tmp_path, monkeypatch) -> None:
+    """And is none where a user asks PyTorch for it."""
+    path, weights = (
+        str(tmp_path / 'other.pth'),
+        {'neck.stages.0.blocks.0.attn.w_msa.weight': torch.ones(1)},
+    )
+    torch.save({'state_dict': weights}, path)
+    backbone = dict(arch=SMALL, out_indices=(0,))
+    backbone['init_cfg'] = dict(type='Pretrained', checkpoint=path, **prefix)
+    with pytest.raises(CheckpointError, match='0 of 19 tensors|head. is not in') as refusal:
+        HATNet(**backbone).init_weights()
+    assert path in str(refusal.value)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    with pytest.raises(CheckpointError, match='0 of 19 tensors of the backbone.*other.pth'):
+        require_pretrained(Config(dict(model=dict(backbone=dict(type='HATNet', **backbone)))))
+    small().load_state_dict(weights, strict=False)
+
+
+class Classifier(nn.Module):
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.backbone, self.head = small(), nn.Linear(8, classes)
+        self.bn = nn.BatchNorm1d(2)
+        self.register_buffer('scale', torch.ones(1))
+
+
+class Flipped(BaseTTAModel):
+    def __init__(self, module: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.module = module
+
+    def merge_preds(self, data_samples_list: list) -> None:
+        pass
+
+
+META = dict(classes=('cat', 'dog'))
+
+
+@pytest.mark.parametrize(
+    ('saved', 'meta', 'tested', 'refusal'),
+    [
+        ({}, {'dataset_meta': META}, META, None),
+        ({}, {'dataset_meta': {'classes': ['Cat', 'DOG']}}, META, None),
+        ({}, {'dataset_meta': {'classes': ('dog', 'cat')}}, None, None),
+        ({}, {}, META, None),
+        ({'scale': None, 'bn.num_batches_tracked': None}, {}, META, None),
+        ({}, {'dataset_meta': {'classes': ('dog', 'cat')}}, META, "class 0 is 'dog' .* 'cat' in"),
+        ({}, {'CLASSES': ('cat', 'cow')}, META, "class 1 is 'cow' in the .* --ignore-classes"),
+        ({}, {'dataset_meta': {'classes': ('cat',)}}, META, '1 classes and .* 2, .* 1 is none'),
+        (
+            {'head.weight': None},
+            {},
+            META,
+            'lacks 1 of the 25 weights of this .* head.weight',
+        ),
+        ({'bn.running_var': None}, {}, META, 'lacks 1 of the 25 weights .* bn.running_var'),
+        (
+            {'head.weight': torch.ones(3, 8)},
+            {'dataset_meta': {'classes': ('cat', 'dog', 'owl')}},
+            META,
+            r'of another model: size mismatch for head.weight.*was trained for 3 classes',
+        ),
+        ({'backbone.stem.conv2.weight': torch.ones(9, 16, 3, 3)}, {}, META, 'stem.conv2.weight'),
+    ],
+)
+def test_a_test_needs_all_weights_and_the_same_classes(
+    saved, meta, tested, refusal, tmp_path
+) -> None:
+    weights = {**Classifier().state_dict(), **saved}
+    weights = {f'module.{k}': v for k, v in weights.items() if v is not None}
+    path = str(tmp_path / 'epoch_1.pth')
+    torch.save(dict(state_dict=weights, meta=meta, ema_state_dict={}), path)
+    if refusal is None:
+        require_fitting(Flipped(Classifier()), path, tested)
+    else:
+        with pytest.raises(CheckpointError, match=f'{path}.*{refusal}'):
+            require_fitting(Flipped(Classifier()), path, tested)
+
+
+def test_half_precision_fits(tmp_path) -> None:
+    torch.save(Classifier().half().state_dict(), tmp_path / 'half.pth')
+    require_fitting(Classifier(), str(tmp_path / 'half.pth'))
+
+
+def test_the_last_checkpoint_is_found(tmp_path) -> None:
+    for name in ('epoch_2.pth', 'epoch_10.pth', 'best_coco_mAP_epoch_11.pth'):
+        (tmp_path / name).touch()
+    record, second = tmp_path / 'last_checkpoint', str(tmp_path / 'epoch_2.pth')
+    assert find_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth'), 'the record is lost'
+    for recorded in (second, '/elsewhere/epoch_2.pth', 'work/epoch_2.pth\n', r'C:\w\epoch_2.pth'):
+        record.write_text(recorded)
+        assert find_checkpoint(tmp_path) == find_checkpoint(record) == second
+    record.write_text('/elsewhere/epoch_3.pth')
+    with pytest.raises(CheckpointError, match='last_checkpoint names /elsewhere/epoch_3.pth'):
+        find_checkpoint(tmp_path)
+    assert find_checkpoint(second) == second and find_checkpoint('http://a/b') == 'http://a/b'
+    assert find_checkpoint(tmp_path / 'absent') is None
+    (tmp_path / 'new').mkdir()
+    assert find_checkpoint(tmp_path / 'new') is None
+
+
+def test_only_the_state_of_a_training_is_resumed(tmp_path, capsys) -> None:
+    path = tmp_path / 'epoch_1.pth'
+    torch.save({'state_dict': small_weights(), 'epoch': 3}, path)
+    message = r'weights and no state of a training \(epoch, iter, message_hub\).*load_from='
+    with pytest.raises(CheckpointError, match=message):
+        require_resumable(str(path))
+    state = dict(state_dict={}, meta=dict(epoch=1, iter=9), message_hub={}, optimizer={})
+    torch.save(state, path)
+    require_resumable(str(path))
+    assert capsys.readouterr().out == ''
+    torch.save({k: v for k, v in state.items() if k != 'optimizer'}, path)
+    require_resumable(str(path))
+    assert 'no state of the optimizer' in capsys.readouterr().out
 
 
 @pytest.fixture

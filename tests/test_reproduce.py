@@ -14,7 +14,8 @@ import torch
 import yaml
 from drawn import drawn_checkpoint
 
-from mmhatnet.cli import fetch_weights
+from mmhatnet import HATNet
+from mmhatnet.checkpoint_files import CheckpointError, fetch_weights
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -144,8 +145,18 @@ class Malicious:
         return Path.touch, (self.trace,)
 
 
-@pytest.mark.parametrize('fault', ['cut', 'malicious', 'pickle', 'page'])
-def test_bad_download_is_refused(fault: str, server, published, cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ('fault', 'what'),
+    [
+        ('cut', 'is cut off'),
+        ('malicious', 'holds pathlib.Path, a part'),
+        ('pickle', 'is a pickle'),
+        ('page', 'is a web page'),
+    ],
+)
+def test_bad_download_is_refused(
+    fault: str, what: str, server, published, cache, tmp_path, monkeypatch
+):
     """And nothing of it is kept or executed."""
     trace, file = tmp_path / 'executed', published.with_name(f'{fault}.pth')
     if fault == 'cut':
@@ -157,17 +168,23 @@ def test_bad_download_is_refused(fault: str, server, published, cache, tmp_path,
         file.write_bytes(pickle.dumps(Malicious(trace)))
     else:
         file.write_text('<html>Log in to this network</html>')
-    message = (
-        r'could not be downloaded \(damaged, or more than weights\): .* with --checkpoint FILE'
-    )
-    with pytest.raises(SystemExit, match=message):
+    message = rf'{file.name} could not be downloaded \(what came {what}.*with --checkpoint FILE'
+    with pytest.raises(CheckpointError, match=message):
         fetch_weights(f'{server.url}/{file.name}', '--checkpoint FILE')
+    init_cfg = dict(type='Pretrained', checkpoint=f'{server.url}/{file.name}')
+    with pytest.raises(CheckpointError, match=rf'{file.name} could not .*\(what came {what}'):
+        HATNet('tiny', init_cfg=init_cfg).init_weights()  # as the tools of others do
     assert list(cache.iterdir()) == [] and not trace.exists()
 
-    (cache / file.name).write_bytes(file.read_bytes()[:1000])  # another program's download
-    with pytest.raises(SystemExit, match=f'delete {cache / file.name}, or download'):
-        fetch_weights(f'{server.url}/{file.name}', '--checkpoint FILE')
-    assert not trace.exists()
+
+def test_what_a_bad_download_has_left_is_replaced(server, published: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    left_over, url = cache / published.name, f'{server.url}/{published.name}'
+    left_over.write_text('<html>Log in to this network</html>')
+    with pytest.raises(CheckpointError, match=rf'{left_over} is a web page.*HTTP Error 404'):
+        fetch_weights(f'{server.url}/absent/{published.name}', '')
+    assert fetch_weights(url, '') == left_over
+    assert left_over.read_bytes() == published.read_bytes()
 
 
 def test_missing_things_are_named(run, server, cache: Path) -> None:
@@ -178,6 +195,8 @@ def test_missing_things_are_named(run, server, cache: Path) -> None:
     with pytest.raises(SystemExit, match='The test data are missing'):
         run('imagenet_hatnet_tiny', '--cfg-options', 'test_dataloader.dataset.split=x')
     assert not server.requests, 'nothing is downloaded for data that are missing'
-    with pytest.raises(SystemExit, match=r'absent.pth could not be downloaded \(HTTP Error 404'):
+    with pytest.raises(
+        CheckpointError, match=r'absent.pth could not be downloaded \(HTTP Error 404'
+    ):
         fetch_weights(f'{server.url}/absent.pth', '')
     assert list(cache.iterdir()) == []

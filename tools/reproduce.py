@@ -20,12 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import (
-    ends_with_a_sentence,
-    fetch_weights,
-    find_checkpoint,
-    require_checkpoint,
-)
+from mmhatnet.checkpoint_checks import find_checkpoint, require_checkpoint
+from mmhatnet.checkpoint_files import ends_with_a_sentence, fetch_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 METAFILE = ROOT / 'configs' / 'metafile.yml'

@@ -8,13 +8,8 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import (
-    ends_with_a_sentence,
-    find_checkpoint,
-    load_weights_only,
-    require_checkpoint,
-    require_fitting,
-)
+from mmhatnet.checkpoint_checks import find_checkpoint, require_checkpoint, require_fitting
+from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
 from mmhatnet.config_reading import (
     require_channels,
     require_complete,

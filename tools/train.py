@@ -8,14 +8,14 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import (
-    ends_with_a_sentence,
+from mmhatnet.checkpoint_checks import (
     find_checkpoint,
-    load_weights_only,
     require_checkpoint,
+    require_fitting,
     require_pretrained,
     require_resumable,
 )
+from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
 from mmhatnet.config_reading import (
     require_channels,
     require_complete,
@@ -64,7 +64,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = find_checkpoint(cfg.work_dir if args.resume == 'auto' else args.resume)
         if cfg.load_from is None and args.resume != 'auto':
-            raise SystemExit(f'--resume {args.resume}: there is no checkpoint in this folder.')
+            cfg.load_from = args.resume  # which is refused
     if cfg.get('load_from'):
         (require_resumable if cfg.get('resume') else require_checkpoint)(cfg.load_from)
 
@@ -98,7 +98,11 @@ def main() -> None:
         require_pretrained(cfg)
         if is_main_process():
             tell_about_earlier_training(cfg)
-        cli.build_runner(cfg, args, dump=True).train()
+        runner = cli.build_runner(cfg, args, dump=True)
+        if cfg.get('resume') and cfg.get('load_from'):
+            # MMEngine skips what does not fit, and the optimizer's state of it ends the process.
+            require_fitting(runner.model, cfg.load_from)
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from mmhatnet.backbones.archs import ARCHS, resolve_arch
-from mmhatnet.checkpoint_files import CheckpointError, load_weights_only  # noqa: F401
+from mmhatnet.checkpoint_files import CheckpointError
 
 # A published name (without prefix) becomes ours by all of these substitutions in turn.
 PUBLISHED_TO_NATIVE = [

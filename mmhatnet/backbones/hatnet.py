@@ -566,21 +566,29 @@ class HATNet(BaseModule):
             raise CheckpointError(
                 f'{self.init_cfg}: {error}; leave the prefix out, and the backbone is found.'
             ) from error
-        if self._loaded is None:
-            return
+        if self._loaded is not None:
+            print_log(self.require_loaded(), logger='current')
+
+    def require_loaded(self) -> str:
+        """Tells how much of the checkpoint that ``init_cfg`` names was the backbone's.
+
+        Raises:
+            CheckpointError: If nothing was.
+        """
         found = f'{self._loaded} of {len(self.state_dict())} tensors of the backbone are in'
         if not self._loaded:
             raise CheckpointError(
-                f'{found} the checkpoint of {self.init_cfg}: name one of a HAT-Net, or start from '
-                'random weights with init_cfg=None.'
+                f'{found} the checkpoint of {self.init_cfg}: name one of a HAT-Net, whose prefix '
+                'is found without being named, or start from random weights with init_cfg=None.'
             )
-        print_log(f'{found} {self.init_cfg}', logger='current')
+        return f'{found} the checkpoint of {self.init_cfg}'
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         if not prefix:
             lift_backbone(state_dict)
         to_native_keys(state_dict, prefix)
         expected = self.state_dict()
-        check_architecture(state_dict, prefix, expected)
         self._loaded = sum(prefix + name in state_dict for name in expected)
+        if self._loaded:
+            check_architecture(state_dict, prefix, expected)
         super()._load_from_state_dict(state_dict, prefix, *args)
