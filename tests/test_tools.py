@@ -2,10 +2,12 @@
 
 import json
 import pickle
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 # Starting and ending processes that load data takes longer than training on a few pictures.
@@ -99,7 +101,6 @@ def test_train_resume_and_test(job: str, run_tool, tmp_path: Path) -> None:
     ],
 )
 def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
-    from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
 
     config = CONFIGS / 'toy' / f'{job}_hatnet_toy.py'
@@ -151,6 +152,7 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
             'train',
             'maskrcnn_hatnet',
             [
+                '--no-check',
                 '--cfg-options',
                 'train_dataloader.dataset.data_root=data/toy/coco/',
                 'val_dataloader.dataset.data_root=data/toy/coco/',
@@ -162,11 +164,58 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
         ('test', 'maskrcnn_hatnet', ['EMPTY'], 'test data are missing'),
         ('test', 'toy/maskrcnn_hatnet_toy', ['EMPTY', '--tta'], 'merges boxes and not masks'),
         ('test', 'toy/maskrcnn_hatnet_toy', ['EMPTY', '--out', 'a.json'], r'--out a\.json'),
+        ('test', 'toy/maskrcnn_hatnet_toy', ['EMPTY', '--out', 'data'], r'--out data is a folder'),
+        (
+            'test',
+            'toy/maskrcnn_hatnet_toy',
+            ['EMPTY', '--show-dir', 'data/toy/toy.json/x'],
+            r'--show-dir .* cannot be written to \(Not a directory',
+        ),
+        (
+            'train',
+            'toy/maskrcnn_hatnet_toy',
+            ['--work-dir', 'data/toy/toy.json'],
+            r'--work-dir .* cannot be written to \(Not a directory',
+        ),
+        (
+            'train',
+            'toy/maskrcnn_hatnet_toy',
+            ['--cfg-options', 'val_dataloader.dataset.data_root=None'],
+            'looks for annotations/instances_val2017.json',
+        ),
     ],
 )
 def test_refusals_are_one_sentence(tool, config, args, message, run_tool, tmp_path) -> None:
     checkpoint = tmp_path / 'empty.pth'
-    checkpoint.touch()
+    torch.save({'state_dict': {}}, checkpoint)
     args = [str(checkpoint) if arg == 'EMPTY' else arg for arg in args]
     with pytest.raises(SystemExit, match=message):
         run_tool(tool, CONFIGS / f'{config}.py', *args)
+
+
+def test_testing_leaves_the_dumped_config_alone_which_holds_nothing_of_one_run(
+    run_tool, tmp_path: Path, capsys
+) -> None:
+    source = CONFIGS / 'toy' / 'imagenet_hatnet_toy.py'
+    options = ['--cfg-options', *NO_WORKERS, *JOBS['imagenet']]
+    run_tool('train', source, '--work-dir', tmp_path, '--resume', *options)
+    assert 'nothing to resume' in capsys.readouterr().out
+    dumped = tmp_path / source.name
+    before = dumped.read_bytes()
+    content = Config.fromfile(dumped)
+    assert not any(content.get(key) for key in ('launcher', 'work_dir', 'load_from', 'resume'))
+    run_tool('test', source, tmp_path / 'epoch_2.pth', '--work-dir', tmp_path, '--tta', *options)
+    assert dumped.read_bytes() == before
+
+    train = runpy.run_path(str(CONFIGS.parent / 'tools' / 'train.py'))
+    train['tell_about_earlier_training'](Config(dict(work_dir=str(tmp_path))))
+    assert 'epoch_1.pth, epoch_2.pth of an earlier training' in capsys.readouterr().out
+
+
+def test_evaluators_may_be_a_list() -> None:
+    tool = runpy.run_path(str(CONFIGS.parent / 'tools' / 'test.py'))
+    cfg = Config.fromfile(CONFIGS / 'retinanet_hatnet.py')
+    cfg.test_evaluator = [dict(type='CocoMetric', metric='bbox'), dict(type='CocoMetric')]
+    tool['augment_tests'](cfg)
+    tool['write_predictions'](cfg, 'a.pkl')
+    assert [e.type for e in cfg.test_evaluator] == ['CocoMetric', 'CocoMetric', 'DumpDetResults']

@@ -1,0 +1,117 @@
+"""Configs and options that cannot work are refused in a sentence, and odd ones that can are not."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmhatnet import config_reading
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+
+
+def read(path: Path, text: str, encoding: str = 'utf-8') -> Config:
+    path.write_text(text, encoding=encoding)
+    return config_reading.read_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'message'),
+    [
+        ('a.py', 'a = 1\nb = dict(\n', r'a\.py, line 2: syntax error'),
+        ('a.py', "a = 1\nb = open('no')\n", r'a\.py, line 2: FileNotFoundError'),
+        ('a.py', '_base_ = "b.py"\nc = 1\n', r'a\.py: it inherits .*/b\.py, which is not there'),
+        ('a.py', '_base_ = "./bad.py"\n', r'bad\.py, line 3: NameError: .*nothing'),
+        ('a.pth', '', r'a\.pth is a checkpoint: the config comes first'),
+        ('a.txt', '', r'a\.txt is no config'),
+    ],
+)
+def test_unreadable(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / 'bad.py').write_text('a = 1\n\nb = nothing\n')
+    with pytest.raises(SystemExit, match=message):
+        read(tmp_path / name, text)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    assert read(tmp_path / 'a.py', 'a = 1\n', 'utf-8-sig').a == 1
+
+
+def options(*words: str) -> dict:
+    parser = ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=config_reading.SettingsAction)
+    return parser.parse_args(['--cfg-options', *words]).cfg_options
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ('model.backbone.arch', 'settings are key=value'),
+        ('a = 1', 'settings are key=value'),
+        ('a=1 config.py', 'files come before --cfg-options'),
+        ('a=[1,2', 'brackets do not pair up'),
+        ('model.backbone=dict(type=HATNet)', 'given by its keys'),
+        ('model.backbone=small', 'it is a dict'),
+        ('model.backbone.init_cfg=none', 'nothing is written None'),
+        ('model.backbone.arch.depths=2', "model.backbone.arch is 'tiny'"),
+        ('model.neck.in_channels.0=2', 'give all of it'),
+        ('train_dataloader.dataset.pipeline.9.type=Pad', 'pipeline.0 to 4'),
+        ('optim_wrapper.optimizer.lr=0,001', 'decimals have a point'),
+        ('model.backbone.frozen_stage=2', 'perhaps model.backbone.frozen_stages is meant'),
+        ('train_cgf.max_epochs=2', 'perhaps train_cfg.max_epochs is meant'),
+    ],
+)
+def test_options_without_a_place(words: str, message: str) -> None:
+    cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
+    with pytest.raises(SystemExit, match=message):
+        config_reading.merge_options(cfg, options(*words.split()))
+
+
+def test_options_with_a_place(capsys) -> None:
+    cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
+    words = 'model.backbone.frozen_stages=2 model.test_cfg.rcnn.score_the=0.1 tta_model.type=A '
+    words += 'model.backbone.init_cfg._delete_=True model.backbone.init_cfg.type=Pretrained '
+    words += 'model.roi_head.mask_head=None train_dataloader.dataset.pipeline.3.prob=0.3,0.5'
+    config_reading.merge_options(cfg, options(*words.split()))
+    assert cfg.model.backbone.init_cfg == dict(type='Pretrained')
+    assert cfg.model.backbone.frozen_stages == 2
+    assert 'perhaps model.test_cfg.rcnn.score_thr is meant' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(model=None), 'has no model'),
+        (dict(optim_wrapper=None), 'has no optim_wrapper'),
+        (dict(val_evaluator=None), 'has no val_evaluator, .* without validation'),
+        ({'model.backbone.type': 'ResNet'}, "ResNet has no setting 'arch'.*_delete_=True"),
+        ({'model.backbone.in_channels': 4}, 'in_channels is 4, but data_preprocessor.mean has 3'),
+        ({'model.backbone.arch': 'small'}, r'model\.neck\.in_channels is \[48.* gives \[64'),
+        (
+            {'train_dataloader.dataset.pipeline.0.color_type': 'grayscale'},
+            "in_channels is 3, but the train pipeline's LoadImageFromFile gives 1",
+        ),
+    ],
+)
+def test_configs_that_do_not_fit_together(changes: dict, message: str) -> None:
+    cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
+    cfg.merge_from_dict(changes)
+    with pytest.raises(SystemExit, match=message):
+        look_at(cfg)
+
+
+def look_at(cfg: Config) -> None:
+    config_reading.require_complete(cfg, 'train', 'val')
+    config_reading.require_known_settings(cfg)
+    config_reading.require_channels(cfg, 'train', 'val', 'test')
+
+
+@pytest.mark.parametrize('config', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
+def test_every_config_passes(config: Path) -> None:
+    look_at(Config.fromfile(config))
+
+
+def test_a_config_may_train_without_validation() -> None:
+    cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
+    cfg.merge_from_dict(dict(val_dataloader=None, val_cfg=None, val_evaluator=None))
+    config_reading.require_complete(cfg, 'train', 'val')
