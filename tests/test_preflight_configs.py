@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmhatnet import config_reading
+from mmhatnet.preflight import configs
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 
 
 def read(path: Path, text: str, encoding: str = 'utf-8') -> Config:
     path.write_text(text, encoding=encoding)
-    return config_reading.read_config(str(path))
+    return configs.read_config(str(path))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
 
 def options(*words: str) -> dict:
     parser = ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=config_reading.SettingsAction)
+    parser.add_argument('--cfg-options', nargs='+', action=configs.SettingsAction)
     return parser.parse_args(['--cfg-options', *words]).cfg_options
 
 
@@ -64,7 +64,7 @@ def options(*words: str) -> dict:
 def test_options_without_a_place(words: str, message: str) -> None:
     cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
     with pytest.raises(SystemExit, match=message):
-        config_reading.merge_options(cfg, options(*words.split()))
+        configs.merge_options(cfg, options(*words.split()))
 
 
 def test_options_with_a_place(capsys) -> None:
@@ -72,7 +72,7 @@ def test_options_with_a_place(capsys) -> None:
     words = 'model.backbone.frozen_stages=2 model.test_cfg.rcnn.score_the=0.1 tta_model.type=A '
     words += 'model.backbone.init_cfg._delete_=True model.backbone.init_cfg.type=Pretrained '
     words += 'model.roi_head.mask_head=None train_dataloader.dataset.pipeline.3.prob=0.3,0.5'
-    config_reading.merge_options(cfg, options(*words.split()))
+    configs.merge_options(cfg, options(*words.split()))
     assert cfg.model.backbone.init_cfg == dict(type='Pretrained')
     assert cfg.model.backbone.frozen_stages == 2
     assert 'perhaps model.test_cfg.rcnn.score_thr is meant' in capsys.readouterr().out
@@ -101,9 +101,9 @@ def test_configs_that_do_not_fit_together(changes: dict, message: str) -> None:
 
 
 def look_at(cfg: Config) -> None:
-    config_reading.require_complete(cfg, 'train', 'val')
-    config_reading.require_known_settings(cfg)
-    config_reading.require_channels(cfg, 'train', 'val', 'test')
+    configs.require_complete(cfg, 'train', 'val')
+    configs.require_known_settings(cfg)
+    configs.require_channels(cfg, 'train', 'val', 'test')
 
 
 @pytest.mark.parametrize('config', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
@@ -114,4 +114,4 @@ def test_every_config_passes(config: Path) -> None:
 def test_a_config_may_train_without_validation() -> None:
     cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
     cfg.merge_from_dict(dict(val_dataloader=None, val_cfg=None, val_evaluator=None))
-    config_reading.require_complete(cfg, 'train', 'val')
+    configs.require_complete(cfg, 'train', 'val')
