@@ -130,17 +130,17 @@ WRONG = dict(
     one_channel=(dict(head=dict(out_channels=1)), 'use_sigmoid=True'),
     small_head=(
         dict(metainfo=dict(classes=('a', 'b', 'c'))),
-        'num_classes=2, but the dataset has 3',
+        'num_classes is 2, but the data have 3',
     ),
     weights=(
         dict(head=dict(loss_decode=dict(type='CrossEntropyLoss', class_weight=[1.0] * 150))),
         'model.decode_head.loss_decode.class_weight has 150 numbers',
     ),
-    prefix=(dict(data_prefix=dict(img='img/train')), 'has no img_path'),
+    prefix=(dict(data_prefix=dict(img='img/train')), 'there is no data_prefix.img_path'),
     text=(dict(metainfo=dict(classes='cat')), "is the text 'cat'"),
     suffix=(dict(img_suffix='.png'), "with .jpg; set img_suffix='.jpg'"),
-    no_folder=(dict(data_root='lost'), 'lost/img/train is not there'),
-    no_list=(dict(ann_file='lost.txt'), 'lost.txt is not there'),
+    no_folder=(dict(data_root='lost'), 'there is no lost/img/train;'),
+    no_list=(dict(ann_file='lost.txt'), 'there is no lost.txt;'),
     other_mask=(dict(seg_map_suffix='_mask.png'), "a.png is there: set seg_map_suffix='.png'"),
 )
 
@@ -160,7 +160,7 @@ def test_missing_empty_and_damaged_files_are_named(look):
         Path('ann/val/b.png').write_text('version https://git-lfs.github.com/spec/v1')
 
     errors = '\n'.join(look(change=damage).errors)
-    for name in ('ann/train/a.png', 'img/train/b.jpg', 'img/val/a.jpg', 'ann/val/b.png: it is a'):
+    for name in ('ann/train/a.png', 'img/train/b.jpg', 'img/val/a.jpg', 'ann/val/b.png is a p'):
         assert name in errors
 
 
@@ -207,8 +207,11 @@ def test_a_large_sample_does_not_hide_a_rare_class(look, monkeypatch):
     'arguments, says',
     [
         (dict(change=lambda: write('img/train/c.png', HALVES)), '1 pictures in img/train are left'),
-        (dict(change=lambda: write('ann/train/c.png', HALVES)), '1 masks in ann/train have no pic'),
-        (dict(head=dict(num_classes=150)), 'num_classes=150, but the dataset has 2'),
+        (
+            dict(change=lambda: write('ann/train/c.png', HALVES)),
+            '1 masks in ann/train are left out',
+        ),
+        (dict(head=dict(num_classes=150)), 'num_classes is 150, but the data have 2'),
         (
             dict(metainfo=dict(classes=('a', 'b', 'c')), head=dict(num_classes=3)),
             'have no pixel in any mask: c',

@@ -56,11 +56,14 @@ def text_instead_of_names(where: str, classes: str) -> str:
     )
 
 
-def check_number(job: Job, setting: str, number: int, classes: Sequence[str]) -> None:
+def check_number(
+    job: Job, setting: str, number: int, classes: Sequence[str], sure: bool = True
+) -> None:
     """Compares the number of classes that a head has with the classes of the data."""
     text = f'{setting} is {number}, but the data have {len(classes)} classes ({some(classes)})'
     if number < len(classes):
-        job.report.errors.append(f'{text}: set it to {len(classes)}.')
+        texts = job.report.errors if sure else job.report.notes
+        texts.append(f'{text}: set it to {len(classes)}, or name only the classes meant.')
     elif number > len(classes):
         job.report.notes.append(f'{text}: the others learn nothing, which is allowed.')
 
@@ -68,6 +71,9 @@ def check_number(job: Job, setting: str, number: int, classes: Sequence[str]) ->
 def are_there(job: Job, paths: Mapping[str, str | None]) -> bool:
     """Whether the files and folders exist that settings name; one that does not is refused."""
     for setting, path in paths.items():
+        if path is None:
+            job.refuse(f'there is no {setting}; name the folder with it')
+            return False
         if path and not os.path.exists(path):
             job.refuse(f'there is no {path}; correct {setting}, or data_root, which it starts with')
             return False
