@@ -106,7 +106,7 @@ WRONG = dict(
         dict(model=dict(head=dict(loss=dict(type='LabelSmoothLoss', num_classes=1000)))),
         'model.head.loss.num_classes=1000, but',
     ),
-    best_of_five=(dict(topk=(1, 5)), 'asks for the best 5 of 3 classes'),
+    best_of_five=(dict(topk=(1, 5)), 'topk=(1, 5) asks for more than the 3 classes'),
     no_folder=(dict(data_root='lost'), 'there is no lost/train;'),
     flat=(dict(data_prefix='train/cat'), 'there is no folder in train/cat'),
     suffixes=(dict(extensions=('.webp',)), 'files end with .jpg, extensions=(.webp)'),

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -16,6 +15,7 @@ from mmhatnet.preflight.pictures import (
     datasets_of_training,
     is_local,
     kind,
+    parts_of,
     read_pictures,
     say_missing,
     size_rows,
@@ -121,8 +121,8 @@ def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:
             'folders, so both need the same ones (an empty one for a class without pictures)'
         )
     elif classes and len(folders) != len(classes):
-        own = type(job.dataset).METAINFO.get('classes')
-        whose = f" (which are {type(job.dataset).__name__}'s own)" if classes == own else ''
+        own = classes == type(job.dataset).METAINFO.get('classes')
+        whose = f" (which are {kind(job.settings)}'s own)" if own else ''
         job.refuse(
             f'{len(folders)} folders in {root}, but {len(classes)} classes in metainfo{whose}: '
             f'{_difference(folders, classes, "metainfo.classes")}; set metainfo=dict(classes=...) '
@@ -135,10 +135,9 @@ def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:
 
 def _difference(folders: list[str], names: list[str], source: str) -> str:
     """Says which names are on one side alone."""
-    lacking = [name for name in names if name not in folders]
-    extra = [folder for folder in folders if folder not in names]
-    parts = [f'no folder for {some(lacking)}'] * bool(lacking)
-    return ', '.join(parts + [f'{some(extra)} not in {source}'] * bool(extra))
+    lacking = some(name for name in names if name not in folders)
+    extra = some(folder for folder in folders if folder not in names)
+    return f'no folder for {lacking or "-"}, and {extra or "-"} not in {source}'
 
 
 def _folders_of_training(cfg: Config) -> list[str]:
@@ -154,30 +153,21 @@ def _check_order(job: Job, folders: list[str], classes: list[str]) -> None:
     def plain(name: str) -> str:
         return name.strip().replace('_', ' ').lower()
 
-    places = {plain(folder): folder for folder in folders}
-    pairs = [(name, folder, places.get(plain(name))) for name, folder in zip(classes, folders)]
-    if moved := [f'{name} is {folder}' for name, folder, own in pairs if own not in (None, folder)]:
+    known = set(map(plain, folders)) & set(map(plain, classes))
+    pairs = [
+        (folder, name) for folder, name in zip(folders, classes) if plain(folder) != plain(name)
+    ]
+    moved = [f'{name} is {folder}' for folder, name in pairs if plain(name) in known]
+    if moved:
         job.refuse(
             f'metainfo.classes=({some(classes, 8)}) are in another order than the sorted folders '
             f'of {job.dataset.img_prefix}, which labels follow ({some(folders, 8)}), so that '
             f'{some(moved)}; name the classes in the order of the folders'
         )
-    other = [f'{folder} is {name}' for name, folder, own in pairs if not own]
-    # Names that are none of the folders', as with ImageNet, are meant.
-    if not moved and 0 < len(other) < len(pairs):
-        job.note(f'folders with another name than their class: {some(other)}')
-
-
-def _numbers_of(part: object, name: str) -> Iterator[tuple[str, int]]:
-    """Yields each num_classes below a part of the config, with its name."""
-    if isinstance(part, (list, tuple)):
-        for i, value in enumerate(part):
-            yield from _numbers_of(value, f'{name}[{i}]')
-    elif isinstance(part, dict):
-        for key, value in part.items():
-            yield from _numbers_of(value, f'{name}.{key}')
-    elif isinstance(part, int) and name.endswith('.num_classes'):
-        yield name, part
+    # Where no name is that of a folder, as with ImageNet, others are meant.
+    elif known and pairs:
+        other = some(f'{folder} is {name}' for folder, name in pairs)
+        job.note(f'folders with another name than their class: {other}')
 
 
 def _check_heads(job: Job, classes: list[str]) -> None:
@@ -189,26 +179,25 @@ def _check_heads(job: Job, classes: list[str]) -> None:
     setting, number = 'model.head.num_classes', head.num_classes
     check_number(job, setting, number, classes)
     augments = (model.get('train_cfg') or {}).get('augments')
-    name = 'model.data_preprocessor' if 'data_preprocessor' in model else 'data_preprocessor'
-    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    parts = {'model.head.loss': head.get('loss'), 'model.train_cfg.augments': augments}
+    place, owner = ('model.', model) if 'data_preprocessor' in model else ('', cfg)
+    preprocessor = owner.get('data_preprocessor') or {}
+    parts = [*parts_of(head.get('loss'), 'model.head.loss')]
+    parts += parts_of(augments, 'model.train_cfg.augments')
     # Labels become as many scores as it says, for Mixup, CutMix and the like.
     if augments or preprocessor.get('to_onehot') or preprocessor.get('batch_augments'):
-        parts[name] = preprocessor
-    for name, part in parts.items():
-        for other, given in _numbers_of(part, name):
-            if given != number:
-                job.report.errors.append(
-                    f'{other}={given}, but {setting}={number}; set both to the number of classes, '
-                    f'{len(classes)}.',
-                )
-    metrics = cfg.get(f'{job.split}_evaluator') or []
-    for metric in [metrics] if isinstance(metrics, dict) else metrics:
-        topk = metric.get('topk', 1) if kind(metric) == 'Accuracy' else 1
-        if (most := max(topk) if isinstance(topk, (list, tuple)) else topk) > number:
+        parts += parts_of(preprocessor, f'{place}data_preprocessor')
+    for place, part in parts:
+        if (other := part.get('num_classes', number)) != number:
             job.report.errors.append(
-                f'{job.split}_evaluator: topk={topk} asks for the best {most} of {number} classes '
-                f'({setting}); set topk=(1,).'
+                f'{place}.num_classes={other}, but {setting}={number}; set both to the number of '
+                f'classes, {len(classes)}.'
+            )
+    for place, metric in parts_of(cfg.get(f'{job.split}_evaluator'), f'{job.split}_evaluator'):
+        topk = metric.get('topk', 1) if kind(metric) == 'Accuracy' else 1
+        if max(topk if isinstance(topk, (list, tuple)) else [topk]) > number:
+            job.report.errors.append(
+                f'{place}.topk={topk} asks for more than the {number} classes of {setting}; set '
+                'topk=(1,).'
             )
 
 

@@ -14,14 +14,14 @@ from PIL import Image, UnidentifiedImageError
 from mmhatnet.preflight import inner_datasets
 from mmhatnet.preflight.report import Job, some
 
-# How many files of each data set are read, and for how long, unless all are asked for.
+# How many files of each data set are read, and for how many seconds, unless all are asked for.
 SAMPLE = 500
 SECONDS = 20
 
 
 def kind(part: dict) -> str:
     """The name of the type that a part of a config asks for, without the scope before it."""
-    name = part['type']
+    name = part.get('type', '')
     return name.split('.')[-1] if isinstance(name, str) else name.__name__
 
 
@@ -32,6 +32,17 @@ def class_of(registry: Registry, part: dict) -> type | None:
         with registry.switch_scope_and_registry(None) as scoped:
             found = scoped.get(found)
     return found if isinstance(found, type) else None
+
+
+def parts_of(settings: object, place: str = '') -> Iterator[tuple[str, dict]]:
+    """Yields all dicts in a part of a config with their places, outer ones first."""
+    if isinstance(settings, dict):
+        yield place, settings
+        for key, value in settings.items():
+            yield from parts_of(value, f'{place}.{key}')
+    elif isinstance(settings, (list, tuple)):
+        for i, value in enumerate(settings):
+            yield from parts_of(value, f'{place}[{i}]')
 
 
 def is_local(path: str, backend: dict | None) -> bool:
@@ -71,11 +82,9 @@ def check_number(
 def are_there(job: Job, paths: Mapping[str, str | None]) -> bool:
     """Whether the files and folders exist that settings name; one that does not is refused."""
     for setting, path in paths.items():
-        if path is None:
-            job.refuse(f'there is no {setting}; name the folder with it')
-            return False
-        if path and not os.path.exists(path):
-            job.refuse(f'there is no {path}; correct {setting}, or data_root, which it starts with')
+        # An empty setting is one that is not used, None one that the config should have.
+        if path is None or (path and not os.path.exists(path)):
+            job.refuse(f'there is no {path or setting}; correct {setting}, or data_root before it')
             return False
     return True
 
@@ -83,28 +92,15 @@ def are_there(job: Job, paths: Mapping[str, str | None]) -> bool:
 def say_missing(
     job: Job, paths: Sequence[str], what: str, way: Callable[[str], str], sure: bool = True
 ) -> set[str]:
-    """Refuses files that are not there or empty, and returns them.
-
-    Args:
-        job (Job): The data set.
-        paths (Sequence[str]): The files.
-        what (str): What they are, such as 'pictures'.
-        way (Callable): Says the way out, from the first one that is missing.
-        sure (bool): Whether they must be there.
-    """
+    """Refuses files that are not there or empty, with the way out, and returns them."""
     missing = [path for path in paths if not (os.path.isfile(path) and os.path.getsize(path))]
     if missing:
-        job.refuse(
-            f'{len(missing):,} of {len(paths):,} {what} are missing or empty, {some(missing, 3)}: '
-            f'{way(missing[0])}',
-            sure,
-        )
+        text = f'{len(missing):,} of {len(paths):,} {what} are missing or empty, {some(missing, 3)}'
+        job.refuse(f'{text}: {way(missing[0])}', sure)
     return set(missing)
 
 
-def read_each(
-    job: Job, paths: Sequence[str], read: Callable, seconds: float = float('inf')
-) -> Iterator[tuple[str, object]]:
+def read_each(job: Job, paths: Sequence[str], read: Callable) -> Iterator[tuple[str, object]]:
     """Yields files, each with what `read` makes of it, or its error."""
 
     def attempt(path: str) -> tuple[str, object]:
@@ -113,32 +109,29 @@ def read_each(
         except Exception as error:  # each image library has errors of its own
             return path, error
 
-    def found() -> Iterator[tuple[str, object]]:
-        end, batch = time.monotonic() + seconds, 16
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for start in range(0, len(paths), batch):
-                if time.monotonic() < end:
-                    yield from threads.map(attempt, paths[start : start + batch])
-
-    return job.report.track(found(), len(paths), f'Reading files of {job.split}')
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = threads.map(attempt, paths)
+        yield from job.report.track(found, len(paths), f'Reading files of {job.split}')
 
 
 def read_sample(job: Job, paths: Sequence[str], what: str, read: Callable) -> dict[str, object]:
-    """Reads files, or a sample that is spread evenly, and refuses those that cannot be read.
-
-    Returns:
-        dict[str, object]: What `read` makes of each, by path.
-    """
+    """What `read` makes of files, or of a sample; what cannot be read is refused."""
     if not job.every and len(paths) > SAMPLE:
         paths = [paths[i * len(paths) // SAMPLE] for i in range(SAMPLE)]
-    found = dict(read_each(job, paths, read, float('inf') if job.every else SECONDS))
-    bad = [f'{path} {_trouble(path)}' for path in found if isinstance(found[path], Exception)]
+    found, bad, end = {}, [], time.monotonic() + SECONDS
+    for path, one in read_each(job, paths, read):
+        if isinstance(one, Exception):
+            bad.append(f'{path} {_trouble(path)}')
+        else:
+            found[path] = one
+        if not job.every and time.monotonic() > end:
+            break
     if bad:
         job.refuse(
-            f'{len(bad):,} of {len(found):,} {what} that were read cannot be: {some(bad, 3)}; '
-            'replace them, or take them out of the data'
+            f'{len(bad):,} of {len(found) + len(bad):,} {what} that were read cannot be: '
+            f'{some(bad, 3)}; replace them, or take them out of the data'
         )
-    return {path: one for path, one in found.items() if not isinstance(one, Exception)}
+    return found
 
 
 def read_pictures(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
