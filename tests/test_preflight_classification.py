@@ -109,7 +109,7 @@ WRONG = dict(
     best_of_five=(dict(topk=(1, 5)), 'topk=(1, 5) asks for more than the 3 classes'),
     no_folder=(dict(data_root='lost'), 'there is no lost/train;'),
     flat=(dict(data_prefix='train/cat'), 'there is no folder in train/cat'),
-    suffixes=(dict(extensions=('.webp',)), 'files end with .jpg, extensions=(.webp)'),
+    suffixes=(dict(extensions=('.webp',)), 'files end with .jpg, and extensions=(.webp)'),
     damaged=(
         dict(change=lambda: Path('train/dog/0.jpg').write_text('<html>')),
         'train/dog/0.jpg is not a picture',

@@ -10,7 +10,6 @@ from PIL import Image
 
 from mmhatnet.preflight import check_data
 from mmhatnet.preflight.report import Report
-from mmhatnet.preflight.segmentation import why_not_built
 
 HALVES = np.repeat([[1], [2]], 8, axis=0).repeat(16, axis=1)
 
@@ -168,9 +167,9 @@ def test_missing_empty_and_damaged_files_are_named(look):
     'classes, says',
     [(('wall', 'cat'), 'names cat, which ADE20KDataset does not'), ('cat', "is the text 'cat'")],
 )
-def test_classes_that_a_dataset_does_not_know_are_refused(classes, says):
-    settings = dict(type='ADE20KDataset', metainfo=dict(classes=classes))
-    assert says in why_not_built('train_dataloader.dataset', settings)
+def test_classes_that_a_dataset_does_not_know_are_refused(look, classes, says):
+    errors = look(type='ADE20KDataset', metainfo=dict(classes=classes)).errors
+    assert len(errors) == 2 and all(says in error for error in errors)
 
 
 def test_a_list_of_pictures_is_followed(look):
@@ -206,10 +205,10 @@ def test_a_large_sample_does_not_hide_a_rare_class(look, monkeypatch):
 @pytest.mark.parametrize(
     'arguments, says',
     [
-        (dict(change=lambda: write('img/train/c.png', HALVES)), '1 pictures in img/train are left'),
+        (dict(change=lambda: write('img/train/c.png', HALVES)), '1 files in img/train are left'),
         (
             dict(change=lambda: write('ann/train/c.png', HALVES)),
-            '1 masks in ann/train are left out',
+            '1 files in ann/train are left out',
         ),
         (dict(head=dict(num_classes=150)), 'num_classes is 150, but the data have 2'),
         (

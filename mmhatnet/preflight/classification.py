@@ -19,7 +19,6 @@ from mmhatnet.preflight.pictures import (
     read_pictures,
     say_missing,
     size_rows,
-    text_instead_of_names,
 )
 from mmhatnet.preflight.report import Job, some
 
@@ -29,9 +28,6 @@ def check_classification(job: Job) -> None:
     dataset = job.dataset
     if not _reads_folders(dataset):
         job.note(f'{kind(job.settings)} is not checked, as its files are not known')
-        return
-    if isinstance(dataset.CLASSES, str):
-        job.report.errors.append(text_instead_of_names(job.where, dataset.CLASSES))
         return
     if not are_there(job, dict(data_prefix=dataset.img_prefix, ann_file=dataset.ann_file)):
         return
@@ -87,24 +83,23 @@ def _find_pictures(job: Job) -> tuple[list[str], dict[str, int]]:
     """Returns the pictures in folders, and how many each folder has."""
     dataset, root = job.dataset, job.dataset.img_prefix
     folders, numbers = find_folders(root)
-    counts, paths, left = dict.fromkeys(folders, 0), [], set()
-    for path, number in get_samples(root, numbers, lambda path: True)[0]:
-        if dataset.is_valid_file(path):
-            paths.append(os.path.join(root, path))
-            counts[folders[number]] += 1
-        else:
-            left.add(path)
-    read = f'extensions=({some(sorted(dataset.extensions), 9)}) says which are read'
-    ends = some(sorted({os.path.splitext(path)[1] or 'no extension' for path in left}))
+    files = get_samples(root, numbers, lambda path: True)[0]
+    read = [(path, number) for path, number in files if dataset.is_valid_file(path)]
+    left = [os.path.splitext(path)[1] for path, _ in files if not dataset.is_valid_file(path)]
+    counts = dict.fromkeys(folders, 0) | Counter(folders[number] for _, number in read)
+    way = (
+        f'end with {some(sorted({end or "no extension" for end in left})) or "-"}, and extensions='
+        f'({some(sorted(dataset.extensions), 9)}) says which are read'
+    )
     if not any(map(_is_class, folders)):
         job.refuse(f'there is no folder in {root}, where each class needs one with its pictures')
-    elif not paths:
-        job.refuse(f'there is no picture in the folders of {root}; files end with {ends}, {read}')
+    elif not read:
+        job.refuse(f'there is no picture in the folders of {root}; files {way}')
     elif left:
-        job.note(f'{len(left):,} files in {root} are left out, as they end with {ends}; {read}')
-    if paths and (empty := [folder for folder in folders if not counts[folder]]):
+        job.note(f'{len(left):,} files in {root} are left out, as they {way}')
+    if read and (empty := [folder for folder in folders if not counts[folder]]):
         job.note(f'folders without pictures in {root}: {some(empty)}')
-    return paths, counts
+    return [os.path.join(root, path) for path, _ in read], counts
 
 
 def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:

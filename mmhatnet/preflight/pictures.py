@@ -1,7 +1,6 @@
 """What the checks of all three kinds of jobs share."""
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,9 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from mmhatnet.preflight import inner_datasets
 from mmhatnet.preflight.report import Job, some
 
-# How many files of each data set are read, and for how many seconds, unless all are asked for.
-SAMPLE = 500
-SECONDS = 20
+# How many files of each data set are read, unless all are asked for.
+SAMPLE = 200
 
 
 def kind(part: dict) -> str:
@@ -60,13 +58,6 @@ def datasets_of_training(cfg: Config) -> list[BaseDataset]:
         return []
 
 
-def text_instead_of_names(where: str, classes: str) -> str:
-    return (
-        f'{where}: metainfo.classes is the text {classes!r}, of which each letter would be a '
-        f'class; a tuple of one name needs a comma, classes=({classes!r},).'
-    )
-
-
 def check_number(
     job: Job, setting: str, number: int, classes: Sequence[str], sure: bool = True
 ) -> None:
@@ -100,38 +91,30 @@ def say_missing(
     return set(missing)
 
 
-def read_each(job: Job, paths: Sequence[str], read: Callable) -> Iterator[tuple[str, object]]:
-    """Yields files, each with what `read` makes of it, or its error."""
+def read_sample(
+    job: Job, paths: Sequence[str], what: str, read: Callable, every: bool = False
+) -> dict[str, object]:
+    """What `read` makes of a sample of files, by path; what it cannot read is refused."""
+    if not (every or job.every) and len(paths) > SAMPLE:
+        paths = [paths[i * len(paths) // SAMPLE] for i in range(SAMPLE)]
 
-    def attempt(path: str) -> tuple[str, object]:
+    def attempt(path: str) -> object:
         try:
-            return path, read(path)
+            return read(path)
         except Exception as error:  # each image library has errors of its own
-            return path, error
+            return error
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        found = threads.map(attempt, paths)
-        yield from job.report.track(found, len(paths), f'Reading files of {job.split}')
-
-
-def read_sample(job: Job, paths: Sequence[str], what: str, read: Callable) -> dict[str, object]:
-    """What `read` makes of files, or of a sample; what cannot be read is refused."""
-    if not job.every and len(paths) > SAMPLE:
-        paths = [paths[i * len(paths) // SAMPLE] for i in range(SAMPLE)]
-    found, bad, end = {}, [], time.monotonic() + SECONDS
-    for path, one in read_each(job, paths, read):
-        if isinstance(one, Exception):
-            bad.append(f'{path} {_trouble(path)}')
-        else:
-            found[path] = one
-        if not job.every and time.monotonic() > end:
-            break
+        doing = f'Reading {what} of {job.split}'
+        found = job.report.track(threads.map(attempt, paths), len(paths), doing)
+        found = dict(zip(paths, found))
+    bad = [f'{path} {_trouble(path)}' for path in found if isinstance(found[path], Exception)]
     if bad:
         job.refuse(
-            f'{len(bad):,} of {len(found) + len(bad):,} {what} that were read cannot be: '
-            f'{some(bad, 3)}; replace them, or take them out of the data'
+            f'{len(bad):,} of {len(found):,} {what} that were read cannot be: {some(bad, 3)}; '
+            'replace them, or take them out of the data'
         )
-    return found
+    return {path: one for path, one in found.items() if not isinstance(one, Exception)}
 
 
 def read_pictures(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -24,21 +24,16 @@ from mmhatnet.preflight.pictures import (
     is_local,
     kind,
     parts_of,
-    read_each,
     read_pictures,
     read_sample,
     say_missing,
     size_rows,
-    text_instead_of_names,
 )
 from mmhatnet.preflight.report import some
 
 ENDINGS = ('.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 NO_CLASS = ('background', 'bg', 'unlabeled', 'unlabelled', 'void', 'ignore')
 CROSS_ENTROPY = ('CrossEntropyLoss', 'OhemCrossEntropy')
-
-# A picture and its mask.
-Pair = tuple[str, str | None]
 
 
 class Mask(NamedTuple):
@@ -55,7 +50,6 @@ class Job(report.Job):
     def __post_init__(self) -> None:
         steps = list(self.settings.get('pipeline') or ())
         self.load_mask = next((step for step in steps if kind(step) == 'LoadAnnotations'), None)
-        self.resizes = self.split == 'train' and any('Resize' in kind(step) for step in steps)
         self.classes = self.dataset.metainfo.get('classes') or ()
         self.reduce = self.dataset.reduce_zero_label
         judges = [part for _, part in _heads_of(self.cfg)]
@@ -80,27 +74,22 @@ class Job(report.Job):
 
 def check_segmentation(job: report.Job) -> None:
     """Looks at one data set of a segmentor."""
-    classes = job.dataset.metainfo.get('classes')
     if not isinstance(job.dataset, BaseSegDataset) or not is_local('', job.dataset.backend_args):
         job.note(f'{kind(job.settings)} is not checked, as its files are not known')
-    elif isinstance(classes, str):
-        job.report.errors.append(text_instead_of_names(job.where, classes))
-    else:
-        job = Job(**vars(job))
-        # Without masks, heads may learn something else, such as depth.
-        if not job.load_mask or _check_heads(job):
-            _check_against_training(job)
-            if pairs := _find_pairs(job):
-                _check_files(job, pairs)
+        return
+    job = Job(**vars(job))
+    # Without masks, heads may learn something else, such as depth.
+    if not job.load_mask or _check_heads(job):
+        _check_against_training(job)
+        if pairs := _find_pairs(job):
+            _check_files(job, pairs)
 
 
 def why_not_built(where: str, settings: ConfigDict) -> str | None:
     """Says why MMSegmentation cannot build a dataset whose type has classes of its own."""
     own = getattr(class_of(DATASETS, settings), 'METAINFO', {}).get('classes')
-    names = (settings.get('metainfo') or {}).get('classes')
-    if own and isinstance(names, str):
-        return text_instead_of_names(where, names)
-    if not own or not (other := [name for name in names or () if name not in own]):
+    names = (settings.get('metainfo') or {}).get('classes') or ()
+    if not own or not (other := [name for name in names if name not in own]):
         return None
     return (
         f'{where}: metainfo.classes names {some(other)}, which {kind(settings)} does not know, as '
@@ -172,86 +161,80 @@ def _check_against_training(job: Job) -> None:
             )
 
 
-def _find_pairs(job: Job) -> list[Pair]:
+def _find_pairs(job: Job) -> dict[str, str | None]:
     """Finds each picture with its mask, and says what is missing or left out."""
     dataset = job.dataset
     listed = dataset.ann_file if not os.path.isdir(dataset.ann_file) else ''
     keys = ('img_path', 'seg_map_path') if job.load_mask else ('img_path',)
     folders = {f'data_prefix.{key}': dataset.data_prefix.get(key) for key in keys}
     if not are_there(job, folders | dict(ann_file=listed)):
-        return []
-    # Else, an empty list of pictures could not be told from one that may be read.
+        return {}
+    # A list of no picture cannot be serialized.
     dataset.serialize_data = False
-    if all_infos := dataset.load_data_list():
-        # The dataset is asked again, as it may use a part of its files alone, as with 'indices'.
-        dataset.full_init()
-    infos = dataset.data_list if all_infos else []
-    pairs = [(i['img_path'], i.get('seg_map_path') if job.load_mask else None) for i in infos]
+    dataset.full_init()
+    infos = dataset.data_list
+    pairs = {i['img_path']: i.get('seg_map_path') if job.load_mask else None for i in infos}
     if listed and not pairs:
         job.refuse(f'{listed} lists no picture')
     elif not listed and dataset._indices is None:
-        _say_left_out(job, pairs, *folders.values())
-    return _keep_present(job, pairs)
+        _say_left_out(job, {*pairs, *pairs.values()}, *folders.values())
+    missing = say_missing(job, list(pairs), 'pictures', partial(_way_to_file, dataset, False))
+    masks = [mask for picture, mask in pairs.items() if mask and picture not in missing]
+    missing |= say_missing(job, masks, 'masks', partial(_way_to_file, dataset, True))
+    return {picture: mask for picture, mask in pairs.items() if not missing & {picture, mask}}
 
 
 def _pictures_in(folder: str) -> list[str]:
     """All pictures below a folder, as their names tell."""
     return [
-        os.path.normpath(os.path.join(at, name))
+        os.path.join(at, name)
         for at, _, names in os.walk(folder, followlinks=True)
-        for name in names
+        for name in sorted(names)
         if name.lower().endswith(ENDINGS) and not name.startswith('.')
     ]
 
 
-def _say_left_out(job: Job, pairs: list[Pair], folder: str, masks: str | None = None) -> None:
+def _say_left_out(job: Job, used: set[str], folder: str, masks: str | None = None) -> None:
     """Says which pictures and masks are not used."""
-    suffix, mask_suffix = job.dataset.img_suffix, job.dataset.seg_map_suffix
-    used = {os.path.normpath(path) for pair in pairs for path in pair if path}
-    left = {'pictures': [path for path in _pictures_in(folder) if path not in used]}
-    if not pairs:
-        ends = Counter(os.path.splitext(path)[1] for path in left['pictures'])
+    suffixes = f'img_suffix={job.dataset.img_suffix!r}'
+    used = {os.path.normpath(path) for path in used if path}
+    left = {folder: _pictures_in(folder)}
+    if not used:
+        ends = Counter(os.path.splitext(path)[1] for path in left[folder])
         way = f'set img_suffix={max(ends, key=ends.get)!r}' if ends else 'correct data_prefix'
         job.refuse(
-            f'none of the {ends.total():,} pictures in {folder} ends with img_suffix={suffix!r}, '
-            f'but with {some(ends) or "-"}; {way}'
+            f'none of the {ends.total():,} pictures in {folder} ends with {suffixes}, but with '
+            f'{some(ends) or "-"}; {way}'
         )
         return
     if masks and not os.path.samefile(folder, masks):
         # Beside masks, Cityscapes has files of other kinds.
-        there = [path for path in _pictures_in(masks) if path.endswith(mask_suffix)]
-        left['masks'] = [path for path in there if path not in used]
-    for what, paths in left.items():
-        if paths:
-            job.note(
-                f'{len(paths):,} {what} in {folder if what == "pictures" else masks} are left out '
-                f'by img_suffix={suffix!r} and seg_map_suffix={mask_suffix!r}: '
-                f'{some(sorted(map(os.path.basename, paths)))}'
-            )
+        ending = job.dataset.seg_map_suffix
+        left[masks] = [path for path in _pictures_in(masks) if path.endswith(ending)]
+        suffixes += f', seg_map_suffix={ending!r}'
+    for root, paths in left.items():
+        if names := [os.path.basename(p) for p in paths if os.path.normpath(p) not in used]:
+            job.note(f'{len(names):,} files in {root} are left out by {suffixes}: {some(names)}')
 
 
-def _keep_present(job: Job, pairs: list[Pair]) -> list[Pair]:
-    """Says which files are missing, and returns the pairs of which none is."""
-    dataset = job.dataset
-    suffixes = f'img_suffix={dataset.img_suffix!r}, seg_map_suffix={dataset.seg_map_suffix!r}'
-
-    def way(path: str) -> str:
-        folder, name = os.path.split(path)
-        stem = name.removesuffix(dataset.seg_map_suffix)
-        for other in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-            if other.startswith(stem) and other != name and not other.endswith(dataset.img_suffix):
-                return f'{other} is there: set seg_map_suffix={other.removeprefix(stem)!r}'
-        return f'names follow from {dataset.ann_file or "pictures"} and {suffixes}; add the files, or take their names away'
-
-    missing = say_missing(job, [picture for picture, _ in pairs], 'pictures', way)
-    pairs = [pair for pair in pairs if pair[0] not in missing]
-    missing = say_missing(job, [mask for _, mask in pairs if mask], 'masks', way)
-    return [pair for pair in pairs if pair[1] not in missing]
+def _way_to_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
+    """Looks for a mask with another suffix."""
+    folder, name = os.path.split(path)
+    suffix, stem = dataset.seg_map_suffix, name.removesuffix(dataset.seg_map_suffix)
+    for other in sorted(os.listdir(folder)) if is_mask and os.path.isdir(folder) else ():
+        end = other.removeprefix(stem)
+        if other != end and not end[:1].isalnum() and not other.endswith(dataset.img_suffix):
+            return f'{other} is there: set seg_map_suffix={end!r}'
+    source = dataset.ann_file or 'the pictures'
+    return (
+        f'names follow from {source}, img_suffix={dataset.img_suffix!r} and seg_map_suffix='
+        f'{suffix!r}; add the files, or take their names away'
+    )
 
 
-def _check_files(job: Job, pairs: list[Pair]) -> None:
+def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
     """Reads pictures and masks as the pipeline does, and judges what is in them."""
-    sizes = read_pictures(job, [picture for picture, _ in pairs])
+    sizes = read_pictures(job, list(pairs))
     found = dict(folder=job.dataset.data_prefix['img_path'], pictures=len(pairs))
     found['pictures read'] = len(sizes)
     job.report.count('Data', job.split, found | size_rows(sizes.values()))
@@ -259,15 +242,14 @@ def _check_files(job: Job, pairs: list[Pair]) -> None:
         if job.split != 'test':
             job.note('no mask is read, as its pipeline has no LoadAnnotations')
         return
-    other = job.load_mask.get('reduce_zero_label')
-    if other not in (None, job.reduce):
+    if (other := job.load_mask.get('reduce_zero_label')) not in (None, job.reduce):
         job.refuse(
             f'reduce_zero_label={job.reduce} in the dataset, but {other} in LoadAnnotations of its '
             'pipeline; give both the same, True where 0 in a mask is no class, False where it is '
             'the first one'
         )
         return
-    paths = [mask for _, mask in pairs if mask]
+    paths = [mask for mask in pairs.values() if mask]
     masks = read_sample(job, paths, 'masks', partial(_read_mask, job.load_mask))
     if deep := [path for path, mask in masks.items() if len(mask.shape) != 2]:
         job.refuse(
@@ -293,21 +275,20 @@ def _read_mask(load: ConfigDict, path: str) -> Mask:
     return Mask(pixels.shape, Counter(dict(zip(values.astype(int).tolist(), counts.tolist()))))
 
 
-def _check_sizes(job: Job, pairs: list[Pair], sizes: dict, masks: dict[str, Mask]) -> None:
-    read = [pair for pair in pairs if pair[0] in sizes and pair[1] in masks]
-    other = [pair for pair in read if sizes[pair[0]] != masks[pair[1]].shape]
-    if not other:
-        return
-    shapes = [(*sizes[picture], *masks[mask].shape) for picture, mask in other]
-    (picture, mask), (height, width, rows, columns) = other[0], shapes[0]
-    # Resize brings a smaller mask to the picture's size, but in training alone.
-    repaired = job.resizes and all(h * columns == w * rows for h, w, rows, columns in shapes)
-    job.refuse(
-        f'{len(other):,} of {len(read):,} masks read have another size than their picture, '
-        f'{mask} {columns}x{rows}, {picture} {width}x{height}; make both the same, without '
-        'interpolating the mask',
-        job.sure and not repaired,
-    )
+def _check_sizes(job: Job, pairs: dict, sizes: dict, masks: dict[str, Mask]) -> None:
+    read = [(p, pairs[p], *sizes[p], *masks[pairs[p]].shape) for p in sizes if pairs[p] in masks]
+    other = [sizes for sizes in read if sizes[2:4] != sizes[4:]]
+    if other:
+        picture, mask, height, width, rows, columns = other[0]
+        # Resize brings a smaller mask to the picture's size, but in training alone.
+        resizes = any('Resize' in kind(step) for step in job.settings.pipeline)
+        scaled = all(h * columns == w * rows for _, _, h, w, rows, columns in other)
+        job.refuse(
+            f'{len(other):,} of {len(read):,} masks read have another size than their picture, '
+            f'{mask} {columns}x{rows}, {picture} {width}x{height}; make both the same, without '
+            'interpolating the mask',
+            job.sure and not (job.split == 'train' and resizes and scaled),
+        )
 
 
 def _check_values(job: Job, masks: dict[str, Mask], paths: list[str]) -> None:
@@ -315,20 +296,15 @@ def _check_values(job: Job, masks: dict[str, Mask], paths: list[str]) -> None:
     n, first = len(job.classes), int(job.reduce)
     values = sorted(set().union(*(mask.values for mask in masks.values())))
     found = f'values found: {some(values, 12)}'
-    beyond = [
-        value
-        for value in values
-        if (label := job.label(value)) not in job.ignored and not (-1 <= value < 256 and label < n)
-    ]
-    if not n:
-        job.note(f'{found}; what they should be is not known')
-    elif not beyond:
+    known = job.ignored | set(range(n))
+    # LoadAnnotations makes bytes of them.
+    counted = set(range(-1, 256))
+    beyond = [v for v in values if job.label(v) not in (known if v in counted else job.ignored)]
+    if n and not beyond:
         _check_used(job, masks, paths, found)
-    else:
-        way = 'correct the masks, or name all classes in metainfo.classes'
-        if len(beyond) > 20:
-            way = 'so many come from lossy or interpolated masks, make them anew'
-        elif beyond == [n] and not first:
+    elif n:
+        way = 'correct the masks (lossy or interpolated ones have many), or name all classes'
+        if beyond == [n] and not first:
             way = 'set reduce_zero_label=True if 0 is no class, or name the class that is missing'
         example = next(path for path, mask in masks.items() if beyond[0] in mask.values)
         job.refuse(
@@ -347,15 +323,12 @@ def _check_used(job: Job, masks: dict[str, Mask], paths: list[str], found: str) 
     # The masks of data sets that MMSegmentation knows are as it says.
     own = not (type(job.dataset).METAINFO and _is_of(DATASETS, job.settings, 'mmseg.'))
     named = classes[0].strip('_ ').lower() in NO_CLASS
-    shifted = zero_dropped and own and named and last not in used
-    if len(used) < 2 or shifted:
+    shifted = zero_dropped and own and named
+    if (len(used) < 2 or (shifted and last not in used)) and len(masks) < len(paths):
         # Rare classes may be missing in a sample: nobody is refused before all masks were read.
-        rest = [path for path in paths if path not in masks]
-        for _, mask in read_each(job, rest, partial(_read_mask, job.load_mask)):
-            used |= job.labels(mask.values) if isinstance(mask, Mask) else set()
-            if last in used and len(used) > 1:
-                break
-    if shifted and last not in used:
+        every = read_sample(job, paths, 'masks', partial(_read_mask, job.load_mask), every=True)
+        _check_used(job, every, list(every), found)
+    elif shifted and last not in used:
         job.refuse(
             f'reduce_zero_label=True drops 0, which seems to be the first class, {classes[0]!r} '
             f'({found}), so that each class gets the name of the one before; set '
