@@ -90,10 +90,10 @@ def test_nothing_is_said_about_sound_folders(look, arguments):
 WRONG = dict(
     checkpoints=(dict(change=lambda: Path('train/.ipynb_checkpoints').mkdir()), '.ipynb_checkp'),
     macosx=(dict(NAMED, change=lambda: Path('train/__MACOSX').mkdir()), '__MACOSX in train'),
-    another=(dict(NAMED, change=lambda: write('train/ant/0.jpg')), 'ant not in metainfo.classes'),
+    another=(dict(NAMED, change=lambda: write('train/ant/0.jpg')), 'not in metainfo.classes ant;'),
     own_classes=(dict(type='ImageNet'), "1000 classes in metainfo (which are ImageNet's own)"),
     val_lacks=(dict(change=lambda: shutil.rmtree('val/dog')), 'val differ from those of training'),
-    named_val_lacks=(dict(NAMED, change=lambda: shutil.rmtree('val/dog')), 'no folder for dog'),
+    named_val_lacks=(dict(NAMED, change=lambda: shutil.rmtree('val/dog')), 'without a folder dog,'),
     order=(dict(metainfo=dict(classes=('owl', 'cat', 'dog'))), 'owl is cat, cat is dog'),
     order_of_cases=(dict(metainfo=dict(classes=('Owl', 'Cat', 'Dog'))), 'Owl is cat'),
     text=(dict(metainfo=dict(classes='cat')), "is the text 'cat'"),

@@ -71,7 +71,7 @@ def _read_list(job: Job) -> tuple[list[str], dict[int, int]]:
         else:
             wrong.append(f'line {i} {line!r}')
     if wrong or not lines:
-        labels = f'from 0 to {number - 1}, as there are {number} classes' if number else 'from 0'
+        labels = f'from 0 to {number - 1}' if number else 'from 0'
         job.refuse(
             f'{len(wrong):,} of {len(lines):,} lines of {dataset.ann_file} are not "path label" '
             f'with a label {labels}: {some(wrong, 3) or "it is empty"}; correct them'
@@ -97,7 +97,7 @@ def _find_pictures(job: Job) -> tuple[list[str], dict[str, int]]:
         job.refuse(f'there is no picture in the folders of {root}; files {way}')
     elif left:
         job.note(f'{len(left):,} files in {root} are left out, as they {way}')
-    if read and (empty := [folder for folder in folders if not counts[folder]]):
+    if read and (empty := [folder for folder in filter(_is_class, folders) if not counts[folder]]):
         job.note(f'folders without pictures in {root}: {some(empty)}')
     return [os.path.join(root, path) for path, _ in read], counts
 
@@ -111,9 +111,9 @@ def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:
     trained = _folders_of_training(job.cfg) if job.split != 'train' else []
     if trained and folders != trained:
         job.refuse(
-            f'the folders of {root} differ from those of training: '
-            f'{_difference(folders, trained, "training")}; labels follow the sorted names of '
-            'folders, so both need the same ones (an empty one for a class without pictures)'
+            f'the folders of {root} differ from those of training, which number the classes: '
+            f'{_difference(folders, trained, "training")}; give both the same (empty ones for '
+            'classes without pictures)'
         )
     elif classes and len(folders) != len(classes):
         own = classes == type(job.dataset).METAINFO.get('classes')
@@ -132,7 +132,7 @@ def _difference(folders: list[str], names: list[str], source: str) -> str:
     """Says which names are on one side alone."""
     lacking = some(name for name in names if name not in folders)
     extra = some(folder for folder in folders if folder not in names)
-    return f'no folder for {lacking or "-"}, and {extra or "-"} not in {source}'
+    return f'without a folder {lacking or "none"}, not in {source} {extra or "none"}'
 
 
 def _folders_of_training(cfg: Config) -> list[str]:
@@ -202,15 +202,9 @@ def _check_pictures(job: Job, paths: list[str], counts: dict) -> None:
     source = f'listed in {dataset.ann_file}' if dataset.ann_file else f'in {dataset.img_prefix}'
     missing = say_missing(job, paths, f'pictures {source}', lambda path: 'replace or remove them')
     sizes = read_pictures(job, [path for path in paths if path not in missing])
-    found = {
-        'folder': dataset.img_prefix,
-        'pictures': len(paths),
-        'classes': len(counts),
-        'pictures of a class': ' to '.join(
-            f'{f(counts.values(), default=0):,}' for f in (min, max)
-        ),
-        'pictures read': len(sizes),
-    }
+    found = dict(folder=dataset.img_prefix, pictures=len(paths), classes=len(counts))
+    most, least = (pick(counts.values(), default=0) for pick in (max, min))
+    found |= {'pictures of a class': f'{least:,} to {most:,}', 'pictures read': len(sizes)}
     job.report.count('Data', job.split, found | size_rows(sizes.values()))
     if len(counts) <= 100:
         names = [f': {name}' for name in dataset.CLASSES or ()] + [''] * len(counts)

@@ -126,12 +126,11 @@ def _check_heads(job: Job) -> bool:
         if n == 1 or (one_channel and softmax):
             texts = job.report.errors if sure else job.report.notes
             texts.append(
-                f'{place}.num_classes={number}: with one class there is nothing to choose from, '
-                'the loss and mIoU mean nothing; what works is metainfo=dict(classes=('
-                f"'background', {job.classes[-1]!r})), num_classes=2 and reduce_zero_label=False "
-                'with 0 for the background in masks, or (not with Mask2Former) the same with '
+                f'{place}.num_classes={number}: with one class there is nothing to learn; set '
+                f"metainfo=dict(classes=('background', {job.classes[-1]!r})), num_classes=2 and "
+                'reduce_zero_label=False, with 0 for the background in masks, or beside these '
                 "out_channels=1, threshold=0.5 and loss_decode=dict(type='CrossEntropyLoss', "
-                'use_sigmoid=True).'
+                'use_sigmoid=True) in heads that have loss_decode.'
             )
             return not sure
         if one_channel and n == 2:
@@ -153,11 +152,14 @@ def _check_against_training(job: Job) -> None:
     """Compares how labels come about with how they do in training."""
     trained = datasets_of_training(job.cfg) if job.split != 'train' else []
     for name in ('classes', 'reduce_zero_label'):
-        own, *others = (d.metainfo.get(name) for d in (job.dataset, *trained))
+        found = [dataset.metainfo.get(name) for dataset in (job.dataset, *trained)]
+        # Where nothing is set, nothing is said; lists and tuples are the same.
+        own, *others = (list(v) if isinstance(v, tuple) else v for v in found)
         if others and None not in (own, *others) and own not in others:
+            own, other = (some(v, 8) if name == 'classes' else v for v in (own, others[0]))
             job.refuse(
-                f'{name} is {own}, but {others[0]} in train_dataloader, so that labels mean '
-                'something else than in training; give both the same'
+                f'{name}: {own}, but {other} in train_dataloader, so that labels mean something '
+                'else than in training; give both the same'
             )
 
 
@@ -220,15 +222,14 @@ def _say_left_out(job: Job, used: set[str], folder: str, masks: str | None = Non
 def _way_to_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
     """Looks for a mask with another suffix."""
     folder, name = os.path.split(path)
-    suffix, stem = dataset.seg_map_suffix, name.removesuffix(dataset.seg_map_suffix)
+    stem = name.removesuffix(dataset.seg_map_suffix)
     for other in sorted(os.listdir(folder)) if is_mask and os.path.isdir(folder) else ():
         end = other.removeprefix(stem)
         if other != end and not end[:1].isalnum() and not other.endswith(dataset.img_suffix):
             return f'{other} is there: set seg_map_suffix={end!r}'
-    source = dataset.ann_file or 'the pictures'
     return (
-        f'names follow from {source}, img_suffix={dataset.img_suffix!r} and seg_map_suffix='
-        f'{suffix!r}; add the files, or take their names away'
+        f'names follow from {dataset.ann_file or "pictures"}, img_suffix={dataset.img_suffix!r} '
+        f'and seg_map_suffix={dataset.seg_map_suffix!r}; add the files, or remove these names'
     )
 
 
@@ -245,18 +246,16 @@ def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
     if (other := job.load_mask.get('reduce_zero_label')) not in (None, job.reduce):
         job.refuse(
             f'reduce_zero_label={job.reduce} in the dataset, but {other} in LoadAnnotations of its '
-            'pipeline; give both the same, True where 0 in a mask is no class, False where it is '
-            'the first one'
+            'pipeline; give both the same, True where 0 in masks is no class, else False'
         )
         return
     paths = [mask for mask in pairs.values() if mask]
     masks = read_sample(job, paths, 'masks', partial(_read_mask, job.load_mask))
     if deep := [path for path, mask in masks.items() if len(mask.shape) != 2]:
         job.refuse(
-            f'{len(deep):,} of {len(masks):,} masks read have the shape {masks[deep[0]].shape} of '
-            'RGB pictures instead of one channel; colours are no labels, save the number of the '
-            'class of each pixel, or one channel where the channels are equal (gray or palette '
-            f'PNG): {some(deep, 3)}',
+            f'{len(deep):,} of {len(masks):,} masks read have the shape {masks[deep[0]].shape}, '
+            f'{some(deep, 3)}; colours are no labels, save the number of the class of each pixel, '
+            'or one channel where the channels are equal, as gray or palette PNG',
             job.sure,
         )
     elif masks:
@@ -277,7 +276,7 @@ def _read_mask(load: ConfigDict, path: str) -> Mask:
 
 def _check_sizes(job: Job, pairs: dict, sizes: dict, masks: dict[str, Mask]) -> None:
     read = [(p, pairs[p], *sizes[p], *masks[pairs[p]].shape) for p in sizes if pairs[p] in masks]
-    other = [sizes for sizes in read if sizes[2:4] != sizes[4:]]
+    other = [look for look in read if look[2:4] != look[4:]]
     if other:
         picture, mask, height, width, rows, columns = other[0]
         # Resize brings a smaller mask to the picture's size, but in training alone.
