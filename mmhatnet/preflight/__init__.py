@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 from rich.console import Console
 
-from mmhatnet.preflight.report import Report
+from mmhatnet.preflight.report import Job, Report
 
 
 def check_data(
@@ -49,7 +49,7 @@ def check_data(
             try:
                 # Asks the dataset itself what it would read, and reads nothing yet.
                 dataset = DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
-                check(cfg, split, settings, dataset, report, every)
+                check(Job(cfg, split, settings, dataset, report, every))
             except Exception as error:  # a job must not end because of a look at it
                 if why := _why_not_built(
                     cfg.default_scope, f'{split}_dataloader.dataset', settings

@@ -12,12 +12,13 @@ from difflib import get_close_matches
 import numpy as np
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, METRICS, TRANSFORMS, Registry
 from PIL import Image
 
 from mmhatnet.preflight import inner_datasets
+from mmhatnet.preflight.report import Job as AnyJob
 from mmhatnet.preflight.report import Report
 
 # How many pictures of each data set are decoded, unless all are asked for.
@@ -45,19 +46,8 @@ class CocoFile:
     categories: list[dict]
 
 
-@dataclass
-class Job:
-    """One data set of a split, and what it is for."""
-
-    cfg: Config
-    split: str
-    settings: ConfigDict
-    dataset: CocoDataset
-    report: Report
-
-    @property
-    def where(self) -> str:
-        return f'{self.split}_dataloader.dataset'
+class Job(AnyJob):
+    """One data set of a detector, and what it is for."""
 
     @property
     def classes(self) -> list[str]:
@@ -82,25 +72,10 @@ class Job:
         return any(metric in m.get('metric', 'bbox') for _, m in self.metrics())
 
 
-def check_detection(
-    cfg: Config,
-    split: str,
-    settings: ConfigDict,
-    dataset: BaseDataset,
-    report: Report,
-    every: bool,
-) -> None:
-    """Looks at one data set of a detector.
-
-    Args:
-        cfg (Config): The config of the job.
-        split (str): 'train', 'val' or 'test'.
-        settings (ConfigDict): The settings of the data set, without what wraps it.
-        dataset (BaseDataset): The data set, built from them, with nothing read yet.
-        report (Report): Where errors, notes and tables go.
-        every (bool): Whether to decode all pictures instead of a sample of them.
-    """
-    job = Job(cfg, split, settings, dataset, report)
+def check_detection(job: AnyJob) -> None:
+    """Looks at one data set of a detector."""
+    job = Job(**vars(job))
+    dataset, report, every = job.dataset, job.report, job.every
     if not _reads_coco(dataset):
         report.notes.append(
             f'{job.where}: the data are not checked, as {type(dataset).__name__} reads annotations '
