@@ -208,12 +208,7 @@ def test_looks_at_every_head(project):
         ('annotations', 'id', 1, 'ids of "annotations" occur more than once (1)'),
         ('annotations', 'image_id', '2', '"image_id" of annotations is "2", while'),
         ('annotations', 'category_id', '1', '"category_id" of annotations is "1", while'),
-        (
-            'annotations',
-            'category_id',
-            [1],
-            '"category_id" of 1 annotations is not a number or a text',
-        ),
+        ('annotations', 'category_id', [1], 'of 1 annotations is not a number or a text, as [1]'),
         ('images', 'width', ..., 'lack "width"'),
         ('images', 'height', '30', '"height" of 1 images is not a number'),
         ('images', 'file_name', 7, '"file_name" of 1 images is not a text, as 7'),
@@ -268,10 +263,10 @@ def test_says_why_nothing_is_left_to_train_with(project):
     [
         (..., 'no mask'),
         ([], 'no mask'),
-        ([5, 5, 25, 5, 25, 20], 'not a list of polygons'),
+        ([5, 5, 25, 5, 25, 20], 'neither a list of polygons nor RLE'),
         (dict(size=[40, 30], counts=[0, 1200]), 'size, [height, width], or counts'),
         (dict(size=[30, 40], counts=[0, 12]), 'size, [height, width], or counts'),
-        (dict(size=[30, 40]), 'neither polygons nor RLE'),
+        (dict(size=[30, 40]), 'neither a list of polygons nor RLE'),
     ],
 )
 def test_names_objects_without_a_mask_where_the_model_needs_it(project, mask, message):
@@ -388,8 +383,8 @@ def test_says_when_there_is_nothing_to_compare_with(project):
 @pytest.mark.parametrize(
     'field, value, message',
     [
-        ('id', 0, 'an annotation with id 0, which pycocotools takes for no match'),
-        ('id', 'one', 'ids of annotations are not numbers'),
+        ('id', 0, 'an annotation with id 0, but pycocotools'),
+        ('id', 'one', "an annotation with id 'one', but pycocotools"),
         ('iscrowd', ..., '1 of 3 annotations (ids 1) lack "iscrowd"'),
     ],
 )

@@ -130,8 +130,7 @@ class Objects:
         image (np.ndarray): Index of each object's picture, -1 if there is none.
         room (np.ndarray): Width and height of each object's picture, (objects, 2).
         label (np.ndarray): Each object's class, -1 if it is of none.
-        low (np.ndarray): Left and top of the boxes, (objects, 2).
-        high (np.ndarray): Right and bottom of the boxes, (objects, 2).
+        low, high (np.ndarray): Left and top, right and bottom of the boxes, (objects, 2).
         named (np.ndarray): Whether an object is of a class, and not marked as to ignore.
         used (np.ndarray): Whether CocoDataset keeps it.
         pictures (np.ndarray): The indices of the pictures that CocoDataset keeps.
@@ -141,9 +140,8 @@ class Objects:
         self.ids = [annotation['id'] for annotation in file.annotations]
         annotations, classes = file.annotations, list(dataset.metainfo['classes'])
         images = {image['id']: i for i, image in enumerate(file.images)}
-        labels = {
-            c['id']: classes.index(c['name']) for c in file.categories if c['name'] in classes
-        }
+        known = [category for category in file.categories if category['name'] in classes]
+        labels = {category['id']: classes.index(category['name']) for category in known}
         sizes = [(image['width'], image['height']) for image in file.images]
         self.sizes = np.array(sizes, float).reshape(-1, 2)
         self.image = np.array([images.get(a['image_id'], -1) for a in annotations], int)

@@ -14,7 +14,7 @@ from mmengine.registry import METRICS
 from PIL import ExifTags, Image
 
 from mmhatnet.preflight import inner_datasets
-from mmhatnet.preflight.coco_file import CocoFile, Objects, lacking, read_coco
+from mmhatnet.preflight.coco_file import NUMBER, CocoFile, Objects, lacking, read_coco
 from mmhatnet.preflight.pictures import (
     are_there,
     check_number,
@@ -46,8 +46,8 @@ class Job(AnyJob):
 
     def metrics(self) -> Iterator[tuple[str, ConfigDict]]:
         """Yields those evaluators of this split that compare with annotations."""
-        settings = self.cfg.get(f'{self.split}_evaluator') if self.split != 'train' else None
-        for path, metric in _parts(settings, f'{self.split}_evaluator'):
+        name = f'{self.split}_evaluator'
+        for path, metric in _parts(self.cfg.get(name), name):
             found = class_of(METRICS, metric)
             if found and issubclass(found, CocoMetric) and not metric.get('format_only'):
                 yield path, metric
@@ -60,8 +60,7 @@ def check_detection(job: AnyJob) -> None:
     """Looks at one data set of a detector."""
     job, dataset = Job(**vars(job)), job.dataset
     if not _reads_coco(dataset):
-        what = f'{kind(job.settings)} does not read COCO format from a disk of this machine'
-        job.note(f'not checked, as {what} in the usual way')
+        job.note(f'not checked, as {kind(job.settings)} reads no local file as CocoDataset does')
         return
     if isinstance(names := dataset.metainfo['classes'], str):
         job.report.errors.append(text_instead_of_names(job.where, names))
@@ -75,15 +74,13 @@ def check_detection(job: AnyJob) -> None:
         return
     objects = Objects(file, dataset)
     # What is wrong with names has consequences that need not be said.
-    if named := _check_names(job, file):
+    if _check_names(job, file):
         _check_heads(job)
         _check_training_agrees(job)
         _check_evaluators(job, file)
-    if objects.used.any() or job.split != 'train':
-        _check_boxes(job, file, objects)
-        _check_masks(job, file, objects)
-    if named:
         _check_something_is_left(job, file, objects)
+    _check_boxes(job, file, objects)
+    _check_masks(job, file, objects)
     _count(job, file, objects, _check_pictures(job, [file.images[i] for i in objects.pictures]))
 
 
@@ -121,8 +118,10 @@ def _check_names(job: Job, file: CocoFile) -> bool:
     wanted = [c['name'] for c in file.categories if c['id'] in objects or c['name'] in classes]
     wanted = f'set metainfo=dict(classes=({some(map(repr, wanted or names), 20)},))'
     in_order = numbered == classes[: len(numbered)]
+    twice = [n for n in numbered if numbered.count(n) > 1 or classes.count(n) > 1]
     # A file may know fewer classes than the config, as long as those that it knows come first.
-    if not numbered or (missing and (job.split != 'train' or left_out or not in_order)):
+    lacks = not numbered or (missing and (job.split != 'train' or left_out or not in_order))
+    if lacks:
         near = get_close_matches(missing[0], left_out if numbered else [], 1)
         guess = f' (did you mean {near[0]!r}?)' if near else ''
         rest = f', and has {some(left_out)}, which the config leaves out' if left_out else ''
@@ -130,7 +129,7 @@ def _check_names(job: Job, file: CocoFile) -> bool:
             f'{file.path} lacks classes {source}: {some(missing)}{guess}{rest}, so that '
             f'objects would get wrong names, or none: {wanted}, or add the categories to the file'
         )
-    elif twice := [n for n in numbered if numbered.count(n) > 1 or classes.count(n) > 1]:
+    elif twice:
         job.refuse(
             f'{file.path} ({some(names)}) or metainfo ({some(classes)}) has the same name '
             f'({twice[0]}) twice, and those after it get wrong names: merge them, or rename one'
@@ -140,15 +139,13 @@ def _check_names(job: Job, file: CocoFile) -> bool:
             f'the classes are numbered as the categories of {file.path} ({some(numbered)}), not as '
             f'those of metainfo ({some(classes)}), so that their names would be swapped: {wanted}'
         )
-    else:
-        if left_out:
-            number = sum(objects[c['id']] for c in file.categories if c['name'] in left_out)
-            job.note(
-                f'{file.path}: the config leaves out {len(left_out)} of {len(names)} categories '
-                f'({some(left_out)}), with {number:,} objects'
-            )
-        return True
-    return False
+    elif left_out:
+        number = sum(objects[c['id']] for c in file.categories if c['name'] in left_out)
+        job.note(
+            f'{file.path}: the config leaves out {len(left_out)} of {len(names)} categories '
+            f'({some(left_out)}), with {number:,} objects'
+        )
+    return in_order and not lacks and not twice
 
 
 def _check_heads(job: Job) -> None:
@@ -199,11 +196,7 @@ def _check_evaluators(job: Job, file: CocoFile) -> None:
 
 
 def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
-    """Reads the file of an evaluator, where it is not that of the data set.
-
-    Raises:
-        ValueError: If it cannot be read, or is not about the same pictures.
-    """
+    """Reads an evaluator's own file; a ValueError says why these are not the answers."""
 
     def compared(file: CocoFile) -> tuple[set, list, list]:
         return (
@@ -235,18 +228,17 @@ def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
 
 def _check_answers(job: Job, file: CocoFile) -> None:
     """Checks what pycocotools needs of the annotations that it compares with."""
-    ids = {c['id'] for c in file.categories if c['name'] in job.classes}
-    answers = [a for a in file.annotations if a['category_id'] in ids]
+    named = {c['id'] for c in file.categories if c['name'] in job.classes}
+    answers = [a for a in file.annotations if a['category_id'] in named]
     without = (a for a in answers if not isinstance(a.get('iscrowd'), int))
     for fault in lacking(file, 'annotations', 'iscrowd', without):
         job.refuse(f'{file.path}: {fault}')
-    if any(a['id'] == 0 for a in answers):
+    ids = [a['id'] for a in answers]
+    if wrong := [i for i in ids if i == 0 or not (isinstance(i, NUMBER) or str(i).isdigit())]:
         job.refuse(
-            f'{file.path} has an annotation with id 0, which pycocotools takes for no match, so '
-            'that AP would be too low: number annotations from 1'
+            f'{file.path} has an annotation with id {wrong[0]!r}, but pycocotools needs numbers, '
+            'and takes 0 for no match, so that AP would be too low: number annotations from 1'
         )
-    if any(isinstance(a['id'], str) and not a['id'].isdigit() for a in answers):
-        job.refuse(f'{file.path}: ids of annotations are not numbers: number them from 1')
     if not answers:
         job.note(f'{file.path} has no objects of the classes to compare with: AP will be -1')
     elif job.dataset._indices is not None:
@@ -279,8 +271,8 @@ def _check_masks(job: Job, file: CocoFile, objects: Objects) -> None:
         return
     faults = {}
     for i in np.flatnonzero(objects.named if judged else objects.used):
-        annotation, (width, height) = file.annotations[i], objects.room[i]
-        if fault := _fault_of_mask(annotation.get('segmentation'), [height, width]):
+        size = objects.room[i][::-1].tolist()
+        if fault := _fault_of_mask(file.annotations[i].get('segmentation'), size):
             faults.setdefault(fault, []).append(i)
     reader = f'the metric segm of {job.split}_evaluator' if judged else 'the model'
     for fault, found in faults.items():
@@ -297,14 +289,12 @@ def _check_masks(job: Job, file: CocoFile, objects: Objects) -> None:
 def _fault_of_mask(mask: object, size: list[float]) -> str | None:
     if not mask:
         return 'no mask'
-    if isinstance(mask, list):
-        if not all(isinstance(polygon, list) for polygon in mask):
-            return 'a mask that is not a list of polygons'
+    if isinstance(mask, list) and all(isinstance(polygon, list) for polygon in mask):
         usable = any(len(p) >= 6 and len(p) % 2 == 0 for p in mask)
         return None if usable else 'no polygon of three points or more'
     counts = mask.get('counts') if isinstance(mask, dict) else None
     if not isinstance(counts, (list, str)) or not isinstance(mask.get('size'), list):
-        return 'a mask that is neither polygons nor RLE'
+        return 'a mask that is neither a list of polygons nor RLE'
     if mask['size'] != size or (isinstance(counts, list) and sum(counts) != size[0] * size[1]):
         return 'an RLE mask whose size, [height, width], or counts are not those of its picture'
     return None
@@ -337,11 +327,7 @@ def _check_something_is_left(job: Job, file: CocoFile, objects: Objects) -> None
 
 
 def _check_pictures(job: Job, images: list[dict]) -> int:
-    """Checks that pictures exist, can be read, and have the sizes that the file says.
-
-    Returns:
-        int: How many were read.
-    """
+    """Checks that pictures exist and have the sizes of the file; returns how many were read."""
     folder = job.dataset.data_prefix.get('img')
     if folder is None:
         prefix = dict(job.dataset.data_prefix)
@@ -363,13 +349,9 @@ def _check_pictures(job: Job, images: list[dict]) -> int:
 def _way_to(job: Job, path: str) -> str:
     """Guesses where a picture is that is not where the config says."""
     root, folder = job.dataset.data_root or '', job.dataset.data_prefix['img']
-    name = os.path.relpath(path, folder or '.')
-    for other, way in (
-        (os.path.join(root, name), 'set data_prefix=dict(img="")'),
-        (os.path.join(folder, re.split(r'[\\/]', name)[-1]), 'write file_name without folders'),
-    ):
-        if os.path.isfile(other) and os.path.getsize(other):
-            return f'{other} is there: {way}'
+    other = os.path.join(root, os.path.relpath(path, folder or '.'))
+    if os.path.isfile(other) and os.path.getsize(other):
+        return f'{other} is there: set data_prefix=dict(img="")'
     return f'replace them, or remove them from {job.dataset.ann_file}'
 
 
@@ -379,7 +361,7 @@ def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
     other = {}
     for path, size in read.items():
         if size != wanted[path] and min(wanted[path]) > 0:
-            near = max(abs(a - b) for a, b in zip(size, wanted[path], strict=True)) <= slight
+            near = all(abs(a - b) <= slight for a, b in zip(size, wanted[path]))
             way = '' if near else _way_out_of_size(path, size, wanted[path])
             other.setdefault(way, []).append(path)
     for way, paths in other.items():
