@@ -1,7 +1,6 @@
 """What the checks of all three kinds of jobs share."""
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,14 +13,13 @@ from PIL import Image, UnidentifiedImageError
 from mmhatnet.preflight import inner_datasets
 from mmhatnet.preflight.report import Job, some
 
-# How many files of each data set are read, and for how long, unless all are asked for.
-SAMPLE = 500
-SECONDS = 20
+# How many files of each data set are read, unless all are asked for.
+SAMPLE = 200
 
 
 def kind(part: dict) -> str:
     """The name of the type that a part of a config asks for, without the scope before it."""
-    name = part['type']
+    name = part.get('type', '')
     return name.split('.')[-1] if isinstance(name, str) else name.__name__
 
 
@@ -32,6 +30,17 @@ def class_of(registry: Registry, part: dict) -> type | None:
         with registry.switch_scope_and_registry(None) as scoped:
             found = scoped.get(found)
     return found if isinstance(found, type) else None
+
+
+def parts_of(settings: object, place: str = '') -> Iterator[tuple[str, dict]]:
+    """Yields all dicts in a part of a config with their places, outer ones first."""
+    if isinstance(settings, dict):
+        yield place, settings
+        for key, value in settings.items():
+            yield from parts_of(value, f'{place}.{key}')
+    elif isinstance(settings, (list, tuple)):
+        for i, value in enumerate(settings):
+            yield from parts_of(value, f'{place}[{i}]')
 
 
 def is_local(path: str, backend: dict | None) -> bool:
@@ -49,18 +58,14 @@ def datasets_of_training(cfg: Config) -> list[BaseDataset]:
         return []
 
 
-def text_instead_of_names(where: str, classes: str) -> str:
-    return (
-        f'{where}: metainfo.classes is the text {classes!r}, of which each letter would be a '
-        f'class; a tuple of one name needs a comma, classes=({classes!r},).'
-    )
-
-
-def check_number(job: Job, setting: str, number: int, classes: Sequence[str]) -> None:
+def check_number(
+    job: Job, setting: str, number: int, classes: Sequence[str], sure: bool = True
+) -> None:
     """Compares the number of classes that a head has with the classes of the data."""
     text = f'{setting} is {number}, but the data have {len(classes)} classes ({some(classes)})'
     if number < len(classes):
-        job.report.errors.append(f'{text}: set it to {len(classes)}.')
+        texts = job.report.errors if sure else job.report.notes
+        texts.append(f'{text}: set it to {len(classes)}, or name only the classes meant.')
     elif number > len(classes):
         job.report.notes.append(f'{text}: the others learn nothing, which is allowed.')
 
@@ -68,8 +73,9 @@ def check_number(job: Job, setting: str, number: int, classes: Sequence[str]) ->
 def are_there(job: Job, paths: Mapping[str, str | None]) -> bool:
     """Whether the files and folders exist that settings name; one that does not is refused."""
     for setting, path in paths.items():
-        if path and not os.path.exists(path):
-            job.refuse(f'there is no {path}; correct {setting}, or data_root, which it starts with')
+        # An empty setting is one that is not used, None one that the config should have.
+        if path is None or (path and not os.path.exists(path)):
+            job.refuse(f'there is no {path or setting}; correct {setting}, or data_root before it')
             return False
     return True
 
@@ -77,55 +83,31 @@ def are_there(job: Job, paths: Mapping[str, str | None]) -> bool:
 def say_missing(
     job: Job, paths: Sequence[str], what: str, way: Callable[[str], str], sure: bool = True
 ) -> set[str]:
-    """Refuses files that are not there or empty, and returns them.
-
-    Args:
-        job (Job): The data set.
-        paths (Sequence[str]): The files.
-        what (str): What they are, such as 'pictures'.
-        way (Callable): Says the way out, from the first one that is missing.
-        sure (bool): Whether they must be there.
-    """
+    """Refuses files that are not there or empty, with the way out, and returns them."""
     missing = [path for path in paths if not (os.path.isfile(path) and os.path.getsize(path))]
     if missing:
-        job.refuse(
-            f'{len(missing):,} of {len(paths):,} {what} are missing or empty, {some(missing, 3)}: '
-            f'{way(missing[0])}',
-            sure,
-        )
+        text = f'{len(missing):,} of {len(paths):,} {what} are missing or empty, {some(missing, 3)}'
+        job.refuse(f'{text}: {way(missing[0])}', sure)
     return set(missing)
 
 
-def read_each(
-    job: Job, paths: Sequence[str], read: Callable, seconds: float = float('inf')
-) -> Iterator[tuple[str, object]]:
-    """Yields files, each with what `read` makes of it, or its error."""
-
-    def attempt(path: str) -> tuple[str, object]:
-        try:
-            return path, read(path)
-        except Exception as error:  # each image library has errors of its own
-            return path, error
-
-    def found() -> Iterator[tuple[str, object]]:
-        end, batch = time.monotonic() + seconds, 16
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for start in range(0, len(paths), batch):
-                if time.monotonic() < end:
-                    yield from threads.map(attempt, paths[start : start + batch])
-
-    return job.report.track(found(), len(paths), f'Reading files of {job.split}')
-
-
-def read_sample(job: Job, paths: Sequence[str], what: str, read: Callable) -> dict[str, object]:
-    """Reads files, or a sample that is spread evenly, and refuses those that cannot be read.
-
-    Returns:
-        dict[str, object]: What `read` makes of each, by path.
-    """
-    if not job.every and len(paths) > SAMPLE:
+def read_sample(
+    job: Job, paths: Sequence[str], what: str, read: Callable, every: bool = False
+) -> dict[str, object]:
+    """What `read` makes of a sample of files, by path; what it cannot read is refused."""
+    if not (every or job.every) and len(paths) > SAMPLE:
         paths = [paths[i * len(paths) // SAMPLE] for i in range(SAMPLE)]
-    found = dict(read_each(job, paths, read, float('inf') if job.every else SECONDS))
+
+    def attempt(path: str) -> object:
+        try:
+            return read(path)
+        except Exception as error:  # each image library has errors of its own
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        doing = f'Reading {what} of {job.split}'
+        found = job.report.track(threads.map(attempt, paths), len(paths), doing)
+        found = dict(zip(paths, found))
     bad = [f'{path} {_trouble(path)}' for path in found if isinstance(found[path], Exception)]
     if bad:
         job.refuse(
