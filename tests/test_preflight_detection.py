@@ -315,6 +315,9 @@ def test_guesses_where_pictures_are(project):
     for image in project.files['train']['images']:
         image['file_name'] = 'train/' + image['file_name']
     assert 'set data_prefix=dict(img="")' in project.error('train')
+    for image in project.files['train']['images']:
+        image['file_name'] = image['file_name'].replace('train/', 'C:\\export\\')
+    assert 'write file_name without folders' in project.error('train')
 
 
 def test_compares_sizes_with_pictures_as_they_are_loaded(project):

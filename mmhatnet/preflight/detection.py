@@ -22,10 +22,10 @@ from mmhatnet.preflight.pictures import (
     datasets_of_training,
     is_local,
     kind,
+    parts_of,
     read_pictures,
     say_missing,
     size_rows,
-    text_instead_of_names,
 )
 from mmhatnet.preflight.report import Job as AnyJob
 from mmhatnet.preflight.report import some
@@ -42,12 +42,12 @@ class Job(AnyJob):
 
     @property
     def transforms(self) -> list[ConfigDict]:
-        return [part for _, part in _parts(self.settings.get('pipeline'))]
+        return [part for _, part in parts_of(self.settings.get('pipeline'))]
 
     def metrics(self) -> Iterator[tuple[str, ConfigDict]]:
         """Yields those evaluators of this split that compare with annotations."""
         name = f'{self.split}_evaluator'
-        for path, metric in _parts(self.cfg.get(name), name):
+        for path, metric in parts_of(self.cfg.get(name), name):
             found = class_of(METRICS, metric)
             if found and issubclass(found, CocoMetric) and not metric.get('format_only'):
                 yield path, metric
@@ -61,9 +61,6 @@ def check_detection(job: AnyJob) -> None:
     job, dataset = Job(**vars(job)), job.dataset
     if not _reads_coco(dataset):
         job.note(f'not checked, as {kind(job.settings)} reads no local file as CocoDataset does')
-        return
-    if isinstance(names := dataset.metainfo['classes'], str):
-        job.report.errors.append(text_instead_of_names(job.where, names))
         return
     if not are_there(job, {'ann_file': dataset.ann_file}):
         return
@@ -91,17 +88,6 @@ def _reads_coco(dataset: object) -> bool:
         and all(getattr(type(dataset), name) is getattr(CocoDataset, name) for name in usual)
         and is_local(dataset.ann_file, dataset.backend_args)
     )
-
-
-def _parts(settings: object, path: str = '') -> Iterator[tuple[str, ConfigDict]]:
-    """Yields all dicts in a part of a config with their places, outer ones first."""
-    if isinstance(settings, dict):
-        yield path, settings
-        for key, value in settings.items():
-            yield from _parts(value, f'{path}.{key}')
-    elif isinstance(settings, (list, tuple)):
-        for i, value in enumerate(settings):
-            yield from _parts(value, f'{path}[{i}]')
 
 
 def _check_names(job: Job, file: CocoFile) -> bool:
@@ -149,7 +135,7 @@ def _check_names(job: Job, file: CocoFile) -> bool:
 
 
 def _check_heads(job: Job) -> None:
-    for path, head in _parts(job.cfg.model, 'model'):
+    for path, head in parts_of(job.cfg.model, 'model'):
         if not HEAD.search(path) or head.get('class_agnostic'):
             continue
         setting, number = 'num_classes', head.get('num_classes')
@@ -329,17 +315,13 @@ def _check_something_is_left(job: Job, file: CocoFile, objects: Objects) -> None
 def _check_pictures(job: Job, images: list[dict]) -> int:
     """Checks that pictures exist and have the sizes of the file; returns how many were read."""
     folder = job.dataset.data_prefix.get('img')
-    if folder is None:
-        prefix = dict(job.dataset.data_prefix)
-        job.refuse(f'data_prefix={prefix} has no img: set data_prefix=dict(img=FOLDER)')
-        return 0
-    sizes = {os.path.join(folder, i['file_name']): (i['height'], i['width']) for i in images}
     backend = next((t['backend_args'] for t in job.transforms if 'backend_args' in t), None)
-    if not all(is_local(path, backend) for path in sizes):
+    if not all(is_local(os.path.join(folder or '', i['file_name']), backend) for i in images):
         job.note('the pictures are not checked, as they are not on a disk of this machine')
         return 0
-    if not are_there(job, {'data_prefix': folder}):
+    if not are_there(job, {'data_prefix=dict(img=FOLDER)': folder}):
         return 0
+    sizes = {os.path.join(folder, i['file_name']): (i['height'], i['width']) for i in images}
     missing = say_missing(job, list(sizes), 'pictures', lambda path: _way_to(job, path))
     read = read_pictures(job, [path for path in sizes if path not in missing])
     _check_sizes(job, read, sizes)
@@ -349,9 +331,13 @@ def _check_pictures(job: Job, images: list[dict]) -> int:
 def _way_to(job: Job, path: str) -> str:
     """Guesses where a picture is that is not where the config says."""
     root, folder = job.dataset.data_root or '', job.dataset.data_prefix['img']
-    other = os.path.join(root, os.path.relpath(path, folder or '.'))
-    if os.path.isfile(other) and os.path.getsize(other):
-        return f'{other} is there: set data_prefix=dict(img="")'
+    name = os.path.relpath(path, folder or '.')
+    for other, way in (
+        (os.path.join(root, name), 'set data_prefix=dict(img="")'),
+        (os.path.join(folder, re.split(r'[\\/]', name)[-1]), 'write file_name without folders'),
+    ):
+        if os.path.isfile(other) and os.path.getsize(other):
+            return f'{other} is there: {way}'
     return f'replace them, or remove them from {job.dataset.ann_file}'
 
 
