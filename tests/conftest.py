@@ -41,6 +41,8 @@ def all_coco_classes(toy_data: Path) -> Path:
             for number, name in enumerate(CocoDataset.METAINFO['classes'])
             if name not in shown
         ]
+        # MMDetection numbers classes in this order, and not in that of the config.
+        content['categories'].sort(key=lambda c: CocoDataset.METAINFO['classes'].index(c['name']))
         file.with_name(file.name.replace('instances_', ALL_CLASSES)).write_text(json.dumps(content))
     return toy_data
 

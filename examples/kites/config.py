@@ -5,7 +5,8 @@
 # 'mmhatnet::maskrcnn_hatnet.py'.
 _base_ = __import__('mmhatnet').config_path('maskrcnn_hatnet.py')
 
-classes = ('kite', 'umbrella')
+# In the order of the annotation files, in which MMDetection numbers them.
+classes = ('umbrella', 'kite')
 model = dict(
     backbone=dict(frozen_stages=2),
     roi_head=dict(

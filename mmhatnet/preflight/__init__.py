@@ -119,7 +119,8 @@ def require_sound_data(cfg: Config, *splits: str) -> None:
     for note in dict.fromkeys(report.notes):
         print_log(note, logger='current', level=logging.WARNING)
     if report.errors:
-        raise SystemExit('\n'.join(dict.fromkeys(report.errors)))
+        way_out = 'Nothing was started; --no-check does without this look at the data.'
+        raise SystemExit('\n'.join(dict.fromkeys([*report.errors, way_out])))
 
 
 def inner_datasets(settings: ConfigDict | None) -> Iterator[ConfigDict]:
