@@ -90,33 +90,36 @@ def test_nothing_is_said_about_sound_folders(look, arguments):
 WRONG = dict(
     checkpoints=(dict(change=lambda: Path('train/.ipynb_checkpoints').mkdir()), '.ipynb_checkp'),
     macosx=(dict(NAMED, change=lambda: Path('train/__MACOSX').mkdir()), '__MACOSX in train'),
-    another=(dict(NAMED, change=lambda: write('train/ant/0.jpg')), 'ant not in metainfo.classes'),
+    another=(dict(NAMED, change=lambda: write('train/ant/0.jpg')), 'not in metainfo.classes ant;'),
     own_classes=(dict(type='ImageNet'), "1000 classes in metainfo (which are ImageNet's own)"),
     val_lacks=(dict(change=lambda: shutil.rmtree('val/dog')), 'val differ from those of training'),
-    named_val_lacks=(dict(NAMED, change=lambda: shutil.rmtree('val/dog')), 'no folder for dog'),
+    named_val_lacks=(dict(NAMED, change=lambda: shutil.rmtree('val/dog')), 'without a folder dog,'),
     order=(dict(metainfo=dict(classes=('owl', 'cat', 'dog'))), 'owl is cat, cat is dog'),
     order_of_cases=(dict(metainfo=dict(classes=('Owl', 'Cat', 'Dog'))), 'Owl is cat'),
     text=(dict(metainfo=dict(classes='cat')), "is the text 'cat'"),
-    small_head=(dict(model=dict(head=dict(num_classes=2))), 'num_classes=2, but there are 3'),
+    small_head=(
+        dict(model=dict(head=dict(num_classes=2))),
+        'is 2, but the data have 3 classes',
+    ),
     mixup=(dict(model=dict(MIXUP), preprocessor=1000), 'data_preprocessor.num_classes=1000, but'),
     loss=(
         dict(model=dict(head=dict(loss=dict(type='LabelSmoothLoss', num_classes=1000)))),
         'model.head.loss.num_classes=1000, but',
     ),
-    best_of_five=(dict(topk=(1, 5)), 'asks for the best 5 of 3 classes'),
-    no_folder=(dict(data_root='lost'), 'lost/train is not there'),
+    best_of_five=(dict(topk=(1, 5)), 'topk=(1, 5) asks for more than the 3 classes'),
+    no_folder=(dict(data_root='lost'), 'there is no lost/train;'),
     flat=(dict(data_prefix='train/cat'), 'there is no folder in train/cat'),
-    suffixes=(dict(extensions=('.webp',)), 'files end with .jpg and extensions are .webp'),
+    suffixes=(dict(extensions=('.webp',)), 'files end with .jpg, and extensions=(.webp)'),
     damaged=(
         dict(change=lambda: Path('train/dog/0.jpg').write_text('<html>')),
-        'train/dog/0.jpg: cannot identify image file',
+        'train/dog/0.jpg is not a picture',
     ),
     empty=(dict(change=lambda: Path('val/owl/0.jpg').write_text('')), 'val/owl/0.jpg'),
 )
 LISTS = dict(
-    no_list=(None, 'list.txt is not there'),
+    no_list=(None, 'there is no train/list.txt;'),
     named_label=('cat/0.jpg cat\n', "line 1 'cat/0.jpg cat'"),
-    beyond=(LISTED + 'owl/0.jpg 3', 'labels 3 of'),
+    beyond=(LISTED + 'owl/0.jpg 3', "line 4 'owl/0.jpg 3'"),
     lost=(LISTED + 'owl/1.jpg 2', 'owl/1.jpg'),
 )
 
@@ -143,7 +146,7 @@ def test_lists_that_do_not_fit_are_refused(look, case):
     [
         (dict(change=lambda: write('train/cat/1.gif')), '1 files in train are left out'),
         (dict(change=lambda: Path('train/cat/0.jpg').unlink()), 'without pictures in train: cat'),
-        (dict(model=dict(head=dict(num_classes=5))), 'num_classes=5, but there are 3 classes'),
+        (dict(model=dict(head=dict(num_classes=5))), 'num_classes is 5, but the data have 3'),
         (dict(metainfo=dict(classes=('cat', 'puppy', 'owl'))), 'dog is puppy'),
         (dict(with_label=False), 'CustomDataset is not checked'),
     ],
@@ -158,4 +161,4 @@ def test_pictures_are_counted(look):
     counts = look(**NAMED).counts
     names = ('cat', 'dog', 'owl')
     assert counts['Pictures'] == {f'{name}: {name}': dict(train=1, val=1) for name in names}
-    assert counts['Data']['largest'] == dict(train='16 x 12', val='16 x 12')
+    assert counts['Data']['largest picture'] == dict(train='16 x 12', val='16 x 12')

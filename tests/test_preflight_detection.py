@@ -109,8 +109,9 @@ def test_refuses_a_job_with_all_that_is_wrong(project):
     project.check()
     with pytest.raises(SystemExit) as refused:
         require_sound_data(project.cfg, 'train', 'val')
-    heads, missing = str(refused.value).split('\n')
+    heads, missing, way_out = str(refused.value).split('\n')
     assert 'model.roi_head.bbox_head.num_classes is 1' in heads and 'set it to 2' in heads
+    assert '--no-check' in way_out
     assert '1 of 3 pictures' in missing and str(project.folder / 'val' / '2.jpg') in missing
 
 
@@ -130,7 +131,7 @@ def test_names_settings_that_name_no_files(project):
     assert 'ann_file is a list' in project.error('train')
     project.train.ann_file = 'train.json'
     project.train.data_prefix = dict(img='images')
-    assert f'there is no folder {str(project.folder / "images")!r}' in project.error('train')
+    assert f'there is no {project.folder / "images"}; correct data_prefix' in project.error('train')
     project.train.data_prefix = dict(img_path='train')
     assert 'data_prefix=dict(img=FOLDER)' in project.error('train')
 
@@ -145,11 +146,11 @@ def test_names_a_file_that_is_not_in_coco_format(project, text):
     'names, classes, message',
     [
         (('cat', 'dog'), 'cat', "classes=('cat',)"),
-        (('cat', 'dog'), ('kite', 'owl'), 'set train_dataloader.dataset.metainfo=dict(classes='),
+        (('cat', 'dog'), ('kite', 'owl'), "set metainfo=dict(classes=('cat', 'dog',))"),
         (('cat', 'dog'), ('cat', 'dgo'), "did you mean 'dog'"),
-        (('cat', 'dog'), ('dog', 'cat'), "set classes=('cat', 'dog',)"),
-        (('cat', 'cat', 'dog'), ('cat', 'dog'), 'the same name (cat)'),
-        (('cat', 'dog'), ('cat', 'dog', 'dog'), 'has a name twice'),
+        (('cat', 'dog'), ('dog', 'cat'), "swapped: set metainfo=dict(classes=('cat', 'dog',))"),
+        (('cat', 'cat', 'dog'), ('cat', 'dog'), 'the same name (cat) twice'),
+        (('cat', 'dog'), ('cat', 'dog', 'dog'), 'the same name (dog) twice'),
     ],
 )  # fmt: skip
 def test_compares_classes_with_categories(project, names, classes, message):
@@ -174,7 +175,7 @@ def test_allows_to_leave_out_categories_and_to_miss_the_last(project):
     for head in project.cfg.model.roi_head.values():
         head.num_classes = 2
     report = project.check('train')
-    assert not report.errors and 'lacks classes' in ' '.join(report.notes)
+    assert not report.errors and 'nothing to train with for dog' in ' '.join(report.notes)
 
 
 def test_compares_the_classes_of_the_splits(project):
@@ -207,10 +208,10 @@ def test_looks_at_every_head(project):
         ('annotations', 'id', 1, 'ids of "annotations" occur more than once (1)'),
         ('annotations', 'image_id', '2', '"image_id" of annotations is "2", while'),
         ('annotations', 'category_id', '1', '"category_id" of annotations is "1", while'),
-        ('annotations', 'category_id', [1], '"category_id" of 1 annotations is of a wrong type'),
+        ('annotations', 'category_id', [1], 'of 1 annotations is not a number or a text, as [1]'),
         ('images', 'width', ..., 'lack "width"'),
         ('images', 'height', '30', '"height" of 1 images is not a number'),
-        ('images', 'file_name', 7, '"file_name" of 1 images is of a wrong type'),
+        ('images', 'file_name', 7, '"file_name" of 1 images is not a text, as 7'),
         ('images', 'id', 1, 'ids of "images" occur more than once (1)'),
         ('images', 'width', -1, 'the width of 1 of 3 pictures (ids 2) is -1'),
         ('categories', 'id', 1, 'ids of "categories" occur more than once (1)'),
@@ -233,14 +234,14 @@ def test_takes_ids_that_are_strings_throughout(project):
 
 def test_says_which_objects_are_left_out(project):
     project.files['train']['annotations'][0]['bbox'] = [float('nan'), 5, 9, 9]
-    assert '1 of 3 objects are left out, as' in project.note('train')
+    assert '1 of 3 objects (annotation ids 1) are left out, as' in project.note('train')
     project.files['train'] = content()
     project.files['train']['annotations'][0]['image_id'] = 9
     report = project.check('train')
     assert '1 of 3 annotations are left out, as "images" has no id 9' in report.notes[0]
     project.files['train'] = content()
     project.files['train']['annotations'][0]['bbox'] = [5, 5, 39, 29]
-    assert 'reach out of their picture (annotation ids 1)' in project.note('train')
+    assert '1 of 3 objects (annotation ids 1) reach out of their picture' in project.note('train')
 
 
 def test_says_why_nothing_is_left_to_train_with(project):
@@ -262,10 +263,10 @@ def test_says_why_nothing_is_left_to_train_with(project):
     [
         (..., 'no mask'),
         ([], 'no mask'),
-        ([5, 5, 25, 5, 25, 20], 'not a list of polygons'),
-        (dict(size=[40, 30], counts=[0, 1200]), 'another size'),
-        (dict(size=[30, 40], counts=[0, 12]), 'counts'),
-        (dict(size=[30, 40]), 'neither polygons nor RLE'),
+        ([5, 5, 25, 5, 25, 20], 'neither a list of polygons nor RLE'),
+        (dict(size=[40, 30], counts=[0, 1200]), 'size, [height, width], or counts'),
+        (dict(size=[30, 40], counts=[0, 12]), 'size, [height, width], or counts'),
+        (dict(size=[30, 40]), 'neither a list of polygons nor RLE'),
     ],
 )
 def test_names_objects_without_a_mask_where_the_model_needs_it(project, mask, message):
@@ -291,11 +292,13 @@ def test_names_pictures_that_cannot_be_loaded(project):
     path = project.folder / 'train' / '1.jpg'
     Image.effect_noise((200, 200), 50).save(path)
     path.write_bytes(path.read_bytes()[:2000])
-    (project.folder / 'train' / '2.jpg').write_bytes(b'')
-    (project.folder / 'train' / '3.jpg').write_text('<html>')
+    (project.folder / 'train' / '2.jpg').write_text('<html>')
     error = project.error('train')
-    for text in ('1.jpg is damaged', '2.jpg is empty', '3.jpg is not a picture', '3 of 3'):
+    for text in ('1.jpg is damaged', '2.jpg is not a picture', '2 of 3'):
         assert text in error
+    picture(path)
+    (project.folder / 'train' / '2.jpg').write_bytes(b'')
+    assert '1 of 3 pictures are missing or empty' in project.error('train')
 
 
 def test_takes_no_notice_of_pictures_that_are_not_used(project):
@@ -312,6 +315,9 @@ def test_guesses_where_pictures_are(project):
     for image in project.files['train']['images']:
         image['file_name'] = 'train/' + image['file_name']
     assert 'set data_prefix=dict(img="")' in project.error('train')
+    for image in project.files['train']['images']:
+        image['file_name'] = image['file_name'].replace('train/', 'C:\\export\\')
+    assert 'write file_name without folders' in project.error('train')
 
 
 def test_compares_sizes_with_pictures_as_they_are_loaded(project):
@@ -334,7 +340,7 @@ def test_compares_sizes_with_pictures_as_they_are_loaded(project):
 
 
 def test_reads_a_sample_of_many_pictures_and_all_when_asked(project, monkeypatch):
-    monkeypatch.setattr('mmhatnet.preflight.detection.SAMPLE', 2)
+    monkeypatch.setattr('mmhatnet.preflight.pictures.SAMPLE', 2)
     assert project.check('train').counts['Data']['of these decoded'] == dict(train=2)
     report = check_data(project.cfg, 'train', every=True)
     assert report.counts['Data']['of these decoded'] == dict(train=3)
@@ -380,8 +386,8 @@ def test_says_when_there_is_nothing_to_compare_with(project):
 @pytest.mark.parametrize(
     'field, value, message',
     [
-        ('id', 0, 'an annotation with id 0, which pycocotools takes for no match'),
-        ('id', 'one', 'ids of annotations are not numbers'),
+        ('id', 0, 'an annotation with id 0, but pycocotools'),
+        ('id', 'one', "an annotation with id 'one', but pycocotools"),
         ('iscrowd', ..., '1 of 3 annotations (ids 1) lack "iscrowd"'),
     ],
 )

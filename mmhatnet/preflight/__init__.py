@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 from rich.console import Console
 
-from mmhatnet.preflight.report import Report
+from mmhatnet.preflight.report import Job, Report
 
 
 def check_data(
@@ -45,20 +45,22 @@ def check_data(
             continue
         seen[split] = reads
         for settings in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
-            kind = settings.get('type')
+            where = f'{split}_dataloader.dataset'
             try:
                 # Asks the dataset itself what it would read, and reads nothing yet.
                 dataset = DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
-                check(cfg, split, settings, dataset, report, every)
+                if wrong := _text_instead_of_names(where, dataset.metainfo.get('classes')):
+                    report.errors.append(wrong)
+                else:
+                    check(Job(cfg, split, settings, dataset, report, every))
             except Exception as error:  # a job must not end because of a look at it
-                if why := _why_not_built(
-                    cfg.default_scope, f'{split}_dataloader.dataset', settings
-                ):
+                if why := _why_not_built(cfg.default_scope, where, settings):
                     report.errors.append(why)
                     continue
                 report.notes.append(
-                    f'{split}_dataloader: the data are not fully checked, as a {kind} is not what '
-                    f'was expected ({type(error).__name__}: {error}).'
+                    f'{split}_dataloader: the data are not fully checked, as a '
+                    f'{settings.get("type")} is not what was expected '
+                    f'({type(error).__name__}: {error}).'
                 )
     return report
 
@@ -69,11 +71,21 @@ def _why_not_built(scope: str, where: str, settings: ConfigDict) -> str | None:
             f'{where}: ann_file is a list, and a {settings.get("type")} reads one file: write one '
             'dataset for each into a ConcatDataset.'
         )
-    if scope == 'mmseg':
+    wrong = _text_instead_of_names(where, (settings.get('metainfo') or {}).get('classes'))
+    if not wrong and scope == 'mmseg':
         from mmhatnet.preflight.segmentation import why_not_built
 
         return why_not_built(where, settings)
-    return None
+    return wrong
+
+
+def _text_instead_of_names(where: str, classes: object) -> str | None:
+    if not isinstance(classes, str):
+        return None
+    return (
+        f'{where}: metainfo.classes is the text {classes!r}, of which each letter would be a '
+        f'class; a tuple of one name needs a comma, classes=({classes!r},).'
+    )
 
 
 def _check_of(scope: str | None) -> Callable | None:
@@ -107,7 +119,8 @@ def require_sound_data(cfg: Config, *splits: str) -> None:
     for note in dict.fromkeys(report.notes):
         print_log(note, logger='current', level=logging.WARNING)
     if report.errors:
-        raise SystemExit('\n'.join(dict.fromkeys(report.errors)))
+        way_out = 'Nothing was started; --no-check does without this look at the data.'
+        raise SystemExit('\n'.join(dict.fromkeys([*report.errors, way_out])))
 
 
 def inner_datasets(settings: ConfigDict | None) -> Iterator[ConfigDict]:

@@ -1,63 +1,40 @@
 """What can be wrong with the data of a detector, in COCO's format."""
 
-import gc
-import json
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 import numpy as np
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
-from mmengine.config import Config, ConfigDict
-from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS, METRICS, TRANSFORMS, Registry
-from PIL import Image
+from mmengine.config import ConfigDict
+from mmengine.registry import METRICS
+from PIL import ExifTags, Image
 
 from mmhatnet.preflight import inner_datasets
-from mmhatnet.preflight.report import Report
-
-# How many pictures of each data set are decoded, unless all are asked for.
-SAMPLE = 1000
-HEADS = ('bbox_head', 'mask_head', 'mask_iou_head', 'panoptic_head', 'query_head')
-EXIF_ORIENTATION = 0x0112
-FIELDS = dict(
-    images=('id', 'file_name', 'width', 'height'),
-    categories=('id', 'name'),
-    annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
+from mmhatnet.preflight.coco_file import NUMBER, CocoFile, Objects, lacking, read_coco
+from mmhatnet.preflight.pictures import (
+    are_there,
+    check_number,
+    class_of,
+    datasets_of_training,
+    is_local,
+    kind,
+    parts_of,
+    read_pictures,
+    say_missing,
+    size_rows,
 )
-FILL_IN = dict(
-    area=': export them again with areas, or fill in width * height of each box',
-    iscrowd=': export them again, or fill in 0',
-)
+from mmhatnet.preflight.report import Job as AnyJob
+from mmhatnet.preflight.report import some
+
+HEAD = re.compile(r'\.(bbox|mask|mask_iou|panoptic|query)_head(\[\d+\])?$')
 
 
-@dataclass
-class CocoFile:
-    """An annotation file, as pycocotools reads it."""
-
-    path: str
-    images: list[dict]
-    annotations: list[dict]
-    categories: list[dict]
-
-
-@dataclass
-class Job:
-    """One data set of a split, and what it is for."""
-
-    cfg: Config
-    split: str
-    settings: ConfigDict
-    dataset: CocoDataset
-    report: Report
-
-    @property
-    def where(self) -> str:
-        return f'{self.split}_dataloader.dataset'
+class Job(AnyJob):
+    """One data set of a detector, and what it is for."""
 
     @property
     def classes(self) -> list[str]:
@@ -65,774 +42,372 @@ class Job:
 
     @property
     def transforms(self) -> list[ConfigDict]:
-        return list(_dicts(self.settings.get('pipeline', [])))
+        return [part for _, part in parts_of(self.settings.get('pipeline'))]
 
     def metrics(self) -> Iterator[tuple[str, ConfigDict]]:
-        """Yields the settings of those evaluators of this split that compare with annotations."""
-        settings = self.cfg.get(f'{self.split}_evaluator') if self.split != 'train' else None
-        for i, metric in enumerate(settings if isinstance(settings, Sequence) else [settings]):
-            kind = _class(METRICS, metric) if isinstance(metric, dict) else None
-            if kind is not None and issubclass(kind, CocoMetric):
-                if not metric.get('format_only'):
-                    index = f'[{i}]' if isinstance(settings, Sequence) else ''
-                    yield f'{self.split}_evaluator{index}', metric
+        """Yields those evaluators of this split that compare with annotations."""
+        name = f'{self.split}_evaluator'
+        for path, metric in parts_of(self.cfg.get(name), name):
+            found = class_of(METRICS, metric)
+            if found and issubclass(found, CocoMetric) and not metric.get('format_only'):
+                yield path, metric
 
-    def judges(self, metric: str) -> bool:
-        """Whether an evaluator of this split has this metric, such as 'segm'."""
-        return any(metric in m.get('metric', 'bbox') for _, m in self.metrics())
+    def judges_masks(self) -> bool:
+        return any('segm' in metric.get('metric', 'bbox') for _, metric in self.metrics())
 
 
-def check_detection(
-    cfg: Config,
-    split: str,
-    settings: ConfigDict,
-    dataset: BaseDataset,
-    report: Report,
-    every: bool,
-) -> None:
-    """Looks at one data set of a detector.
-
-    Args:
-        cfg (Config): The config of the job.
-        split (str): 'train', 'val' or 'test'.
-        settings (ConfigDict): The settings of the data set, without what wraps it.
-        dataset (BaseDataset): The data set, built from them, with nothing read yet.
-        report (Report): Where errors, notes and tables go.
-        every (bool): Whether to decode all pictures instead of a sample of them.
-    """
-    job = Job(cfg, split, settings, dataset, report)
+def check_detection(job: AnyJob) -> None:
+    """Looks at one data set of a detector."""
+    job, dataset = Job(**vars(job)), job.dataset
     if not _reads_coco(dataset):
-        report.notes.append(
-            f'{job.where}: the data are not checked, as {type(dataset).__name__} reads annotations '
-            'in a way of its own.'
-        )
+        job.note(f'not checked, as {kind(job.settings)} reads no local file as CocoDataset does')
         return
-    if isinstance(dataset.metainfo['classes'], str):
-        name = dataset.metainfo['classes']
-        report.errors.append(
-            f'{job.where}.metainfo: classes is the string {name!r}, of which each letter would be '
-            f'a class: a tuple of one name needs a comma, classes=({name!r},).'
-        )
-        return
-    if not _is_local(dataset.ann_file, dataset.backend_args):
-        report.notes.append(f'{dataset.ann_file} is not on a disk of this machine: not checked.')
+    if not are_there(job, {'ann_file': dataset.ann_file}):
         return
     try:
-        file = read_coco(dataset.ann_file, report)
+        file = read_coco(dataset.ann_file, job.report)
     except ValueError as error:
-        report.errors.append(
-            f'{job.where}: {error}: name one in COCO format with ann_file, which is relative to '
-            f'data_root ({dataset.data_root!r}).'
-        )
+        job.refuse(f'{error}')
         return
-    # What one of these finds would make the next ones complain about its consequences.
-    for check in (_check_fields, _check_ids):
-        report.errors += (errors := list(check(job, file)))
-        if errors:
-            return
-    report.errors += (errors := list(_check_names(job, file)))
-    if not errors:
-        report.errors += [*_check_heads(job), *_check_split_agrees(job)]
+    objects = Objects(file, dataset)
+    # What is wrong with names has consequences that need not be said.
+    if _check_names(job, file):
+        _check_heads(job)
+        _check_training_agrees(job)
         _check_evaluators(job, file)
-    objects = Objects(job, file)
-    if objects.used.any() or job.split != 'train':
-        _check_boxes(job, file, objects)
-        report.errors += _check_masks(job, file, objects)
-    pictures = objects.pictures_read()
-    if not errors:
-        report.errors += _check_something_is_left(job, file, objects, pictures)
-    read = _check_pictures(job, [file.images[i] for i in pictures], every)
-    _count(job, file, objects, pictures, read)
+        _check_something_is_left(job, file, objects)
+    _check_boxes(job, file, objects)
+    _check_masks(job, file, objects)
+    _count(job, file, objects, _check_pictures(job, [file.images[i] for i in objects.pictures]))
 
 
-def _reads_coco(dataset: BaseDataset) -> bool:
-    return isinstance(dataset, CocoDataset) and all(
-        getattr(type(dataset), name) is getattr(CocoDataset, name)
-        for name in ('load_data_list', 'parse_data_info')
+def _reads_coco(dataset: object) -> bool:
+    usual = ('load_data_list', 'parse_data_info', 'filter_data')
+    return (
+        isinstance(dataset, CocoDataset)
+        and all(getattr(type(dataset), name) is getattr(CocoDataset, name) for name in usual)
+        and is_local(dataset.ann_file, dataset.backend_args)
     )
 
 
-def _class(registry: Registry, settings: ConfigDict) -> type | None:
-    with registry.switch_scope_and_registry(None) as scoped:
-        kind = settings.get('type')
-        kind = scoped.get(kind) if isinstance(kind, str) else kind
-    return kind if isinstance(kind, type) else None
-
-
-def _is_local(path: str, backend: dict | None) -> bool:
-    return '://' not in path and (backend or {}).get('backend', 'local') == 'local'
-
-
-def _dicts(settings) -> Iterator[ConfigDict]:
-    """Yields all dicts in a part of a config, outer ones first."""
-    if isinstance(settings, dict):
-        yield settings
-        settings = settings.values()
-    elif not isinstance(settings, (list, tuple)):
-        return
-    for value in settings:
-        yield from _dicts(value)
-
-
-def _some(values: Iterable, limit: int = 5) -> str:
-    values = [str(value) for value in values]
-    more = f' and {len(values) - limit:,} more' if len(values) > limit else ''
-    return ', '.join(values[:limit]) + more
-
-
-def read_coco(path: str, report: Report) -> CocoFile:
-    """Reads an annotation file as pycocotools does.
-
-    Raises:
-        ValueError: If it is missing or not in COCO's format.
-    """
-    if not os.path.isfile(path):
-        raise ValueError(f'there is no annotation file {path!r}')
-    collects = gc.isenabled()
-    # Millions of new objects would be searched for garbage over and over.
-    gc.disable()
-    try:
-        with report.busy(f'Reading {path}'), open(path) as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise ValueError(f'{path} is not JSON ({error})') from None
-    finally:
-        if collects:
-            gc.enable()
-    needed = ('images', 'categories')
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in needed):
-        raise ValueError(
-            f'{path} is not in COCO format, a dict with lists "images", "annotations" and '
-            '"categories"'
-        )
-    return CocoFile(path, **{name: content.get(name) or [] for name in FIELDS})
-
-
-def _check_fields(job: Job, file: CocoFile) -> Iterator[str]:
-    for name, fields in FIELDS.items():
-        entries = getattr(file, name)
-        if not all(isinstance(entry, dict) for entry in entries):
-            yield f'{file.path}: "{name}" is not a list of dicts: export it again in COCO format.'
-            return
-        for field in fields:
-            yield from _lacking(file, name, field, (e for e in entries if field not in e))
-            kinds = (str,) if field in ('file_name', 'name') else (int, float, str, type(None))
-            if field.endswith(('id', 'name')) and (
-                bad := [e for e in entries if not isinstance(e.get(field, ''), kinds)]
-            ):
-                yield (
-                    f'{file.path}: "{field}" of {len(bad):,} {name} is of a wrong type, as '
-                    f'{json.dumps(bad[0][field])}: export it again in COCO format.'
-                )
-    for name, field, size in (
-        ('images', 'width', ()),
-        ('images', 'height', ()),
-        ('annotations', 'area', ()),
-        ('annotations', 'bbox', (4,)),
-    ):
-        values = [entry[field] for entry in getattr(file, name) if field in entry]
-        if not _are_numbers(values, size):
-            bad = [e for e in getattr(file, name) if not _are_numbers([e.get(field)], size)]
-            wanted = 'four numbers' if size else 'a number'
-            yield (
-                f'{file.path}: "{field}" of {len(bad):,} {name} is not {wanted}, as '
-                f'{json.dumps(bad[0].get(field))} of id {bad[0].get("id")}: export it again.'
-            )
-
-
-def _lacking(file: CocoFile, name: str, field: str, entries: Iterable[dict]) -> Iterator[str]:
-    if ids := [entry.get('id') for entry in entries]:
-        total = len(getattr(file, name))
-        yield (
-            f'{file.path}: {len(ids):,} of {total:,} {name} (ids {_some(ids)}) lack "{field}", '
-            f'which MMDetection needs{FILL_IN.get(field, ": export it again in COCO format")}.'
-        )
-
-
-def _are_numbers(values: list, size: tuple) -> bool:
-    try:
-        return not values or (
-            (array := np.array(values)).shape[1:] == size and array.dtype.kind in 'iuf'
-        )
-    except ValueError:  # of different lengths
-        return False
-
-
-def _check_ids(job: Job, file: CocoFile) -> Iterator[str]:
-    for name in FIELDS:
-        seen = Counter(entry['id'] for entry in getattr(file, name))
-        if twice := [i for i, number in seen.items() if number > 1]:
-            yield (
-                f'{file.path}: ids of "{name}" occur more than once ({_some(twice)}), '
-                'of which MMDetection keeps one: number them anew.'
-            )
-    for field, name in (('image_id', 'images'), ('category_id', 'categories')):
-        known = {entry['id'] for entry in getattr(file, name)}
-        unknown = {a[field] for a in file.annotations} - known
-        twins = {str(i) for i in known} & {str(i) for i in unknown}
-        if twins:
-            other = next(i for i in unknown if str(i) in twins)
-            yield (
-                f'{file.path}: "{field}" of annotations is {json.dumps(other)}, while the id in '
-                f'"{name}" is {next(json.dumps(i) for i in known if str(i) == str(other))}, and '
-                'MMDetection finds no object that way: write both as numbers.'
-            )
-        elif unknown:
-            number = sum(a[field] in unknown for a in file.annotations)
-            job.report.notes.append(
-                f'{file.path}: {number:,} of {len(file.annotations):,} annotations are left out, '
-                f'as "{name}" has no id {_some(sorted(unknown, key=str))}.'
-            )
-
-
-def _check_names(job: Job, file: CocoFile) -> Iterator[str]:
-    classes = job.classes
-    names = [category['name'] for category in file.categories]
-    objects = Counter(a['category_id'] for a in file.annotations)
-    # MMDetection numbers classes in the order of the file, whatever that of the config is.
+def _check_names(job: Job, file: CocoFile) -> bool:
+    """Compares classes with categories, in whose order MMDetection numbers them."""
+    classes, names = job.classes, [category['name'] for category in file.categories]
     numbered = [name for name in names if name in classes]
     missing = [name for name in classes if name not in names]
     left_out = [name for name in names if name not in classes]
-    setting = f'{job.where}.metainfo'
-    source = f'that {setting} names'
+    objects = Counter(a['category_id'] for a in file.annotations)
+    source = 'that metainfo names'
     if 'classes' not in (job.settings.get('metainfo') or {}):
-        source = f'of {type(job.dataset).__name__}, which hold where no {setting} has classes'
+        source = f'of {kind(job.settings)}, which hold where no metainfo has classes'
     # Some tools write a category above the others that no object belongs to.
     wanted = [c['name'] for c in file.categories if c['id'] in objects or c['name'] in classes]
-    wanted = f'set {setting}=dict(classes=({_some(map(repr, wanted or names), 20)},))'
-    if not numbered:
-        yield (
-            f'{file.path}: the categories ({_some(names)}) are none of the classes '
-            f'({_some(classes)}) {source}: {wanted}.'
-        )
+    wanted = f'set metainfo=dict(classes=({some(map(repr, wanted or names), 20)},))'
+    in_order = numbered == classes[: len(numbered)]
+    twice = [n for n in numbered if numbered.count(n) > 1 or classes.count(n) > 1]
     # A file may know fewer classes than the config, as long as those that it knows come first.
-    elif missing and (job.split != 'train' or left_out or numbered != classes[: len(numbered)]):
-        near = get_close_matches(missing[0], left_out, 1)
+    lacks = not numbered or (missing and (job.split != 'train' or left_out or not in_order))
+    if lacks:
+        near = get_close_matches(missing[0], left_out if numbered else [], 1)
         guess = f' (did you mean {near[0]!r}?)' if near else ''
-        rest = f', and has {_some(left_out)}, which the config leaves out' if left_out else ''
-        yield (
-            f'{file.path} lacks classes {source}: {_some(missing)}{guess}{rest}; others would get '
-            f'their names: {wanted}, or add the missing categories to the file.'
+        rest = f', and has {some(left_out)}, which the config leaves out' if left_out else ''
+        job.refuse(
+            f'{file.path} lacks classes {source}: {some(missing)}{guess}{rest}, so that '
+            f'objects would get wrong names, or none: {wanted}, or add the categories to the file'
         )
-    elif len(set(numbered)) < len(numbered):
-        twice = [name for name, number in Counter(numbered).items() if number > 1]
-        yield (
-            f'{file.path}: categories of the same name ({_some(twice)}) would become different '
-            'classes, and those after them get wrong names: merge them, or rename one.'
+    elif twice:
+        job.refuse(
+            f'{file.path} ({some(names)}) or metainfo ({some(classes)}) has the same name '
+            f'({twice[0]}) twice, and those after it get wrong names: merge them, or rename one'
         )
-    elif len(set(classes)) < len(classes):
-        yield f'{setting}: classes has a name twice ({_some(classes)}): remove one.'
-    elif numbered != classes[: len(numbered)]:
-        yield (
-            f'{setting}: classes are numbered in the order of {file.path} ({_some(numbered)}), not '
-            f'in that of the config ({_some(classes)}), so that their names would be swapped: set '
-            f'classes=({_some(map(repr, numbered), 20)},).'
+    elif not in_order:
+        job.refuse(
+            f'the classes are numbered as the categories of {file.path} ({some(numbered)}), not as '
+            f'those of metainfo ({some(classes)}), so that their names would be swapped: {wanted}'
         )
-    else:
-        if missing:
-            job.report.notes.append(f'{file.path} lacks classes {source}: {_some(missing)}.')
-        if left_out:
-            ids = {c['id'] for c in file.categories if c['name'] in left_out}
-            job.report.notes.append(
-                f'{file.path}: the config leaves out {len(left_out)} of {len(names)} categories '
-                f'({_some(left_out)}), with {sum(objects[i] for i in ids):,} objects.'
-            )
+    elif left_out:
+        number = sum(objects[c['id']] for c in file.categories if c['name'] in left_out)
+        job.note(
+            f'{file.path}: the config leaves out {len(left_out)} of {len(names)} categories '
+            f'({some(left_out)}), with {number:,} objects'
+        )
+    return in_order and not lacks and not twice
 
 
-def _heads(model, path: str = 'model') -> Iterator[tuple[str, dict]]:
-    """Yields the heads of a model that have classes, with their place in the config."""
-    if isinstance(model, (list, tuple)):
-        model = {f'[{i}]': part for i, part in enumerate(model)}
-    if not isinstance(model, dict):
-        return
-    for key, part in model.items():
-        place = path + key if key.startswith('[') else f'{path}.{key}'
-        if key in HEADS:
-            parts = {'': part} if isinstance(part, dict) else dict(enumerate(part or []))
-            yield from ((place + (f'[{i}]' if i != '' else ''), h) for i, h in parts.items())
-        yield from _heads(part, place)
-
-
-def _check_heads(job: Job) -> Iterator[str]:
-    wanted = len(job.classes)
-    for path, head in _heads(job.cfg.model):
+def _check_heads(job: Job) -> None:
+    for path, head in parts_of(job.cfg.model, 'model'):
+        if not HEAD.search(path) or head.get('class_agnostic'):
+            continue
         setting, number = 'num_classes', head.get('num_classes')
         if 'num_things_classes' in head:
             setting = 'num_things_classes'
             number = head.num_things_classes + head.get('num_stuff_classes', 0)
             weight = (head.get('loss_cls') or {}).get('class_weight')
             if isinstance(weight, Sequence) and len(weight) != number + 1:
-                yield (
+                job.report.errors.append(
                     f'{path}.loss_cls.class_weight has {len(weight)} numbers, and {number} classes '
-                    f'need {number + 1}, the last for what is no object: set '
-                    f'[1.0] * {wanted} + [0.1].'
+                    f'need one more, for what is no object: set [1.0] * {len(job.classes)} + [0.1].'
                 )
-        if number is None or head.get('class_agnostic'):
-            continue
-        if number < wanted:
-            yield (
-                f'{path}.{setting} is {number}, and the data have {wanted} classes '
-                f'({_some(job.classes)}): set it to {wanted}.'
-            )
-        elif number > wanted:
-            job.report.notes.append(
-                f'{path}.{setting} is {number}, and the data have {wanted} classes: the others '
-                'have no examples.'
-            )
+        if number is not None:
+            check_number(job, f'{path}.{setting}', number, job.classes)
 
 
-def _check_split_agrees(job: Job) -> Iterator[str]:
+def _check_training_agrees(job: Job) -> None:
     """Compares the classes with those of the training data, which number the model's outputs."""
-    settings = (job.cfg.get('train_dataloader') or {}).get('dataset')
-    train = next(inner_datasets(settings), None)
-    if job.split == 'train' or train is None:
-        return
-    try:
-        metainfo = _class(DATASETS, train)._load_metainfo(train.get('metainfo'))
-    except Exception:  # another kind of data set, which its own check speaks of
-        return
-    if metainfo.get('classes') and list(metainfo['classes']) != job.classes:
-        text = (
-            f'{job.where}: the classes ({_some(job.classes)}) are not those of train_dataloader '
-            f'({_some(metainfo["classes"])}), which number the outputs of the model: set the same '
-            'metainfo in both.'
+    trained = datasets_of_training(job.cfg) if job.split != 'train' else []
+    others = [list(dataset.metainfo.get('classes') or job.classes) for dataset in trained]
+    if others and job.classes not in others:
+        job.refuse(
+            f'the classes ({some(job.classes)}) are not those of train_dataloader '
+            f'({some(others[0])}), which number the outputs of the model: set the same metainfo',
+            # A test may be of a model that was trained with another config.
+            sure=job.split == 'val',
         )
-        # A test may be of a model that was trained with another config.
-        if job.split == 'val':
-            yield text
-        else:
-            job.report.notes.append(text)
 
 
 def _check_evaluators(job: Job, file: CocoFile) -> None:
     for where, metric in job.metrics():
         path = metric.get('ann_file')
+        set_it = f'set it to {file.path}, which {job.where} reads.'
         if path is None:
             packs = [t for t in job.transforms if str(t.get('type')).endswith('PackDetInputs')]
             if packs and not any('instances' in pack.get('meta_keys', ()) for pack in packs):
-                job.report.errors.append(
-                    f'{where} has no ann_file: set it to {file.path}, which {job.where} reads.'
-                )
-            continue
-        if not _is_local(path, metric.get('backend_args')):
-            continue
-        answers = file
-        if not _same_file(path, file.path):
+                job.report.errors.append(f'{where} has no ann_file: {set_it}')
+        elif is_local(path, metric.get('backend_args')):
+            same = os.path.realpath(path) == os.path.realpath(file.path)
             try:
-                answers = read_coco(path, job.report)
-                if found := [*_check_fields(job, answers), *_check_ids(job, answers)]:
-                    raise ValueError(found[0].rstrip('.'))
-                _compare_answers(job, file, answers, where)
+                _check_answers(job, file if same else _read_answers(job, file, path))
             except ValueError as error:
-                job.report.errors.append(
-                    f'{where}.ann_file: {error}: set it to {file.path}, which {job.where} reads.'
-                )
-                continue
-        job.report.errors += _check_answers(job, answers, metric)
+                job.report.errors.append(f'{where}.ann_file: {error}: {set_it}')
 
 
-def _compare_answers(job: Job, file: CocoFile, answers: CocoFile, where: str) -> None:
-    """Compares what an evaluator reads with what its data set reads.
+def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
+    """Reads an evaluator's own file; a ValueError says why these are not the answers."""
 
-    Raises:
-        ValueError: If these are not the answers for the pictures.
-    """
-
-    def pictures(file: CocoFile) -> set:
-        return {(image['id'], image['file_name']) for image in file.images}
-
-    def numbered(file: CocoFile) -> list:
-        return [(c['id'], c['name']) for c in file.categories if c['name'] in job.classes]
-
-    def boxes(file: CocoFile) -> list:
-        return sorted(
-            (str(a['image_id']), str(a['category_id']), a['bbox']) for a in file.annotations
+    def compared(file: CocoFile) -> tuple[set, list, list]:
+        return (
+            {(image['id'], image['file_name']) for image in file.images},
+            [(c['id'], c['name']) for c in file.categories if c['name'] in job.classes],
+            sorted(f'{a["image_id"]} {a["category_id"]} {a["bbox"]}' for a in file.annotations),
         )
 
-    inner = list(inner_datasets(job.cfg[f'{job.split}_dataloader'].dataset))
-    if len(inner) > 1:
-        job.report.notes.append(
-            f'{where} reads {answers.path} for several data sets: not compared.'
-        )
-        return
-    common = len(pictures(answers) & pictures(file))
+    answers = read_coco(path, job.report)
+    if len(list(inner_datasets(job.cfg[f'{job.split}_dataloader'].dataset))) > 1:
+        job.note(f'the evaluator reads {path} for several data sets, so that it is not compared')
+        return answers
+    (pictures, categories, boxes), wanted = compared(answers), compared(file)
+    common = len(pictures & wanted[0])
     if not common == len(answers.images) == len(file.images):
         raise ValueError(
-            f'{answers.path} has {len(answers.images):,} pictures, of which {common:,} are among '
-            f'the {len(file.images):,} that are read'
+            f'{path} has {len(answers.images):,} pictures, of which {common:,} are among the '
+            f'{len(file.images):,} that are read'
         )
-    if numbered(answers) != numbered(file):
-        raise ValueError(f'the categories of {answers.path} have other ids or another order')
-    if boxes(answers) == boxes(file):
-        return
-    for settings in inner_datasets((job.cfg.get('train_dataloader') or {}).get('dataset')):
-        train = os.path.join(settings.get('data_root') or '', settings.get('ann_file') or '')
-        if _same_file(answers.path, train):
-            raise ValueError(f'{answers.path} holds the training data')
-    job.report.notes.append(
-        f'{where}.ann_file is {answers.path}, with other annotations than {file.path}, which '
-        f'{job.where} reads.'
-    )
+    if categories != wanted[1]:
+        raise ValueError(f'the categories of {path} have other ids or another order')
+    if boxes != wanted[2]:
+        trained = [os.path.realpath(train.ann_file) for train in datasets_of_training(job.cfg)]
+        if os.path.realpath(path) in trained:
+            raise ValueError(f'{path} holds the training data')
+        job.note(f'the evaluator reads {path}, with other annotations than {file.path}')
+    return answers
 
 
-def _same_file(path: str, other: str) -> bool:
-    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
-
-
-def _check_answers(job: Job, file: CocoFile, metric: ConfigDict) -> Iterator[str]:
+def _check_answers(job: Job, file: CocoFile) -> None:
     """Checks what pycocotools needs of the annotations that it compares with."""
-    ids = {c['id'] for c in file.categories if c['name'] in job.classes}
-    answers = [a for a in file.annotations if a['category_id'] in ids]
-    yield from _lacking(
-        file,
-        'annotations',
-        'iscrowd',
-        (a for a in answers if not isinstance(a.get('iscrowd'), int)),
-    )
-    if any(a['id'] == 0 for a in answers):
-        yield (
-            f'{file.path}: there is an annotation with id 0, which pycocotools takes for no match, '
-            'so that AP would be too low: number annotations from 1.'
+    named = {c['id'] for c in file.categories if c['name'] in job.classes}
+    answers = [a for a in file.annotations if a['category_id'] in named]
+    without = (a for a in answers if not isinstance(a.get('iscrowd'), int))
+    for fault in lacking(file, 'annotations', 'iscrowd', without):
+        job.refuse(f'{file.path}: {fault}')
+    ids = [a['id'] for a in answers]
+    if wrong := [i for i in ids if i == 0 or not (isinstance(i, NUMBER) or str(i).isdigit())]:
+        job.refuse(
+            f'{file.path} has an annotation with id {wrong[0]!r}, but pycocotools needs numbers, '
+            'and takes 0 for no match, so that AP would be too low: number annotations from 1'
         )
-    if not all(isinstance(a['id'], (int, float)) or _is_digits(a['id']) for a in answers):
-        yield f'{file.path}: ids of annotations are not numbers: number them from 1.'
     if not answers:
-        job.report.notes.append(
-            f'{file.path} has no objects of the classes to compare with: AP will be -1.'
-        )
+        job.note(f'{file.path} has no objects of the classes to compare with: AP will be -1')
     elif job.dataset._indices is not None:
-        job.report.notes.append(
-            f'{job.where}: indices={job.dataset._indices} leaves out pictures whose objects the '
-            'evaluator counts as missed, so that AP will be too low.'
+        job.note(
+            f'indices={job.dataset._indices} leaves out pictures whose objects the evaluator '
+            'counts as missed, so that AP will be too low'
         )
-
-
-def _is_digits(value) -> bool:
-    return isinstance(value, str) and value.isdigit()
-
-
-class Objects:
-    """The annotations of a file in arrays, and what MMDetection makes of them."""
-
-    def __init__(self, job: Job, file: CocoFile) -> None:
-        def array(entries: list[dict], field: str) -> np.ndarray:
-            return np.array([entry[field] for entry in entries], float)
-
-        def flags(field: str) -> np.ndarray:
-            return np.array([bool(a.get(field)) for a in file.annotations], bool)
-
-        self.dataset = job.dataset
-        labels = {c['id']: job.classes.index(c['name']) for c in file.categories
-                  if c['name'] in job.classes}  # fmt: skip
-        images = {image['id']: i for i, image in enumerate(file.images)}
-        self.width = array(file.images, 'width')
-        self.height = array(file.images, 'height')
-        self.image = np.array([images.get(a['image_id'], -1) for a in file.annotations], int)
-        self.label = np.array([labels.get(a['category_id'], -1) for a in file.annotations], int)
-        self.box = np.array([a['bbox'] for a in file.annotations], float).reshape(-1, 4)
-        self.crowd = flags('iscrowd')
-        # The same tests as those of CocoDataset.parse_data_info.
-        x, y, w, h = self.box.T
-        self.named = (self.label >= 0) & (self.image >= 0) & ~flags('ignore')
-        right, bottom = np.minimum(x + w, self.limits[0]), np.minimum(y + h, self.limits[1])
-        inside = (right - np.maximum(x, 0) > 0) & (bottom - np.maximum(y, 0) > 0)
-        self.used = (
-            self.named & inside & (array(file.annotations, 'area') > 0) & (w >= 1) & (h >= 1)
-        )
-
-    @property
-    def limits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Width and height of each object's picture."""
-        if not len(self.width):
-            return self.image, self.image
-        return self.width[self.image], self.height[self.image]
-
-    def pictures_read(self) -> np.ndarray:
-        """The indices of the pictures that CocoDataset.filter_data and `indices` leave."""
-        kept = np.ones(len(self.width), bool)
-        settings = self.dataset.filter_cfg
-        if settings and not self.dataset.test_mode:
-            kept = np.minimum(self.width, self.height) >= settings.get('min_size', 0)
-            if settings.get('filter_empty_gt', False):
-                kept &= np.isin(np.arange(len(kept)), self.image[self.label >= 0])
-        pictures, indices = np.flatnonzero(kept), self.dataset._indices
-        if indices is None:
-            return pictures
-        if isinstance(indices, int):
-            return pictures[:indices] if indices >= 0 else pictures[indices:]
-        return pictures[[i for i in indices if i < len(pictures)]]
-
-
-def _ids(file: CocoFile, mask: np.ndarray) -> str:
-    return f'annotation ids {_some(file.annotations[i]["id"] for i in np.flatnonzero(mask))}'
 
 
 def _check_boxes(job: Job, file: CocoFile, objects: Objects) -> None:
-    total = int(objects.named.sum())
-    lost = objects.named & ~objects.used
-    if lost.any():
-        judged = ' and count as missed' if any(job.metrics()) else ''
-        job.report.notes.append(
-            f'{file.path}: {lost.sum():,} of {total:,} objects are left out{judged}, as their '
-            'box is outside of the picture, thinner than a pixel or not a number, or their area '
-            f'is 0 ({_ids(file, lost)}).'
+    lost = np.flatnonzero(objects.named & ~objects.used)
+    if len(lost):
+        missed = ' and count as missed' if any(job.metrics()) else ''
+        job.note(
+            f'{file.path}: {objects.some(lost)} are left out{missed}, as their box is outside of '
+            'the picture, thinner than a pixel or not a number, or their area is 0'
         )
-    width, height = objects.limits
-    x, y, w, h = objects.box.T
-    beyond = objects.used & ((x < -1) | (y < -1) | (x + w > width + 1) | (y + h > height + 1))
-    if beyond.any():
-        job.report.notes.append(
-            f'{file.path}: {beyond.sum():,} of {total:,} boxes reach out of their picture '
-            f'({_ids(file, beyond)}): a box is x, y, width and height, not two corners.'
+    beyond = (objects.low < -1) | (objects.high > objects.room + 1)
+    reaching = np.flatnonzero(objects.used & beyond.any(1))
+    if len(reaching):
+        job.note(
+            f'{file.path}: {objects.some(reaching)} reach out of their picture: a box is x, y, '
+            'width and height, not two corners'
         )
 
 
-def _check_something_is_left(
-    job: Job, file: CocoFile, objects: Objects, pictures: np.ndarray
-) -> Iterator[str]:
-    if not file.images:
-        yield f'{file.path} has no pictures: its "images" is empty.'
-    elif job.split == 'train' and (sizes := objects.width <= 0).any():
-        ids = [file.images[i]['id'] for i in np.flatnonzero(sizes)]
-        yield (
-            f'{file.path}: the width of {len(ids):,} of {len(file.images):,} pictures (ids '
-            f'{_some(ids)}) is {int(objects.width[sizes][0])}, so that their objects are left '
-            'out: write the sizes of the pictures into the file.'
-        )
-    elif job.split == 'train' and objects.named.any() and not objects.used.any():
-        reason = 'is outside of its picture, thinner than a pixel, not a number, or of area 0'
-        if (objects.box[objects.named] <= 1).all():
-            reason = 'is given in fractions of the picture, not in pixels'
-        yield (
-            f'{file.path}: none of {objects.named.sum():,} objects can be used, as each box '
-            f'{reason}.'
-        )
-    elif not len(pictures):
-        yield (
-            f'{file.path}: none of {len(file.images):,} pictures is left by {job.where}.filter_cfg='
-            f'{dict(job.dataset.filter_cfg or {})} and indices={job.dataset._indices}; '
-            f'{int(objects.named.sum()):,} of {len(file.annotations):,} annotations are of the '
-            'classes.'
-        )
-
-
-def _mask_fault(mask, width: int, height: int) -> str | None:
-    if not mask:
-        return 'no mask'
-    if isinstance(mask, list):
-        if not all(isinstance(polygon, list) for polygon in mask):
-            return 'a mask that is not a list of polygons'
-        if not any(len(p) >= 6 and len(p) % 2 == 0 for p in mask):
-            return 'no polygon of three points or more'
-        return None
-    counts = mask.get('counts') if isinstance(mask, dict) else None
-    if not isinstance(counts, (list, str)) or not isinstance(mask.get('size'), list):
-        return 'a mask that is neither polygons nor RLE'
-    if mask['size'] != [height, width]:
-        return 'an RLE mask of another size than [height, width] of its picture'
-    if isinstance(counts, list) and sum(counts) != height * width:
-        return 'an RLE mask whose counts are not those of its picture'
-    return None
-
-
-def _check_masks(job: Job, file: CocoFile, objects: Objects) -> Iterator[str]:
-    loaded = any(t.get('with_mask') for t in job.transforms)
-    judged = job.judges('segm')
-    if not loaded and not judged:
+def _check_masks(job: Job, file: CocoFile, objects: Objects) -> None:
+    judged = job.judges_masks()
+    if not judged and not any(t.get('with_mask') for t in job.transforms):
         return
     faults = {}
     for i in np.flatnonzero(objects.named if judged else objects.used):
-        annotation, image = file.annotations[i], file.images[objects.image[i]]
-        fault = _mask_fault(annotation.get('segmentation'), image['width'], image['height'])
-        if fault:
-            faults.setdefault(fault, []).append(annotation['id'])
-    for fault, ids in faults.items():
-        text = (
-            f'{file.path}: {len(ids):,} of {int(objects.named.sum()):,} objects (annotation ids '
-            f'{_some(ids)}) have {fault}'
-        )
+        size = objects.room[i][::-1].tolist()
+        if fault := _fault_of_mask(file.annotations[i].get('segmentation'), size):
+            faults.setdefault(fault, []).append(i)
+    reader = f'the metric segm of {job.split}_evaluator' if judged else 'the model'
+    for fault, found in faults.items():
+        text = f'{file.path}: {objects.some(found)} have {fault}'
         if fault.startswith('no polygon') and not judged:
-            job.report.notes.append(f'{text}: training takes no notice of them.')
+            job.note(f'{text}: training takes no notice of them')
         else:
-            what = f'the metric segm of {job.split}_evaluator' if judged else 'the model'
-            yield (
-                f'{text}, which {what} needs: give them polygons, remove them, or train a '
-                'detector of boxes, such as configs/retinanet_hatnet.py.'
+            job.refuse(
+                f'{text}, which {reader} needs: give them polygons, remove them, or train a '
+                'detector of boxes, such as configs/retinanet_hatnet.py'
             )
 
 
-def _check_pictures(job: Job, images: list[dict], every: bool) -> int:
-    """Checks that pictures exist, can be decoded, and have the sizes that the file says.
+def _fault_of_mask(mask: object, size: list[float]) -> str | None:
+    if not mask:
+        return 'no mask'
+    if isinstance(mask, list) and all(isinstance(polygon, list) for polygon in mask):
+        usable = any(len(p) >= 6 and len(p) % 2 == 0 for p in mask)
+        return None if usable else 'no polygon of three points or more'
+    counts = mask.get('counts') if isinstance(mask, dict) else None
+    if not isinstance(counts, (list, str)) or not isinstance(mask.get('size'), list):
+        return 'a mask that is neither a list of polygons nor RLE'
+    if mask['size'] != size or (isinstance(counts, list) and sum(counts) != size[0] * size[1]):
+        return 'an RLE mask whose size, [height, width], or counts are not those of its picture'
+    return None
 
-    Returns:
-        int: How many were decoded.
-    """
-    report = job.report
+
+def _check_something_is_left(job: Job, file: CocoFile, objects: Objects) -> None:
+    total, named = len(file.images), objects.named
+    unsized = [image for image in file.images if image['width'] <= 0]
+    if not file.images:
+        job.refuse(f'{file.path} has no pictures, its "images" is empty')
+    elif job.split == 'train' and unsized:
+        job.refuse(
+            f'{file.path}: the width of {len(unsized):,} of {total:,} pictures (ids '
+            f'{some(image["id"] for image in unsized)}) is {unsized[0]["width"]}, so that their '
+            'objects are left out: write the sizes of the pictures into the file'
+        )
+    elif job.split == 'train' and named.any() and not objects.used.any():
+        reason = 'is outside of its picture, thinner than a pixel, not a number, or of area 0'
+        if (objects.high[named] <= 2).all():
+            reason = 'is given in fractions of the picture, not in pixels'
+        job.refuse(
+            f'{file.path}: none of {named.sum():,} objects can be used, as each box {reason}'
+        )
+    elif not len(objects.pictures):
+        job.refuse(
+            f'{file.path}: none of {total:,} pictures is left by filter_cfg='
+            f'{dict(job.dataset.filter_cfg or {})} and indices={job.dataset._indices}; '
+            f'{named.sum():,} of {len(named):,} annotations are of the classes'
+        )
+
+
+def _check_pictures(job: Job, images: list[dict]) -> int:
+    """Checks that pictures exist and have the sizes of the file; returns how many were read."""
     folder = job.dataset.data_prefix.get('img')
-    loader = next((t for t in job.transforms if 'LoadImageFromFile' in str(t.get('type'))), None)
-    if folder is None:
-        report.errors.append(
-            f'{job.where}.data_prefix is {job.dataset.data_prefix}, without the folder of the '
-            'pictures: set data_prefix=dict(img=FOLDER).'
-        )
+    backend = next((t['backend_args'] for t in job.transforms if 'backend_args' in t), None)
+    if not all(is_local(os.path.join(folder or '', i['file_name']), backend) for i in images):
+        job.note('the pictures are not checked, as they are not on a disk of this machine')
         return 0
-    if loader is None or not _is_local(folder, loader.get('backend_args')):
-        report.notes.append(f'{job.where}: pictures are not checked, as they are not plain files.')
+    if not are_there(job, {'data_prefix=dict(img=FOLDER)': folder}):
         return 0
-    if folder and not os.path.isdir(folder):
-        report.errors.append(
-            f'{job.where}: there is no folder {folder!r}; name the folder of the pictures with '
-            'data_prefix=dict(img=FOLDER), which is relative to data_root.'
-        )
-        return 0
-    paths = [os.path.join(folder, image['file_name']) for image in images]
-    if missing := _missing_files(paths):
-        text = (
-            f'{job.dataset.ann_file}: {len(missing):,} of {len(paths):,} pictures are not there, '
-            f'such as {missing[0]}{_where_else(job, missing[0])}.'
-        )
-        own_filter = type(job.dataset).filter_data is not CocoDataset.filter_data
-        (report.notes if own_filter else report.errors).append(text)
-        if len(missing) == len(paths):
-            return 0
-    absent = set(missing)
-    there = [(path, image) for path, image in zip(paths, images) if path not in absent]
-    step = 1 if every else max(1, len(there) / SAMPLE)
-    sample = [there[int(i)] for i in np.arange(0, len(there), step)]
-    try:
-        load = TRANSFORMS.build(loader)
-    except Exception as error:  # what a later step says better
-        report.notes.append(f'{job.where}: pictures are not read, as {loader.type} says: {error}')
-        return 0
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        sizes = threads.map(lambda entry: _loaded_size(load, entry[0]), sample)
-        sizes = list(report.track(sizes, len(sample), f'Reading pictures of {job.split}'))
-    _check_sizes(job, sample, sizes)
-    return len(sample)
+    sizes = {os.path.join(folder, i['file_name']): (i['height'], i['width']) for i in images}
+    missing = say_missing(job, list(sizes), 'pictures', lambda path: _way_to(job, path))
+    read = read_pictures(job, [path for path in sizes if path not in missing])
+    _check_sizes(job, read, sizes)
+    return len(read)
 
 
-def _missing_files(paths: list[str]) -> list[str]:
-    """Those of many files that do not exist: listing folders is faster than asking for each."""
-    there = {}
-    for folder in {os.path.dirname(path) for path in paths}:
-        there[folder] = set(os.listdir(folder or '.')) if os.path.isdir(folder or '.') else set()
-    absent = [p for p in paths if os.path.basename(p) not in there[os.path.dirname(p)]]
-    # Some file systems know a file by other spellings as well.
-    return [path for path in absent if not os.path.isfile(path)]
-
-
-def _where_else(job: Job, path: str) -> str:
+def _way_to(job: Job, path: str) -> str:
     """Guesses where a picture is that is not where the config says."""
     root, folder = job.dataset.data_root or '', job.dataset.data_prefix['img']
     name = os.path.relpath(path, folder or '.')
-    if os.path.isfile(os.path.join(root, name)):
-        return f', but {os.path.join(root, name)} is: set data_prefix=dict(img="")'
-    base = name.replace('\\', '/').split('/')[-1]
-    if base != name and os.path.isfile(os.path.join(folder, base)):
-        return f', but {os.path.join(folder, base)} is: write file_name without folders'
-    return ': copy them there, or remove them from the file'
+    for other, way in (
+        (os.path.join(root, name), 'set data_prefix=dict(img="")'),
+        (os.path.join(folder, re.split(r'[\\/]', name)[-1]), 'write file_name without folders'),
+    ):
+        if os.path.isfile(other) and os.path.getsize(other):
+            return f'{other} is there: {way}'
+    return f'replace them, or remove them from {job.dataset.ann_file}'
 
 
-def _loaded_size(load: Callable, path: str) -> tuple[int, int] | str | None:
-    """Width and height of a picture as the pipeline sees it, or why it sees none."""
-    try:
-        result = load(dict(img_path=path))
-    except Exception:  # each image library has errors of its own
-        if not os.path.getsize(path):
-            return 'is empty'
-        try:
-            with Image.open(path):
-                return 'is damaged or cut off'
-        except Exception:
-            return 'is not a picture'
-    return result and result['ori_shape'][1::-1]
-
-
-def _check_sizes(job: Job, sample: list[tuple[str, dict]], sizes: list) -> None:
-    errors, notes = job.report.errors, job.report.notes
-    bad = [(path, why) for (path, _), why in zip(sample, sizes) if isinstance(why, str)]
-    if bad:
-        errors.append(
-            f'{len(bad):,} of {len(sample):,} pictures that were read cannot be loaded: '
-            f'{_some(f"{path} {why}" for path, why in bad)}; replace them, or remove them from '
-            f'{job.dataset.ann_file}.'
+def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
+    """Compares sizes (height, width) of pictures, as they are loaded, with those of the file."""
+    slight = 0 if job.judges_masks() else 1
+    other = {}
+    for path, size in read.items():
+        if size != wanted[path] and min(wanted[path]) > 0:
+            near = all(abs(a - b) <= slight for a, b in zip(size, wanted[path]))
+            way = '' if near else _way_out_of_size(path, size, wanted[path])
+            other.setdefault(way, []).append(path)
+    for way, paths in other.items():
+        (h, w), (wanted_h, wanted_w) = read[paths[0]], wanted[paths[0]]
+        job.refuse(
+            f'{len(paths):,} of {len(read):,} pictures that were read have another size than '
+            f'{job.dataset.ann_file} says, such as {paths[0]}, which is {w} x {h} instead of '
+            f'{wanted_w} x {wanted_h}{way}',
+            sure=way != '',
         )
-    other, turned = {}, []
-    for (path, image), size in zip(sample, sizes):
-        wanted = (image['width'], image['height'])
-        if not isinstance(size, tuple) or min(wanted) <= 0:
-            continue
-        off = max(abs(a - b) for a, b in zip(size, wanted))
-        orientation = _orientation(path) if path.lower().endswith(('jpg', 'jpeg')) else 1
-        if off:
-            kind = 'turned' if size == wanted[::-1] and orientation >= 5 else 'other'
-            if off <= 1 and not job.judges('segm'):
-                kind = 'slight'
-            other.setdefault(kind, []).append((path, size, wanted))
-        elif orientation in (2, 3, 4) or (orientation > 4 and size[0] == size[1]):
-            turned.append(path)
-    for kind, found in other.items():
-        path, (w, h), (wanted_w, wanted_h) = found[0]
-        text = (
-            f'{job.dataset.ann_file}: {len(found):,} of {len(sample):,} pictures that were read '
-            f'have another size than the file says, such as {path}, which is {w} x {h} instead of '
-            f'{wanted_w} x {wanted_h}'
-        )
-        if kind == 'slight':
-            notes.append(f'{text}.')
-        elif kind == 'turned':
-            errors.append(
-                f'{text}, as its EXIF orientation turns it when it is loaded and its annotations '
-                'were made without: set color_type="color_ignore_orientation" for '
-                'LoadImageFromFile in all pipelines, or annotate the picture as it is shown.'
-            )
-        else:
-            errors.append(
-                f'{text}: use the pictures that were annotated, or scale the annotations.'
-                if (w, h) != (wanted_h, wanted_w)
-                else f'{text}: width and height are swapped in the file, or the picture was turned.'
-            )
+    turned = [
+        path
+        for path, (h, w) in read.items()
+        # Sizes tell whether the annotator knew of a quarter turn, but not for squares.
+        if (h, w) == wanted[path] and _orientation(path) in range(2, 9 if h == w else 5)
+    ]
     if turned and 'ignore_orientation' not in str(job.transforms):
-        notes.append(
-            f'{len(turned):,} of {len(sample):,} pictures that were read, such as {turned[0]}, are '
+        job.note(
+            f'{len(turned):,} of {len(read):,} pictures that were read, such as {turned[0]}, are '
             'turned or mirrored by their EXIF orientation when they are loaded: their annotations '
-            'must have been made on them as shown.'
+            'must have been made on them as shown'
         )
+
+
+def _way_out_of_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) -> str:
+    if size != wanted[::-1]:
+        return ': use the pictures that were annotated, or scale the annotations'
+    if _orientation(path) < 5:
+        return ': width and height are swapped in the file, or the picture was turned'
+    return (
+        ', as its EXIF orientation turns it when it is loaded and its annotations were made '
+        'without: set color_type="color_ignore_orientation" for LoadImageFromFile in all '
+        'pipelines, or annotate the picture as it is shown'
+    )
 
 
 def _orientation(path: str) -> int:
     try:
         with Image.open(path) as picture:
-            return int(picture.getexif().get(EXIF_ORIENTATION, 1))
+            # In other kinds of files, loading takes no notice of it.
+            jpeg = picture.format == 'JPEG'
+            return int(picture.getexif().get(ExifTags.Base.Orientation, 1)) if jpeg else 1
     except Exception:  # broken EXIF data, which loading takes no notice of
         return 1
 
 
-def _count(job: Job, file: CocoFile, objects: Objects, pictures: np.ndarray, decoded: int) -> None:
-    used = objects.used & np.isin(objects.image, pictures)
-    areas = (objects.width * objects.height)[pictures]
-    by_size = pictures[np.argsort(areas, kind='stable')]
-    sizes = [f'{objects.width[i]:.0f} x {objects.height[i]:.0f}' for i in by_size]
-    smallest, median, largest = (
-        (sizes[0], sizes[len(sizes) // 2], sizes[-1]) if sizes else ('-',) * 3
-    )
-    empty = len(pictures) - len(np.unique(objects.image[used]))
+def _count(job: Job, file: CocoFile, objects: Objects, read: int) -> None:
+    used = objects.used & np.isin(objects.image, objects.pictures)
+    sizes = objects.sizes[objects.pictures].astype(int)
     facts = {
         'annotation file': file.path,
         'pictures in it': len(file.images),
-        'pictures used': len(pictures),
-        'of these without objects': empty,
-        'of these decoded': decoded,
+        'pictures used': len(objects.pictures),
+        'of these without objects': len(objects.pictures) - len(np.unique(objects.image[used])),
+        'of these decoded': read,
         'objects': int(used.sum()),
-        'of these crowds': int((used & objects.crowd).sum()),
-        'smallest picture': smallest,
-        'median picture': median,
-        'largest picture': largest,
     }
-    job.report.count('Data', job.split, facts)
+    job.report.count('Data', job.split, facts | size_rows(sizes[:, ::-1].tolist()))
     numbers = np.bincount(objects.label[used], minlength=len(job.classes)).tolist()
     job.report.count('Objects of each class', job.split, dict(zip(job.classes, numbers)))
-    named = {category['name'] for category in file.categories}
-    lacking = [name for name, n in zip(job.classes, numbers) if n == 0 and name in named]
-    if job.split == 'train' and used.any() and lacking:
-        job.report.notes.append(f'{file.path} has nothing to train with for {_some(lacking)}.')
+    unknown = [name for name, number in zip(job.classes, numbers) if not number]
+    if job.split == 'train' and unknown and not job.report.errors:
+        job.note(f'{file.path} has nothing to train with for {some(unknown)}')

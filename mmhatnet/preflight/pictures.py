@@ -1,28 +1,50 @@
-"""What the checks of segmentation and classification share."""
+"""What the checks of all three kinds of jobs share."""
 
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS
-from PIL import Image
+from mmengine.registry import DATASETS, Registry
+from PIL import Image, UnidentifiedImageError
 
 from mmhatnet.preflight import inner_datasets
-from mmhatnet.preflight.report import Report
+from mmhatnet.preflight.report import Job, some
 
+# How many files of each data set are read, unless all are asked for.
 SAMPLE = 200
-SECONDS = 20
-ENDINGS = ('.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 
 def kind(part: dict) -> str:
     """The name of the type that a part of a config asks for, without the scope before it."""
-    name = part['type']
+    name = part.get('type', '')
     return name.split('.')[-1] if isinstance(name, str) else name.__name__
+
+
+def class_of(registry: Registry, part: dict) -> type | None:
+    """The class that a part of a config asks for, None where it is not known."""
+    found = part.get('type')
+    if isinstance(found, str):
+        with registry.switch_scope_and_registry(None) as scoped:
+            found = scoped.get(found)
+    return found if isinstance(found, type) else None
+
+
+def parts_of(settings: object, place: str = '') -> Iterator[tuple[str, dict]]:
+    """Yields all dicts in a part of a config with their places, outer ones first."""
+    if isinstance(settings, dict):
+        yield place, settings
+        for key, value in settings.items():
+            yield from parts_of(value, f'{place}.{key}')
+    elif isinstance(settings, (list, tuple)):
+        for i, value in enumerate(settings):
+            yield from parts_of(value, f'{place}[{i}]')
+
+
+def is_local(path: str, backend: dict | None) -> bool:
+    return '://' not in path and (backend or {}).get('backend', 'local') == 'local'
 
 
 def datasets_of_training(cfg: Config) -> list[BaseDataset]:
@@ -36,82 +58,97 @@ def datasets_of_training(cfg: Config) -> list[BaseDataset]:
         return []
 
 
-def missing_of(paths: Sequence[str]) -> list[str]:
-    """The files that are not there, or empty."""
+def check_number(
+    job: Job, setting: str, number: int, classes: Sequence[str], sure: bool = True
+) -> None:
+    """Compares the number of classes that a head has with the classes of the data."""
+    text = f'{setting} is {number}, but the data have {len(classes)} classes ({some(classes)})'
+    if number < len(classes):
+        texts = job.report.errors if sure else job.report.notes
+        texts.append(f'{text}: set it to {len(classes)}, or name only the classes meant.')
+    elif number > len(classes):
+        job.report.notes.append(f'{text}: the others learn nothing, which is allowed.')
 
-    def size(path: str) -> int:
+
+def are_there(job: Job, paths: Mapping[str, str | None]) -> bool:
+    """Whether the files and folders exist that settings name; one that does not is refused."""
+    for setting, path in paths.items():
+        # An empty setting is one that is not used, None one that the config should have.
+        if path is None or (path and not os.path.exists(path)):
+            job.refuse(f'there is no {path or setting}; correct {setting}, or data_root before it')
+            return False
+    return True
+
+
+def say_missing(
+    job: Job, paths: Sequence[str], what: str, way: Callable[[str], str], sure: bool = True
+) -> set[str]:
+    """Refuses files that are not there or empty, with the way out, and returns them."""
+    missing = [path for path in paths if not (os.path.isfile(path) and os.path.getsize(path))]
+    if missing:
+        text = f'{len(missing):,} of {len(paths):,} {what} are missing or empty, {some(missing, 3)}'
+        job.refuse(f'{text}: {way(missing[0])}', sure)
+    return set(missing)
+
+
+def read_sample(
+    job: Job, paths: Sequence[str], what: str, read: Callable, every: bool = False
+) -> dict[str, object]:
+    """What `read` makes of a sample of files, by path; what it cannot read is refused."""
+    if not (every or job.every) and len(paths) > SAMPLE:
+        paths = [paths[i * len(paths) // SAMPLE] for i in range(SAMPLE)]
+
+    def attempt(path: str) -> object:
         try:
-            return os.path.getsize(path)
-        except OSError:
-            return 0
+            return read(path)
+        except Exception as error:  # each image library has errors of its own
+            return error
 
-    return [path for path in paths if not size(path)]
-
-
-def spread(items: Sequence, every: bool) -> list:
-    """All items, or a sample of them that is spread evenly."""
-    if every or len(items) <= SAMPLE:
-        return list(items)
-    return [items[i * len(items) // SAMPLE] for i in range(SAMPLE)]
-
-
-def look_at(items: Sequence, look: Callable, every: bool, report: Report) -> Iterator:
-    """Yields look(item) of the items in turn, of fewer of them where a sample takes too long."""
-    end, batch = time.monotonic() + SECONDS, 16
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        found = (
-            one
-            for start in range(0, len(items), batch)
-            if every or time.monotonic() < end
-            for one in threads.map(look, items[start : start + batch])
+        doing = f'Reading {what} of {job.split}'
+        found = job.report.track(threads.map(attempt, paths), len(paths), doing)
+        found = dict(zip(paths, found))
+    bad = [f'{path} {_trouble(path)}' for path in found if isinstance(found[path], Exception)]
+    if bad:
+        job.refuse(
+            f'{len(bad):,} of {len(found):,} {what} that were read cannot be: {some(bad, 3)}; '
+            'replace them, or take them out of the data'
         )
-        yield from report.track(found, len(items), 'Reading pictures and masks')
+    return {path: one for path, one in found.items() if not isinstance(one, Exception)}
 
 
-def picture_loader(pipeline: Sequence[dict] | None) -> LoadImageFromFile | None:
-    """The transform by which a pipeline reads a picture, None where it is not the usual one."""
-    for step in pipeline or ():
-        if kind(step) == 'LoadImageFromFile':
-            try:
-                return LoadImageFromFile(**{k: v for k, v in step.items() if k != 'type'})
-            except Exception:  # Said best when the pipeline is built.
-                return None
-    return None
+def read_pictures(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Height and width of a sample of pictures, by path, as the pipeline loads them."""
+    steps = job.settings.get('pipeline') or ()
+    step = next((step for step in steps if kind(step) == 'LoadImageFromFile'), None)
+    try:
+        load = LoadImageFromFile(**{k: v for k, v in step.items() if k != 'type'})
+    except Exception:  # Wrong arguments are said best when the pipeline is built.
+        job.note('no picture is read, as its pipeline has no LoadImageFromFile of the usual kind')
+        return {}
+    found = read_sample(
+        job, paths, 'pictures', lambda path: (load(dict(img_path=path)) or {}).get('img_shape')
+    )
+    return {path: size for path, size in found.items() if size}
 
 
-def trouble_of(path: str) -> str:
-    """Says why a file cannot be read as a picture."""
+def _trouble(path: str) -> str:
+    """Why a file cannot be read as a picture."""
     try:
         with open(path, 'rb') as file:
-            start = file.read(64)
-        if not start:
-            return 'it is empty'
-        if start.startswith(b'version https://git-lfs'):
-            return 'it is a pointer of Git LFS, "git lfs pull" fetches the file itself'
+            if file.read(64).startswith(b'version https://git-lfs'):
+                return 'is a pointer of Git LFS ("git lfs pull" fetches the file itself)'
         with Image.open(path) as picture:
             picture.load()
+    except UnidentifiedImageError:
+        return 'is not a picture'
     except Exception as error:
-        return str(error).replace(f' {path!r}', '')
-    return 'its loader does not know this kind of picture'
+        return f'is damaged or cut off ({error})'
+    return f'is {picture.format}, which its loader does not know'
 
 
-def some(names: Sequence, most: int = 4) -> str:
-    """The first few names, and how many more there are."""
-    shown = ', '.join(str(name) for name in names[:most])
-    return shown + (f' and {len(names) - most:,} more' if len(names) > most else '')
-
-
-def size_rows(sizes: Sequence[tuple[int, int]]) -> dict[str, str | int]:
+def size_rows(sizes: Sequence[tuple[int, int]]) -> dict[str, str]:
     """The rows of a table that tell sizes (height, width)."""
     ordered = [f'{w} x {h}' for h, w in sorted(sizes, key=lambda size: size[0] * size[1])] or ['-']
-    places = (0, len(ordered) // 2, -1)
-    names = ('smallest', 'median', 'largest')
-    rows = {name: ordered[place] for name, place in zip(names, places, strict=True)}
-    return {'pictures read': len(sizes), **rows}
-
-
-def text_instead_of_names(where: str, classes: str) -> str:
-    return (
-        f'{where}: metainfo.classes is the text {classes!r}, of which each letter would be a '
-        f"class; write a tuple, ('{classes}',) with its comma."
-    )
+    places = dict(smallest=0, median=len(ordered) // 2, largest=-1)
+    return {f'{name} picture': ordered[place] for name, place in places.items()}

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -82,3 +84,42 @@ def _cell(value) -> str:
     if isinstance(value, int):
         return f'{value:,}' if value else '[dim]0[/]'
     return escape(str(value))
+
+
+@dataclass
+class Job:
+    """One data set of a split, and where to say what was found in it.
+
+    Attributes:
+        cfg (Config): The config of the job.
+        split (str): 'train', 'val' or 'test'.
+        settings (ConfigDict): The settings of the data set, without what wraps it.
+        dataset (BaseDataset): The data set, built from them without its pipeline, not read yet.
+        report (Report): What was found.
+        every (bool): Whether to read all pictures and masks instead of a sample of them.
+    """
+
+    cfg: Config
+    split: str
+    settings: ConfigDict
+    dataset: BaseDataset
+    report: Report
+    every: bool
+
+    @property
+    def where(self) -> str:
+        return f'{self.split}_dataloader.dataset'
+
+    def refuse(self, text: str, sure: bool = True) -> None:
+        """Says what is wrong with the data set, as a note where that is not sure."""
+        (self.report.errors if sure else self.report.notes).append(f'{self.where}: {text}.')
+
+    def note(self, text: str) -> None:
+        self.refuse(text, sure=False)
+
+
+def some(values: Iterable, most: int = 5) -> str:
+    """The first few values, and how many more there are."""
+    values = [str(value) for value in values]
+    more = f' and {len(values) - most:,} more' if len(values) > most else ''
+    return ', '.join(values[:most]) + more

@@ -1,0 +1,175 @@
+"""Annotation files in COCO's format, and what MMDetection makes of them."""
+
+import gc
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mmdet.datasets import CocoDataset
+
+from mmhatnet.preflight.report import Report, some
+
+NUMBER, TEXT, ID = (int, float), (str,), (int, float, str, type(None))
+BOX = NUMBER * 4
+WANTED = {NUMBER: 'a number', TEXT: 'a text', ID: 'a number or a text', BOX: 'four numbers'}
+FIELDS = dict(
+    images=dict(id=ID, file_name=TEXT, width=NUMBER, height=NUMBER),
+    categories=dict(id=ID, name=TEXT),
+    annotations=dict(id=ID, image_id=ID, category_id=ID, bbox=BOX, area=NUMBER),
+)
+WAYS_OUT = dict(area='fill in width * height of each box', iscrowd='fill in 0')
+
+
+@dataclass
+class CocoFile:
+    """An annotation file, as pycocotools reads it."""
+
+    path: str
+    images: list[dict]
+    annotations: list[dict]
+    categories: list[dict]
+
+
+def read_coco(path: str, report: Report) -> CocoFile:
+    """Reads an annotation file, and notes which annotations belong to nothing in it.
+
+    Raises:
+        ValueError: If it is missing, not in COCO's format, or its ids are not sound.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f'there is no annotation file {path!r}')
+    # Millions of new objects would be searched for garbage over and over.
+    gc.disable()
+    try:
+        with report.busy(f'Reading {path}'), open(path) as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise ValueError(f'{path} is not JSON ({error})') from None
+    finally:
+        gc.enable()
+    if not _is_coco(content):
+        raise ValueError(
+            f'{path} is not in COCO format, which is a dict with lists of dicts "images", '
+            '"annotations" and "categories": export it again'
+        )
+    coco = CocoFile(path, **{name: content.get(name, []) for name in FIELDS})
+    if faults := list(_faults_of_fields(coco)) or list(_faults_of_ids(coco, report)):
+        raise ValueError(f'{path}: {"; ".join(faults)}')
+    return coco
+
+
+def _is_coco(content: object) -> bool:
+    if not isinstance(content, dict):
+        return False
+    # Files of test sets may have no annotations.
+    lists = content.get('images'), content.get('categories'), content.get('annotations', [])
+    return all(isinstance(e, list) and all(isinstance(one, dict) for one in e) for e in lists)
+
+
+def _faults_of_fields(file: CocoFile) -> Iterator[str]:
+    for name, fields in FIELDS.items():
+        entries = getattr(file, name)
+        for field, wanted in fields.items():
+            yield from lacking(file, name, field, (e for e in entries if field not in e))
+            if bad := [e for e in entries if field in e and not _is(e[field], wanted)]:
+                yield (
+                    f'"{field}" of {len(bad):,} {name} is not {WANTED[wanted]}, as '
+                    f'{json.dumps(bad[0][field])} of id {bad[0].get("id")}: export it again'
+                )
+
+
+def _is(value, wanted: tuple) -> bool:
+    if wanted is not BOX:
+        return isinstance(value, wanted)
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(v, NUMBER) for v in value)
+
+
+def lacking(file: CocoFile, name: str, field: str, entries: Iterable[dict]) -> Iterator[str]:
+    """Yields what is wrong if there are entries that lack a field."""
+    if ids := [entry.get('id') for entry in entries]:
+        yield (
+            f'{len(ids):,} of {len(getattr(file, name)):,} {name} (ids {some(ids)}) lack '
+            f'"{field}", which MMDetection needs: {WAYS_OUT.get(field, "export them again")}'
+        )
+
+
+def _faults_of_ids(file: CocoFile, report: Report) -> Iterator[str]:
+    for name in FIELDS:
+        seen = Counter(entry['id'] for entry in getattr(file, name))
+        if twice := [i for i, number in seen.items() if number > 1]:
+            yield (
+                f'ids of "{name}" occur more than once ({some(twice)}), of which MMDetection '
+                'keeps one: number them anew'
+            )
+    for field, name in (('image_id', 'images'), ('category_id', 'categories')):
+        known = {entry['id'] for entry in getattr(file, name)}
+        used = Counter(a[field] for a in file.annotations)
+        unknown = [i for i in used if i not in known]
+        twins = {str(i): i for i in known} if unknown else {}
+        if other := [i for i in unknown if str(i) in twins]:
+            yield (
+                f'"{field}" of annotations is {json.dumps(other[0])}, while the id in "{name}" is '
+                f'{json.dumps(twins[str(other[0])])}, so that MMDetection finds no object: write '
+                'both as numbers'
+            )
+        elif unknown:
+            report.notes.append(
+                f'{file.path}: {sum(used[i] for i in unknown):,} of {len(file.annotations):,} '
+                f'annotations are left out, as "{name}" has no id {some(unknown)}.'
+            )
+
+
+class Objects:
+    """The annotations of a file in arrays, and what a data set makes of them.
+
+    Attributes:
+        sizes (np.ndarray): Width and height of the pictures, (pictures, 2).
+        image (np.ndarray): Index of each object's picture, -1 if there is none.
+        room (np.ndarray): Width and height of each object's picture, (objects, 2).
+        label (np.ndarray): Each object's class, -1 if it is of none.
+        low, high (np.ndarray): Left and top, right and bottom of the boxes, (objects, 2).
+        named (np.ndarray): Whether an object is of a class, and not marked as to ignore.
+        used (np.ndarray): Whether CocoDataset keeps it.
+        pictures (np.ndarray): The indices of the pictures that CocoDataset keeps.
+    """
+
+    def __init__(self, file: CocoFile, dataset: CocoDataset) -> None:
+        self.ids = [annotation['id'] for annotation in file.annotations]
+        annotations, classes = file.annotations, list(dataset.metainfo['classes'])
+        images = {image['id']: i for i, image in enumerate(file.images)}
+        known = [category for category in file.categories if category['name'] in classes]
+        labels = {category['id']: classes.index(category['name']) for category in known}
+        sizes = [(image['width'], image['height']) for image in file.images]
+        self.sizes = np.array(sizes, float).reshape(-1, 2)
+        self.image = np.array([images.get(a['image_id'], -1) for a in annotations], int)
+        self.label = np.array([labels.get(a['category_id'], -1) for a in annotations], int)
+        self.room = np.append(self.sizes, [[0, 0]], axis=0)[self.image]
+        box = np.array([a['bbox'] for a in annotations], float).reshape(-1, 4)
+        self.low, self.high = box[:, :2], box[:, :2] + box[:, 2:]
+        area = np.array([a['area'] for a in annotations], float)
+        ignored = np.array([bool(a.get('ignore')) for a in annotations], bool)
+        self.named = (self.label >= 0) & (self.image >= 0) & ~ignored
+        # The same tests as those of CocoDataset.parse_data_info.
+        inside = (np.minimum(self.high, self.room) > np.maximum(self.low, 0)).all(1)
+        self.used = self.named & inside & (area > 0) & (box[:, 2:] >= 1).all(1)
+        self.pictures = self._pictures_of(dataset)
+
+    def some(self, found: Sequence[int]) -> str:
+        """Says how many objects were found, and which."""
+        ids = some(self.ids[i] for i in found)
+        return f'{len(found):,} of {self.named.sum():,} objects (annotation ids {ids})'
+
+    def _pictures_of(self, dataset: CocoDataset) -> np.ndarray:
+        """Does what CocoDataset.filter_data and the setting `indices` do."""
+        kept = np.ones(len(self.sizes), bool)
+        if dataset.filter_cfg and not dataset.test_mode:
+            kept = self.sizes.min(1) >= dataset.filter_cfg.get('min_size', 0)
+            if dataset.filter_cfg.get('filter_empty_gt', False):
+                kept &= np.isin(np.arange(len(kept)), self.image[self.label >= 0])
+        indices = dataset._indices
+        if not isinstance(indices, (list, tuple)):
+            indices = slice(indices) if (indices or 0) >= 0 else slice(indices, None)
+        return np.flatnonzero(kept)[indices]
