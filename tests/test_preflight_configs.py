@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config
 
 from mmhatnet.preflight import configs
+from mmhatnet.preflight.options import SettingsAction, merge_options
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 
@@ -39,7 +40,7 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
 
 def options(*words: str) -> dict:
     parser = ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=configs.SettingsAction)
+    parser.add_argument('--cfg-options', nargs='+', action=SettingsAction)
     return parser.parse_args(['--cfg-options', *words]).cfg_options
 
 
@@ -64,7 +65,7 @@ def options(*words: str) -> dict:
 def test_options_without_a_place(words: str, message: str) -> None:
     cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
     with pytest.raises(SystemExit, match=message):
-        configs.merge_options(cfg, options(*words.split()))
+        merge_options(cfg, options(*words.split()))
 
 
 def test_options_with_a_place(capsys) -> None:
@@ -72,7 +73,7 @@ def test_options_with_a_place(capsys) -> None:
     words = 'model.backbone.frozen_stages=2 model.test_cfg.rcnn.score_the=0.1 tta_model.type=A '
     words += 'model.backbone.init_cfg._delete_=True model.backbone.init_cfg.type=Pretrained '
     words += 'model.roi_head.mask_head=None train_dataloader.dataset.pipeline.3.prob=0.3,0.5'
-    configs.merge_options(cfg, options(*words.split()))
+    merge_options(cfg, options(*words.split()))
     assert cfg.model.backbone.init_cfg == dict(type='Pretrained')
     assert cfg.model.backbone.frozen_stages == 2
     assert 'perhaps model.test_cfg.rcnn.score_thr is meant' in capsys.readouterr().out

@@ -95,13 +95,11 @@ def main() -> None:
     found = look_at(args.data, args.job, names=args.classes, split=args.split)
     name = f'{found["job"]}_hatnet{"" if args.arch == "small" else f"_{args.arch}"}.py'
     base = Config.fromfile(config_path(name))
-    template = CONFIG.replace('{rest}', TEMPLATES[found['job']])
-    text = template.format(
+    hatnet = Config.fromfile(config_path('_base_/hatnet.py')).hatnet[args.arch]
+    text = CONFIG.replace('{rest}', TEMPLATES[found['job']]).format(
         base=name,
         root=f'{args.data.as_posix()}/',
-        weights=Config.fromfile(config_path('_base_/hatnet.py'))
-        .hatnet[args.arch]
-        .init_cfg.checkpoint,
+        weights=hatnet.init_cfg.checkpoint,
         rate=base.optim_wrapper.optimizer.lr,
         batch=base.train_dataloader.batch_size,
         base_batch=base.auto_scale_lr.base_batch_size,

@@ -105,7 +105,8 @@ def segmentation(root: Path, names: list[str] | None, **_: object) -> dict | Non
         return None
     way_out = 'move a fifth of the pictures, and their masks, to folders named val'
     images, masks = (splits(root, path, folders(path, 1), way_out) for path, *_ in there)
-    pictures, maps = (sorted((root / part['train']).rglob('*.*')) for part in (images, masks))
+    pictures = sorted((root / images['train']).rglob('*.*'))
+    maps = sorted((root / masks['train']).rglob('*.png'))
     suffixes = Counter(
         (picture.suffix, mask.name.removeprefix(picture.stem))
         for picture in pictures[:LOOKED_AT]
