@@ -11,8 +11,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmhatnet.preflight import inner_datasets
-from mmhatnet.preflight.configs import SettingsAction, merge_options, read_config
+from mmhatnet.preflight import inner_datasets, require_sound_data
+from mmhatnet.preflight.configs import read_config, require_channels, require_known_settings
+from mmhatnet.preflight.options import SettingsAction, merge_options
 
 # What options of the tools set for one run, and training from the same config shall not repeat.
 OF_ONE_RUN = ('launcher', 'work_dir', 'load_from', 'resume', 'model_wrapper_cfg')
@@ -36,13 +37,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         '--work-dir',
         help='folder of logs and checkpoints (default: work_dirs/ and the config name)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=SettingsAction,
-        help='settings that override the config: key=value, key="[a,b]" or key=a,b; quotation '
-        'marks are needed around brackets, and no white space is allowed',
-    )
+    add_settings_option(parser)
     parser.add_argument(
         '--no-check', action='store_true', help='do not look at the data before the work starts'
     )
@@ -54,6 +49,16 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     # Older launchers of PyTorch pass the rank as an option instead of an environment variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_settings_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=SettingsAction,
+        help='settings that override the config: key=value, key="[a,b]" or key=a,b; quotation '
+        'marks are needed around brackets, and no white space is allowed',
+    )
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -142,6 +147,25 @@ def _join_cpu_processes(cfg: Config) -> None:
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         ),
     )
+
+
+def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> None:
+    """Asks all of a job that can be asked before anything of it is built.
+
+    Args:
+        cfg (Config): The config, with what its splits need.
+        args (argparse.Namespace): The common options.
+        splits (str): 'train', 'val' or 'test'.
+
+    Raises:
+        SystemExit: With what is wrong.
+    """
+    require_writable('--work-dir', cfg.work_dir)
+    require_datasets(cfg, *splits)
+    require_known_settings(cfg)
+    require_channels(cfg, *splits)
+    if not args.no_check:
+        require_sound_data(cfg, *splits)
 
 
 def require_datasets(cfg: Config, *splits: str) -> None:

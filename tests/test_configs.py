@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch.nn import GroupNorm
 
 from mmhatnet.backbones.archs import ARCHS
+from mmhatnet.preflight.configs import require_channels, require_complete, require_known_settings
 
 JOBS = ('maskrcnn', 'retinanet', 'semfpn', 'imagenet')
 NAME = re.compile(
@@ -74,6 +75,12 @@ def test_tools_of_the_frameworks_can_run_it(cfg: Config) -> None:
     assert not cfg.custom_imports.allow_failed_imports
     assert cfg.auto_scale_lr.enable is False
     assert cfg.auto_scale_lr.base_batch_size % 8 == 0
+
+
+def test_nothing_is_found_wrong_with_it(cfg: Config) -> None:
+    require_complete(cfg, 'train', 'val', 'test')
+    require_known_settings(cfg)
+    require_channels(cfg, 'train', 'val', 'test')
 
 
 def test_backbone_is_the_variant(path: Path, cfg: Config, model) -> None:

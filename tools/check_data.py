@@ -4,7 +4,6 @@ import argparse
 import sys
 import warnings
 
-from mmengine.config import DictAction
 from rich.console import Console
 
 from mmhatnet import cli
@@ -17,12 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--all', action='store_true', help='read every picture and mask instead of a sample'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings that override the config, as for tools/train.py',
-    )
+    cli.add_settings_option(parser)
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     return parser.parse_args()
 

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import yaml
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--checkpoint', help='the published weights, if they are already here')
     parser.add_argument('--gpus', type=int, default=1, help='processes to start, one for each GPU')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='as in tools/train.py')
+    cli.add_settings_option(parser)
     parser.set_defaults(launcher='none', local_rank=0)
     args = parser.parse_args()
     args.work_dir = args.work_dir or str(Path('work_dirs', 'reproduce', args.experiment))

@@ -9,14 +9,9 @@ from mmengine.config import Config, ConfigDict
 
 from mmhatnet import cli
 from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
-from mmhatnet.preflight import inner_datasets, require_sound_data
+from mmhatnet.preflight import inner_datasets
 from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
-from mmhatnet.preflight.configs import (
-    require_channels,
-    require_complete,
-    require_known_settings,
-    wrong_settings_in_a_sentence,
-)
+from mmhatnet.preflight.configs import require_complete, wrong_settings_in_a_sentence
 
 DEFAULT_TTA_MODELS = dict(
     mmdet=dict(
@@ -104,7 +99,6 @@ def write_predictions(cfg: Config, out: str) -> None:
 
 
 def require_folders(cfg: Config, args: argparse.Namespace) -> None:
-    cli.require_writable('--work-dir', cfg.work_dir)
     if args.out and cfg.default_scope == 'mmseg':
         cli.require_writable('--out', args.out)
     elif args.out:
@@ -123,11 +117,7 @@ def main() -> None:
     args.checkpoint = find_checkpoint(args.checkpoint) or args.checkpoint
     require_checkpoint(args.checkpoint)
     require_folders(cfg, args)
-    cli.require_datasets(cfg, 'test')
-    require_known_settings(cfg)
-    require_channels(cfg, 'test')
-    if not args.no_check:
-        require_sound_data(cfg, 'test')
+    cli.require_sound_job(cfg, args, 'test')
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         show_predictions(cfg, args)

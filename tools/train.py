@@ -9,7 +9,6 @@ from mmengine.dist import is_main_process
 
 from mmhatnet import cli
 from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
-from mmhatnet.preflight import require_sound_data
 from mmhatnet.preflight.checkpoints import (
     find_checkpoint,
     require_checkpoint,
@@ -17,12 +16,7 @@ from mmhatnet.preflight.checkpoints import (
     require_pretrained,
     require_resumable,
 )
-from mmhatnet.preflight.configs import (
-    require_channels,
-    require_complete,
-    require_known_settings,
-    wrong_settings_in_a_sentence,
-)
+from mmhatnet.preflight.configs import require_complete, wrong_settings_in_a_sentence
 
 
 def parse_args() -> argparse.Namespace:
@@ -88,12 +82,7 @@ def main() -> None:
     cfg = cli.load_config(args)
     require_complete(cfg, 'train', 'val')
     apply_options(cfg, args)
-    cli.require_writable('--work-dir', cfg.work_dir)
-    cli.require_datasets(cfg, 'train', 'val')
-    require_known_settings(cfg)
-    require_channels(cfg, 'train', 'val')
-    if not args.no_check:
-        require_sound_data(cfg, 'train', 'val')
+    cli.require_sound_job(cfg, args, 'train', 'val')
     with load_weights_only(), wrong_settings_in_a_sentence(cfg):
         require_pretrained(cfg)
         if is_main_process():

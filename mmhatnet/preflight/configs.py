@@ -1,69 +1,28 @@
-"""Reading a user's config and options, and saying in one sentence what is wrong with them."""
+"""Reading a user's config, and saying in one sentence what is wrong with it."""
 
 import inspect
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 
-import mmengine.config.config
-from mmengine.config import Config, DictAction
-from mmengine.registry import (
-    DATA_SAMPLERS,
-    DATASETS,
-    HOOKS,
-    LOOPS,
-    METRICS,
-    MODELS,
-    OPTIMIZERS,
-    TRANSFORMS,
-    Registry,
-    init_default_scope,
-)
-from mmengine.runner import FlexibleRunner, Runner
+import mmengine.registry
+from mmengine.config import Config
+from mmengine.registry import TRANSFORMS, Registry, init_default_scope
 
 from mmhatnet.backbones.archs import resolve_arch
 from mmhatnet.preflight import inner_datasets
 
-REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS, HOOKS, LOOPS, OPTIMIZERS, DATA_SAMPLERS)
+REGISTRIES = [part for part in vars(mmengine.registry).values() if isinstance(part, Registry)]
+PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmhatnet')
+CONFIGS = ('.py', '.json', '.yaml', '.yml')
 CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
-CHANNELS = (
-    '{}: model.backbone.in_channels is {}, but {}; set in_channels, and mean and std of '
-    "data_preprocessor, to the pictures' number of channels, and color_type where they are loaded "
-    "to 'color' (3), 'grayscale' (1) or 'unchanged' (what the files have)."
+NO_SETTING = (
+    '{} has no setting {!r}: it is misspelt, or inherited by a dict that changes the type, which '
+    '_delete_=True in this dict prevents'
 )
-# What tools read at the top of a config, beside the arguments of the runners.
-TOP_LEVEL = {
-    *inspect.signature(Runner).parameters,
-    *inspect.signature(FlexibleRunner).parameters,
-    *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'tta_model', 'tta_pipeline'),
-}
-
-
-class SettingsAction(DictAction):
-    """Parses ``--cfg-options``, and refuses what is none."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        for word in values:
-            key, equals, value = word.partition('=')
-            if not equals and Path(word).suffix in ('.py', '.json', '.yaml', '.yml', *CHECKPOINTS):
-                _refuse(word, f'files come before {option_string}, and settings are key=value')
-            if not equals or not all(key.split('.')):
-                _refuse(word, 'settings are key=value, with no white space around the sign')
-            if re.match(r'[\'"]*(dict\(|\{\s*[\'"])', value):
-                _refuse(word, f'a dict is given by its keys, as in {key}.KEY=VALUE')
-            try:
-                self._parse_iterable(value)
-            except (AssertionError, RecursionError):
-                _refuse(word, f'the brackets do not pair up; a list is {key}="[a,b]"')
-        super().__call__(parser, namespace, values, option_string)
-
-
-def _refuse(option: str, reason: str) -> None:
-    raise SystemExit(f'--cfg-options {option}: {reason}.')
 
 
 def read_config(path: str) -> Config:
@@ -76,12 +35,10 @@ def read_config(path: str) -> Config:
     suffix = Path(path).suffix
     if suffix in CHECKPOINTS:
         raise SystemExit(f'{path} is a checkpoint: the config comes first, as in CONFIG {path}.')
-    if Path(path).is_dir():
-        raise SystemExit(f'{path} is a folder: name the config in it.')
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise SystemExit(f'There is no config {path}: ours are in configs/.')
-    if suffix not in ('.py', '.json', '.yaml', '.yml'):
-        raise SystemExit(f'{path} is no config: configs are .py, .json or .yaml files.')
+    if Path(path).is_dir() or suffix not in CONFIGS:
+        raise SystemExit(f'{path} is no config: name a file {", ".join(CONFIGS)}.')
     module = mmengine.config.config
     module.open = _open_without_mark
     try:
@@ -118,79 +75,9 @@ def _place(error: Exception, path: str) -> list:
     return [path, *files[2:], line]
 
 
-def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
-    """Overrides settings of a config.
-
-    Raises:
-        SystemExit: If one has no place in the config, or its class does not know it.
-    """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    replaced = {key.removesuffix('._delete_') for key in options if key.endswith('._delete_')}
-    for key, value in options.items():
-        if not any(f'{key}.'.startswith(f'{other}.') for other in replaced):
-            _require_place(cfg, key, value)
-    try:
-        cfg.merge_from_dict(dict(options))
-    except (AttributeError, KeyError, TypeError) as error:
-        _refuse(' '.join(options), f'they do not fit {cfg.filename}: {error}')
-
-
-def _require_place(cfg: Config, key: str, value: object) -> None:
-    """Refuses an option that has no place in the config, or another kind of value."""
-    node, parts = cfg._cfg_dict, key.split('.')
-    for depth, part in enumerate(parts):
-        where, last = '.'.join(parts[:depth]), depth == len(parts) - 1
-        if isinstance(node, dict):
-            if part not in node:
-                return _require_known(node, key, depth)
-            node = node[part]
-        elif isinstance(node, list) and node and isinstance(node[0], dict):
-            if not (part.isdigit() and int(part) < len(node)):
-                _refuse(key, f'{where} is a list, with the places {where}.0 to {len(node) - 1}')
-            node = node[int(part)]
-        elif isinstance(node, (list, tuple)):
-            _refuse(key, f'{where} is {node}; give all of it, as in {where}="[a,b]"')
-        else:
-            _refuse(
-                key,
-                f'{where} is {node!r} in {cfg.filename} and has no settings of its own; to put a '
-                f'dict there, add {where}._delete_=True and {where}.type=TYPE',
-            )
-        if last and isinstance(value, str) and not isinstance(node, str):
-            if value.lower() in ('none', 'null') and (node is None or isinstance(node, dict)):
-                _refuse(f'{key}={value}', 'nothing is written None')
-            if isinstance(node, dict) and 'type' in node:
-                _refuse(f'{key}={value}', f'it is a dict; its type is {key}.type, or give None')
-    pair = isinstance(value, list) and [type(number) for number in value] == [int, int]
-    if isinstance(node, float) and pair:
-        numbers = ','.join(map(str, value))
-        _refuse(
-            f'{key}={numbers}', f'it is one number, {node}; decimals have a point, and a pair is ()'
-        )
-
-
-def _require_known(node: dict, key: str, depth: int) -> None:
-    """Refuses a new setting that is another one misspelt, or says so where that is not sure."""
-    known = _parameters(node) if depth else TOP_LEVEL
-    meant = key.split('.')
-    name = meant[depth]
-    if known is not None and name in known:
-        return
-    similar = get_close_matches(name, {*map(str, node), *(known or ())}, n=1, cutoff=0.8)
-    if not similar or similar[0].rstrip('0123456789') == name.rstrip('0123456789'):
-        return
-    meant[depth] = similar[0]
-    if known is not None:
-        _refuse(key, f'there is no setting {name!r}; perhaps {".".join(meant)} is meant')
-    print(
-        f'--cfg-options {key}: {name!r} is new in the config; perhaps {".".join(meant)} is meant.'
-    )
-
-
-def _parameters(settings: dict) -> set[str] | None:
+def parameters_of(settings: dict) -> set[str] | None:
     """What the class of a dict takes, or None where that is not known for sure."""
-    kinds = (_find_class(registry, settings) for registry in REGISTRIES)
-    kind = next((kind for kind in kinds if kind), None)
+    kind = next(filter(None, (_find_class(registry, settings) for registry in REGISTRIES)), None)
     parameters = inspect.signature(kind).parameters if kind else {}
     # What one passes on by **kwargs need not go to the class that it inherits from.
     certain = kind and all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
@@ -218,17 +105,13 @@ def require_complete(cfg: Config, *splits: str) -> None:
             "_base_ = __import__('mmhatnet').config_path('maskrcnn_hatnet.py')"
         )
     for split in splits:
-        parts = [f'{split}_dataloader', f'{split}_cfg', f'{split}_evaluator']
-        if split == 'train':
-            parts[2] = 'optim_wrapper'
-        missing = [part for part in parts if not cfg.get(part) and cfg.get(part) != {}]
-        if split == 'val' and len(missing) == len(parts):
-            continue
-        if missing:
+        last = 'optim_wrapper' if split == 'train' else f'{split}_evaluator'
+        parts = [f'{split}_dataloader', f'{split}_cfg', last]
+        missing = [part for part in parts if cfg.get(part) is None]
+        if missing and (split != 'val' or missing != parts):
             raise SystemExit(
-                f'{cfg.filename} has no {missing[0]}, and {split} needs {", ".join(parts)}'
-                + ('; to train without validation, all three are None' * (split == 'val'))
-                + '.'
+                f'{cfg.filename} has no {missing[0]}, and {split} needs {", ".join(parts)}; '
+                'only a training without validation leaves out all those of val.'
             )
 
 
@@ -240,24 +123,50 @@ def require_known_settings(cfg: Config) -> None:
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     parts = [('model', cfg.model)]
-    for name, part in parts:
-        known = _parameters(part)
+    for where, part in parts:
+        known = parameters_of(part)
         for key, value in part.items():
             if known is not None and key not in {*known, 'type', '_scope_'}:
-                raise SystemExit(f'{cfg.filename}: {_unknown(part["type"], name, key, known)}.')
+                raise SystemExit(f'{cfg.filename}: {where}: {NO_SETTING.format(part["type"], key)}')
             if key in ('backbone', 'neck', 'data_preprocessor') or key.endswith('head'):
                 several = value if isinstance(value, (list, tuple)) else [value]
-                parts += [(f'{name}.{key}', one) for one in several if isinstance(one, dict)]
+                parts += [(f'{where}.{key}', one) for one in several if isinstance(one, dict)]
 
 
-def _unknown(kind: str, part: str, key: str, known: Iterable[str]) -> str:
-    similar = get_close_matches(key, known, n=1, cutoff=0.8)
-    return f'{kind} has no setting {key!r} ({part}.{key}); ' + (
-        f'perhaps {similar[0]} is meant'
-        if similar
-        else 'a dict that changes an inherited type takes _delete_=True, so that it inherits no '
-        'other setting'
-    )
+@contextmanager
+def wrong_settings_in_a_sentence(cfg: Config) -> Iterator[None]:
+    """Turns what a class says to the settings that it is built from into a sentence.
+
+    Only classes of OpenMMLab and of this package are meant. An error inside one of the user's own
+    keeps its traceback.
+    """
+    try:
+        yield
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        message = ' '.join(str(error.args[0] if error.args else '').split()).rstrip('.')
+        unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword .* '(\w+)'", message)
+        missing = re.search(r'\w+\.__init__\(\) missing .*', message)
+        nowhere = re.search(r'(\S+) is not in the (\S+) registry', message)
+        kind = _being_built(error)
+        if unknown and kind:
+            reason = NO_SETTING.format(*unknown.groups())
+        elif nowhere and kind:
+            reason = f'there is no {nowhere[1]} in {nowhere[2]}; custom_imports import your own'
+        elif kind and message and (missing or isinstance(error, (AssertionError, ValueError))):
+            reason = f'{kind}: {message}'
+        else:
+            raise
+        raise SystemExit(f'{cfg.filename}: {reason}.') from error
+
+
+def _being_built(error: Exception) -> str | None:
+    """The type of what was being built, unless the error is from code of other packages."""
+    kind, packages = None, set()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        packages.add(frame.f_globals['__name__'].partition('.')[0])
+        if frame.f_code.co_name == 'build_from_cfg':
+            kind, packages = str(frame.f_locals['cfg'].get('type')), set()
+    return kind if packages <= {*PACKAGES} else None
 
 
 def require_channels(cfg: Config, *splits: str) -> None:
@@ -266,8 +175,7 @@ def require_channels(cfg: Config, *splits: str) -> None:
     Raises:
         SystemExit: If they differ.
     """
-    backbone = cfg.model.get('backbone') or {}
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    backbone, neck, head = (cfg.model.get(part) or {} for part in ('backbone', 'neck', 'head'))
     if backbone.get('type') != 'HATNet':
         return
     try:
@@ -275,7 +183,6 @@ def require_channels(cfg: Config, *splits: str) -> None:
         features = [dims[i] for i in backbone.get('out_indices', range(len(dims)))]
     except (IndexError, TypeError, ValueError):
         return  # the backbone itself says what is wrong
-    neck, head = cfg.model.get('neck') or {}, cfg.model.get('head') or {}
     for part, expected, given in (
         ('neck', neck.get('in_channels'), features),
         ('head', neck.get('type') == 'GlobalAveragePooling' and head.get('in_channels'), dims[-1]),
@@ -285,53 +192,25 @@ def require_channels(cfg: Config, *splits: str) -> None:
                 f'{cfg.filename}: model.{part}.in_channels is {expected}, but model.backbone gives '
                 f'{given}; set it to that, or inherit the config of this variant.'
             )
-    channels, mean = backbone.get('in_channels', 3), preprocessor.get('mean') or ()
+    channels, others = backbone.get('in_channels', 3), []
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    mean = preprocessor.get('mean') or ()
     if len(mean) not in (0, 1, channels):
-        given = f'data_preprocessor.mean has {len(mean)} values'
-        raise SystemExit(CHANNELS.format(cfg.filename, channels, given))
+        others.append(f'data_preprocessor.mean has {len(mean)} values')
     for split in splits:
         for dataset in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
-            loader, *others = dataset.get('pipeline') or [{}]
-            loaded = dict(color=3, grayscale=1).get(loader.get('color_type', 'color'), channels)
-            if loader.get('type') == 'LoadImageFromFile' and loaded != channels:
-                if all(_is_of_openmmlab(transform) for transform in others):
-                    given = f"the {split} pipeline's LoadImageFromFile gives {loaded}"
-                    raise SystemExit(CHANNELS.format(cfg.filename, channels, given))
-
-
-def _is_of_openmmlab(transform: dict) -> bool:
-    """Whether it leaves the number of channels alone, as all transforms of these packages do."""
-    kind = _find_class(TRANSFORMS, transform)
-    return getattr(kind, '__module__', '').split('.')[0] in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain')
-
-
-@contextmanager
-def wrong_settings_in_a_sentence(cfg: Config) -> Iterator[None]:
-    """Turns what a class says to settings that it does not know into a sentence."""
-    try:
-        yield
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        building = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-        message = str(error.args[0] if error.args else error)
-        unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword .* '(\w+)'", message)
-        missing = re.search(r'(\w+)\.__init__\(\) missing .*', message)
-        nowhere = re.search(r'(\S+) is not in the (\S+) registry', message)
-        if not building & {'build_from_cfg', 'build_dataloader'}:
-            raise
-        if unknown:
-            reason = (
-                f'{unknown[1]} has no setting {unknown[2]!r}; a dict that changes an inherited '
-                'type takes _delete_=True, so that nothing else is inherited'
-            )
-        elif nowhere:
-            reason = (
-                f'there is no {nowhere[1]} in {nowhere[2]}; a class of your own is imported by '
-                'custom_imports'
-            )
-        elif missing or (
-            isinstance(error, (AssertionError, ValueError)) and 'build_model' in building
-        ):
-            reason = ' '.join(message.split())
-        else:
-            raise
-        raise SystemExit(f'{cfg.filename}: {reason}.') from error
+            load, *rest = dataset.get('pipeline') or [{}]
+            loaded = dict(color=3, grayscale=1).get(load.get('color_type', 'color'), channels)
+            if load.get('type') != 'LoadImageFromFile' or loaded == channels:
+                continue
+            kinds = [_find_class(TRANSFORMS, transform) for transform in rest]
+            # A transform of the user's own may change the number of channels.
+            if {getattr(kind, '__module__', '').partition('.')[0] for kind in kinds} <= {*PACKAGES}:
+                others.append(f"the {split} pipeline's LoadImageFromFile gives {loaded}")
+    if others:
+        raise SystemExit(
+            f'{cfg.filename}: model.backbone.in_channels is {channels}, but {others[0]}; set '
+            "in_channels, and mean and std of data_preprocessor, to the pictures' number of "
+            "channels, and color_type where they are loaded to 'color' (3), 'grayscale' (1) or "
+            "'unchanged' (what the files have)."
+        )

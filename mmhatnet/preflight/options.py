@@ -1,0 +1,106 @@
+"""Reading --cfg-options, and saying in one sentence which of them have no place in a config."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from mmengine.runner import FlexibleRunner, Runner
+
+from mmhatnet.preflight.configs import CHECKPOINTS, CONFIGS, parameters_of
+
+# What tools read at the top of a config, beside the arguments of the runners.
+TOP_LEVEL = {
+    *inspect.signature(Runner).parameters,
+    *inspect.signature(FlexibleRunner).parameters,
+    *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'tta_model', 'tta_pipeline'),
+}
+
+
+class SettingsAction(DictAction):
+    """Parses ``--cfg-options``, and refuses what is none."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for word in values:
+            key, equals, value = word.partition('=')
+            if not equals and Path(word).suffix in (*CONFIGS, *CHECKPOINTS):
+                _refuse(word, f'files come before {option_string}, and settings are key=value')
+            if not equals or not all(key.split('.')):
+                _refuse(word, 'settings are key=value, with no white space around the sign')
+            if re.match(r'[\'"]*(dict\(|\{\s*[\'"])', value):
+                _refuse(word, f'a dict is given by its keys, as in {key}.KEY=VALUE')
+            try:
+                self._parse_iterable(value)
+            except (AssertionError, RecursionError):
+                _refuse(word, f'the brackets do not pair up; a list is {key}="[a,b]"')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def _refuse(option: str, reason: str) -> NoReturn:
+    raise SystemExit(f'--cfg-options {option}: {reason}.')
+
+
+def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
+    """Overrides settings of a config.
+
+    Raises:
+        SystemExit: If one has no place in the config, or its class does not know it.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    replaced = {key.removesuffix('._delete_') for key in options if key.endswith('._delete_')}
+    for key, value in options.items():
+        if not any(f'{key}.'.startswith(f'{other}.') for other in replaced):
+            _require_place(cfg, key, value)
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (AttributeError, KeyError, TypeError) as error:
+        _refuse(' '.join(options), f'they do not fit {cfg.filename}: {error}')
+
+
+def _require_place(cfg: Config, key: str, value: object) -> None:
+    """Refuses an option that has no place in the config, or another kind of value."""
+    node, parts = cfg._cfg_dict, key.split('.')
+    for depth, part in enumerate(parts):
+        where = '.'.join(parts[:depth])
+        if isinstance(node, dict) and part not in node:
+            return _require_known(node, parts, depth)
+        if isinstance(node, dict):
+            node = node[part]
+        elif not isinstance(node, list) or not node or not isinstance(node[0], dict):
+            _refuse(
+                key,
+                f'{where} is {node!r} in {cfg.filename}; give all of it, as in {where}="[a,b]", '
+                f'and a dict as {where}._delete_=True and {where}.type=TYPE',
+            )
+        elif part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            _refuse(key, f'{where} is a list, with the places {where}.0 to {len(node) - 1}')
+    if isinstance(value, str) and (node is None or isinstance(node, dict)):
+        if value.lower() in ('none', 'null'):
+            _refuse(f'{key}={value}', 'nothing is written None')
+        if node and 'type' in node:
+            _refuse(f'{key}={value}', f'it is a dict; its type is {key}.type, or give None')
+    pair = isinstance(value, list) and [type(number) for number in value] == [int, int]
+    if pair and isinstance(node, float):
+        reason = f'it is one number, {node}, and not {value}; decimals have a point, a pair is ()'
+        _refuse(key, reason)
+
+
+def _require_known(node: dict, parts: list[str], depth: int) -> None:
+    """Refuses a new setting that is another one misspelt, or says so where that is not sure."""
+    key, name = '.'.join(parts), parts[depth]
+    known = parameters_of(node) if depth else TOP_LEVEL
+    similar = get_close_matches(name, {*map(str, node), *(known or ())}, n=1, cutoff=0.8)
+    if name in (known or ()) or not similar:
+        return
+    if similar[0].rstrip('0123456789') == name.rstrip('0123456789'):
+        return  # two of a row
+    meant = '.'.join([*parts[:depth], similar[0], *parts[depth + 1 :]])
+    if known is not None:
+        _refuse(key, f'there is no setting {name!r}; perhaps {meant} is meant')
+    print(f'--cfg-options {key}: {name!r} is new in the config; perhaps {meant} is meant.')
