@@ -1,0 +1,157 @@
+"""Predicts pictures: draws boxes, masks, label maps or classes, and writes them as JSON.
+
+For detectors predictions.json holds COCO's results, and images.json the pictures and categories
+whose ids these name. Segmentors write a label map of each picture, a PNG file of class numbers.
+"""
+
+import argparse
+import itertools
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import mmcv
+import numpy as np
+from rich.progress import track
+
+from mmhatnet import cli
+from mmhatnet.checkpoint_files import ends_with_a_sentence
+from mmhatnet.inference import (
+    build_inferencer,
+    find_pictures,
+    inference_parser,
+    load_job,
+    predict,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = inference_parser(__doc__)
+    parser.add_argument('images', nargs='+', help='files, folders, or patterns such as "*.jpg"')
+    parser.add_argument('--out-dir', default='work_dirs/predictions', help='default: %(default)s')
+    parser.add_argument('--batch-size', type=int, default=1, help='pictures at a time')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='least score of the boxes that are drawn and written; 0 for all (default: 0.3)',
+    )
+    parser.add_argument(
+        '--ann-file', help="COCO's annotations of these pictures, whose ids the results take"
+    )
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error(f'--batch-size {args.batch_size} must be at least 1')
+    return args
+
+
+def output_names(paths: list[str]) -> list[str]:
+    """Names below the folder that the pictures share; with endings where only these differ."""
+    folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    names = [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]
+    alike = Counter(os.path.splitext(name)[0] for name in names)
+    return [n if alike[os.path.splitext(n)[0]] > 1 else os.path.splitext(n)[0] for n in names]
+
+
+def coco_ids(ann_file: str | None, sizes: dict, classes: list[str]) -> dict:
+    """The pictures and categories in COCO's format, in the order of ``sizes`` and ``classes``."""
+    if ann_file is None:
+        images = [
+            dict(id=number, file_name=path, height=height, width=width)
+            for number, (path, (height, width)) in enumerate(sizes.items(), 1)
+        ]
+        categories = [dict(id=number, name=name) for number, name in enumerate(classes, 1)]
+        return dict(images=images, categories=categories, annotations=[])
+    try:
+        content = json.loads(Path(ann_file).read_text())
+        images = {os.path.basename(image['file_name']): image for image in content['images']}
+        categories = {category['name']: category for category in content['categories']}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f'--ann-file {ann_file} cannot be read as COCO: {error!r}.') from error
+    for kind, known, names in (
+        ('picture', images, [os.path.basename(path) for path in sizes]),
+        ('category', categories, classes),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            raise SystemExit(
+                f'--ann-file {ann_file} has no {kind} {unknown[0]} ({len(unknown)} are missing): '
+                'name the annotations of these pictures, or leave it out.'
+            )
+    content['images'] = [images[os.path.basename(path)] for path in sizes]
+    content['categories'] = [categories[name] for name in classes]
+    return content
+
+
+def detections(sample, image: dict, categories: list[dict]) -> list[dict]:
+    """COCO's results of one picture."""
+    from mmdet.structures.mask import encode_mask_results
+
+    found = sample.pred_instances
+    results = [
+        dict(image_id=image['id'], category_id=categories[label]['id'], score=score)
+        for label, score in zip(found.labels.tolist(), found.scores.tolist())
+    ]
+    for result, (left, top, right, bottom) in zip(results, found.bboxes.tolist()):
+        result['bbox'] = [left, top, right - left, bottom - top]
+    for result, mask in zip(results, encode_mask_results(found.get('masks', ()))):
+        result['segmentation'] = dict(size=mask['size'], counts=mask['counts'].decode())
+    return results
+
+
+@ends_with_a_sentence()
+def main() -> None:
+    args = parse_args()
+    cfg = load_job(args)
+    cli.require_writable('--out-dir', args.out_dir)
+    sizes = find_pictures(args.images)
+    inferencer = build_inferencer(cfg, args.checkpoint, args.device)
+    scope, classes, out_dir = cfg.default_scope, inferencer.classes, Path(args.out_dir)
+    names = dict(zip(sizes, output_names(list(sizes))))
+    if scope == 'mmdet':
+        coco = coco_ids(args.ann_file, sizes, classes)
+        images = dict(zip(sizes, coco['images']))
+    elif scope == 'mmpretrain':
+        from mmpretrain.visualization import UniversalVisualizer
+
+        inferencer.visualizer = UniversalVisualizer()
+    # Segmentors take pictures of one size as a batch.
+    groups = itertools.groupby(sorted(sizes, key=sizes.get), sizes.get) if scope == 'mmseg' else ()
+    groups = [list(paths) for _, paths in groups] or [list(sizes)]
+    size = args.batch_size
+    batches = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+    predictions = []
+    for batch in track(batches, 'Inference'):
+        for path, sample in zip(batch, predict(inferencer, batch)):
+            sample = sample.cpu()
+            shown = dict(draw_gt=False, out_file=str(out_dir / 'drawn' / f'{names[path]}.jpg'))
+            picture = mmcv.imread(path, channel_order='rgb')
+            if scope == 'mmpretrain':
+                label = int(sample.pred_score.argmax())
+                name = classes[label] if classes else None
+                found = dict(image=path, label=label, name=name)
+                predictions.append(dict(found, score=float(sample.pred_score[label])))
+                inferencer.visualizer.visualize_cls(picture, sample, classes, **shown)
+                continue
+            if scope == 'mmdet':
+                sample.pred_instances = sample.pred_instances[
+                    sample.pred_instances.scores > args.score_thr
+                ]
+                predictions += detections(sample, images[path], coco['categories'])
+                shown['pred_score_thr'] = args.score_thr
+                inferencer.visualizer.line_width = max(min(sizes[path]) // 200, 1)
+            else:
+                labels = sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
+                label_map = str(out_dir / 'labels' / f'{names[path]}.png')
+                mmcv.imwrite(labels, label_map)
+                counts = {classes[i]: n for i, n in enumerate(np.bincount(labels.flat).tolist())}
+                predictions.append(dict(image=path, label_map=label_map, pixels=counts))
+            inferencer.visualizer.add_datasample(path, picture, sample, **shown)
+    (out_dir / 'predictions.json').write_text(json.dumps(predictions))
+    if scope == 'mmdet':
+        (out_dir / 'images.json').write_text(json.dumps(coco))
+    print(f'{len(sizes)} pictures: predictions.json and drawn/ in {out_dir}')
+
+
+if __name__ == '__main__':
+    main()
