@@ -1,19 +1,22 @@
 """Draws what a position of a picture attends to in each stage of HAT-Net.
 
-Local attention is over the window that holds the position, shown with what is around it, and
-global attention over the pooled positions of the whole picture. Colours tell how many times the
-mean a weight is. The picture goes through the test pipeline of the config, but is not cropped.
+Local attention is over the window that holds the position, which is framed and shown enlarged, and
+global attention over the pooled positions of the whole picture. Colours are multiples of the mean
+weight. The picture goes through the test pipeline of the config, but is not cropped.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import matplotlib
 import mmcv
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from mmhatnet import cli
 from mmhatnet.attention_maps import AttentionMap, attention_maps, recorded_inputs
@@ -28,7 +31,8 @@ from mmhatnet.inference import (
 )
 
 FORMATS = ('.pdf', '.png', '.svg')
-WIDTH = 7.0  # inches, that of a text of two columns
+PAGE, TITLE = (7.0, 9.0), 0.15  # inches
+LEAST, MOST = 2, 16  # ends of the colour scale, as multiples of the mean
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def compute(args: argparse.Namespace, size: tuple[int, int]) -> list[tuple[dict, np.ndarray]]:
+def compute(args: argparse.Namespace) -> list[tuple[dict, np.ndarray]]:
     """For each stage its maps, and the pixels (x, y) of the picture that one position covers."""
     cfg = load_job(args)
     pipeline = cfg.test_dataloader.dataset.pipeline
@@ -88,70 +92,59 @@ def frame(found: AttentionMap, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return start * pixels, (start + np.array(found.weights.shape[:0:-1]) * found.cell) * pixels
 
 
-def surroundings(start: np.ndarray, end: np.ndarray, size: np.ndarray) -> tuple:
-    """A part of the picture, of its shape, around a window three times as large."""
-    half = 1.5 * max((end - start) / size) * size
-    middle = (start + end) / 2
-    first = np.clip(middle - half, 0, np.maximum(size - 2 * half, 0))
-    return first, np.minimum(first + 2 * half, size)
-
-
-def draw(
-    ax: Axes, picture: np.ndarray, found: AttentionMap, pixels: np.ndarray, head: int | None
-) -> None:
-    """Draws one map over the picture, that of a head or the mean of all."""
-    weights = found.weights.mean(0) if head is None else found.weights[head]
-    (left, top), (right, bottom) = frame(found, pixels)
-    drawn = ax.imshow(
-        weights * weights.numel(),
-        extent=(left, right, bottom, top),
-        cmap='inferno',
-        alpha=0.6,
-        vmin=0,
-        zorder=2,
-    )
-    bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.04, pad=0.02)
-    bar.ax.tick_params(labelsize=5, length=2, pad=1)
+def draw_weights(ax: Axes, weights: Tensor, start: np.ndarray, end: np.ndarray) -> None:
+    """Draws weights (h, w) in a frame, the mean of them white and its multiples in colours."""
+    multiples = (weights * weights.numel()).clamp(1 / MOST, MOST)
+    most = max(LEAST, multiples.log().abs().max().exp().item())
+    extent = start[0], end[0], end[1], start[1]
+    colours = dict(cmap='RdBu_r', norm=LogNorm(1 / most, most), alpha=0.65)
+    drawn = ax.imshow(multiples, extent=extent, **colours)
+    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes([1.02, 0, 0.03, 1]))
+    bar.set_ticks([1 / most, 1, most], labels=[f'1/{most:.2g}', '1', f'{most:.2g}'])
+    bar.ax.tick_params(which='both', labelsize=5, length=0, pad=1)
+    bar.ax.minorticks_off()
     bar.outline.set_linewidth(0.3)
 
 
 def draw_figure(
     stages: list[tuple[dict, np.ndarray]], picture: np.ndarray, point: list[int], heads: bool
 ) -> Figure:
-    """Rows are stages and columns local and global; or each of these a row, and columns heads."""
+    """Rows are stages and columns local and global; of single heads as many as fit into a row."""
     size = np.array(picture.shape[1::-1])
-    rows = [(i, kind) for i, (maps, _) in enumerate(stages) for kind in ('local', 'global')]
-    columns = 2
-    if heads:
-        rows = [(i, kind) for i, kind in rows if kind in stages[i][0]]
-        columns = max(len(found.weights) for maps, _ in stages for found in maps.values())
-    lines = len(rows) if heads else len(stages)
-    height = WIDTH / columns * 0.9 * size[1] / size[0] + 0.15
-    figure = Figure((WIDTH, lines * height), layout='constrained')
-    axes = figure.subplots(lines, columns, squeeze=False)
-    for ax in axes.flat:
+    panels = [
+        (index, kind, head)
+        for index, (maps, _) in enumerate(stages)
+        for kind in (maps if heads else ('local', 'global'))
+        for head in (range(len(maps[kind].weights)) if heads else (None,))
+    ]
+    columns = 6 if heads else 2
+    lines = math.ceil(len(panels) / columns)
+    shape = 0.9 * size[1] / size[0]
+    width = min(PAGE[0] / columns, (PAGE[1] / lines - TITLE) / shape)
+    figure = Figure((columns * width, lines * (width * shape + TITLE)), layout='constrained')
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for ax in axes:
         ax.axis('off')
-    for number, (index, kind) in enumerate(rows):
+    for ax, (index, kind, head) in zip(axes, panels):
         maps, pixels = stages[index]
-        count = len(maps['global'].weights) if heads else 1
-        for head in range(count):
-            ax = axes[number, head] if heads else axes[divmod(number, 2)]
-            title = f'stage {index + 1}, {kind}' + f', head {head + 1}' * heads
-            if kind in maps:
-                ax.imshow(picture, cmap='gray', vmin=-80, vmax=255)
-                draw(ax, picture, maps[kind], pixels, head if heads else None)
-            else:
-                ax.imshow(picture, cmap='gray', vmin=-80, vmax=255)
-                title = 'the position'
-            start, end = np.zeros(2), size
-            if 'local' in maps:
-                window = frame(maps['local'], pixels)
-                ax.add_patch(Rectangle(window[0], *(window[1] - window[0]), fill=False, ec='w'))
-            if kind == 'local' and kind in maps:
-                start, end = surroundings(*window, size)
-            ax.set(xlim=(start[0], end[0]), ylim=(end[1], start[1]))
-            ax.plot(*(np.array(point) + 0.5), 'c+', zorder=3)
-            ax.set_title(title, fontsize=7, pad=2)
+        found = maps.get(kind)
+        ax.imshow(picture, cmap='gray', vmin=-80, vmax=255)  # the darkest is grey
+        first, last = np.zeros(2), size
+        if found:
+            weights = found.weights.mean(0) if head is None else found.weights[head]
+            draw_weights(ax, weights, *frame(found, pixels))
+        if 'local' in maps:
+            start, end = frame(maps['local'], pixels)
+            ax.add_patch(Rectangle(start, *(end - start), fill=False, linewidth=0.7))
+            if found and kind == 'local':  # three times the window, of the picture's shape
+                part = min(3 * max((end - start) / size), 1) * size
+                first = np.clip((start + end - part) / 2, 0, size - part)
+                last = first + part
+        ax.set(xlim=(first[0], last[0]), ylim=(last[1], first[1]))
+        ax.plot(*(np.array(point) + 0.5), '+', color='lime', markersize=5)
+        title = f'stage {index + 1}, {kind}' if found else 'the position'
+        title += '' if head is None else f', head {head + 1}'
+        ax.set_title(title, fontsize=5 if heads else 7, pad=2)
     return figure
 
 
@@ -164,7 +157,7 @@ def main() -> None:
     if others or not (0 <= x < width and 0 <= y < height):
         raise SystemExit(f'--point {x} {y} is outside of {path}, which is {width} x {height}.')
     args.image = path
-    stages = compute(args, (height, width))
+    stages = compute(args)
     picture = mmcv.imread(path, 'grayscale')
     matplotlib.rcParams.update({'font.family': 'serif', 'pdf.fonttype': 42})
     figure = draw_figure(stages, picture, args.point, args.heads)
