@@ -8,6 +8,7 @@ import argparse
 import itertools
 import json
 import os
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -17,20 +18,14 @@ from rich.progress import track
 
 from mmhatnet import cli
 from mmhatnet.checkpoint_files import ends_with_a_sentence
-from mmhatnet.inference import (
-    build_inferencer,
-    find_pictures,
-    inference_parser,
-    load_job,
-    predict,
-)
+from mmhatnet.inference import build_inferencer, find_pictures, inference_parser, load_job, predict
 
 
 def parse_args() -> argparse.Namespace:
     parser = inference_parser(__doc__)
     parser.add_argument('images', nargs='+', help='files, folders, or patterns such as "*.jpg"')
     parser.add_argument('--out-dir', default='work_dirs/predictions', help='default: %(default)s')
-    parser.add_argument('--batch-size', type=int, default=1, help='pictures at a time')
+    parser.add_argument('--batch-size', type=int, default=1, help='pictures of one size at a time')
     parser.add_argument(
         '--score-thr',
         type=float,
@@ -87,7 +82,7 @@ def detections(sample, image: dict, categories: list[dict]) -> list[dict]:
     """COCO's results of one picture."""
     from mmdet.structures.mask import encode_mask_results
 
-    found = sample.pred_instances
+    found = sample.pred_instances.numpy()
     results = [
         dict(image_id=image['id'], category_id=categories[label]['id'], score=score)
         for label, score in zip(found.labels.tolist(), found.scores.tolist())
@@ -115,12 +110,13 @@ def main() -> None:
         from mmpretrain.visualization import UniversalVisualizer
 
         inferencer.visualizer = UniversalVisualizer()
-    # Segmentors take pictures of one size as a batch.
-    groups = itertools.groupby(sorted(sizes, key=sizes.get), sizes.get) if scope == 'mmseg' else ()
-    groups = [list(paths) for _, paths in groups] or [list(sizes)]
+    # Pictures of different sizes would be padded to one, and normalised with what is not there.
+    by_size = itertools.groupby(sorted(sizes, key=sizes.get), sizes.get)
+    groups = [list(paths) for _, paths in by_size]
     size = args.batch_size
     batches = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
-    predictions = []
+    predictions = {}
+    warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
     for batch in track(batches, 'Inference'):
         for path, sample in zip(batch, predict(inferencer, batch)):
             sample = sample.cpu()
@@ -128,26 +124,26 @@ def main() -> None:
             picture = mmcv.imread(path, channel_order='rgb')
             if scope == 'mmpretrain':
                 label = int(sample.pred_score.argmax())
-                name = classes[label] if classes else None
-                found = dict(image=path, label=label, name=name)
-                predictions.append(dict(found, score=float(sample.pred_score[label])))
+                found = dict(label=label, name=classes[label] if classes else None)
+                found['score'] = float(sample.pred_score[label])
+                predictions[path] = [dict(image=path, **found)]
                 inferencer.visualizer.visualize_cls(picture, sample, classes, **shown)
                 continue
             if scope == 'mmdet':
-                sample.pred_instances = sample.pred_instances[
-                    sample.pred_instances.scores > args.score_thr
-                ]
-                predictions += detections(sample, images[path], coco['categories'])
+                certain = sample.pred_instances.scores > args.score_thr
+                sample.pred_instances = sample.pred_instances[certain]
+                predictions[path] = detections(sample, images[path], coco['categories'])
                 shown['pred_score_thr'] = args.score_thr
                 inferencer.visualizer.line_width = max(min(sizes[path]) // 200, 1)
             else:
                 labels = sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
                 label_map = str(out_dir / 'labels' / f'{names[path]}.png')
                 mmcv.imwrite(labels, label_map)
-                counts = {classes[i]: n for i, n in enumerate(np.bincount(labels.flat).tolist())}
-                predictions.append(dict(image=path, label_map=label_map, pixels=counts))
+                pixels = {classes[i]: int((labels == i).sum()) for i in np.unique(labels)}
+                predictions[path] = [dict(image=path, label_map=label_map, pixels=pixels)]
             inferencer.visualizer.add_datasample(path, picture, sample, **shown)
-    (out_dir / 'predictions.json').write_text(json.dumps(predictions))
+    results = [result for path in sizes for result in predictions[path]]
+    (out_dir / 'predictions.json').write_text(json.dumps(results))
     if scope == 'mmdet':
         (out_dir / 'images.json').write_text(json.dumps(coco))
     print(f'{len(sizes)} pictures: predictions.json and drawn/ in {out_dir}')

@@ -22,13 +22,7 @@ from mmhatnet import cli
 from mmhatnet.attention_maps import AttentionMap, attention_maps, recorded_inputs
 from mmhatnet.backbones.hatnet import HATNet
 from mmhatnet.checkpoint_files import ends_with_a_sentence
-from mmhatnet.inference import (
-    build_inferencer,
-    find_pictures,
-    inference_parser,
-    load_job,
-    predict,
-)
+from mmhatnet.inference import build_inferencer, find_pictures, inference_parser, load_job, predict
 
 FORMATS = ('.pdf', '.png', '.svg')
 PAGE, TITLE = (7.0, 9.0), 0.15  # inches
@@ -98,7 +92,7 @@ def draw_weights(ax: Axes, weights: Tensor, start: np.ndarray, end: np.ndarray) 
     most = max(LEAST, multiples.log().abs().max().exp().item())
     extent = start[0], end[0], end[1], start[1]
     colours = dict(cmap='RdBu_r', norm=LogNorm(1 / most, most), alpha=0.65)
-    drawn = ax.imshow(multiples, extent=extent, **colours)
+    drawn = ax.imshow(multiples.numpy(), extent=extent, **colours)
     bar = ax.figure.colorbar(drawn, cax=ax.inset_axes([1.02, 0, 0.03, 1]))
     bar.set_ticks([1 / most, 1, most], labels=[f'1/{most:.2g}', '1', f'{most:.2g}'])
     bar.ax.tick_params(which='both', labelsize=5, length=0, pad=1)
