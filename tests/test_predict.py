@@ -118,9 +118,7 @@ def test_classes_are_those_of_the_model(run_tool, toy_data: Path, tmp_path: Path
         assert (result['image'], result['label']) == (path, expected['pred_label'])
         assert result['name'] == classes[result['label']]
         assert result['score'] == pytest.approx(expected['pred_score'], rel=1e-4)
-    shared = Path(paths[0]).parents[1]
-    expected = [str(Path(path).relative_to(shared).with_suffix('.jpg')) for path in paths]
-    assert drawn(tmp_path / 'out') == sorted(expected)
+    assert drawn(tmp_path / 'out') == sorted(f'{Path(path).stem}.jpg' for path in paths)
 
 
 def test_names_of_the_checkpoint_come_first(run_tool, toy_data, tmp_path: Path) -> None:
@@ -141,7 +139,7 @@ def test_pictures_of_the_same_name_are_kept_apart(run_tool, toy_data, tmp_path: 
     for name in ('a/x.jpg', 'a/x.png', 'b/x.jpg'):
         mmcv.imwrite(picture, str(tmp_path / 'pictures' / name))
     run_tool('predict', *job, tmp_path / 'pictures', '--out-dir', tmp_path / 'out')
-    assert drawn(tmp_path / 'out') == ['a/x.jpg.jpg', 'a/x.png.jpg', 'b/x.jpg']
+    assert drawn(tmp_path / 'out') == ['a/x.jpg.jpg', 'a/x.png.jpg', 'b/x.jpg.jpg']
 
 
 NAMES = ('good', 'bad', 'empty', 'film.mp4')

@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import mmcv
@@ -42,11 +41,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def output_names(paths: list[str]) -> list[str]:
-    """Names below the folder that the pictures share; with endings where only these differ."""
+    """File names without endings; paths below a common folder, with them, where some are alike."""
+    names = [Path(path).stem for path in paths]
+    if len({*names}) == len(names):
+        return names
     folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
-    names = [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]
-    alike = Counter(os.path.splitext(name)[0] for name in names)
-    return [n if alike[os.path.splitext(n)[0]] > 1 else os.path.splitext(n)[0] for n in names]
+    return [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]
 
 
 def coco_ids(ann_file: str | None, sizes: dict, classes: list[str]) -> dict:
