@@ -1,0 +1,186 @@
+"""Predictions of a model by the inferencer of its framework, for the tools that show them."""
+
+import argparse
+import glob
+import os
+import warnings
+from collections.abc import Sequence
+
+import mmcv
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from mmhatnet import cli
+from mmhatnet.checkpoint_files import load_weights_only
+from mmhatnet.preflight import inner_datasets
+from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
+from mmhatnet.preflight.configs import (
+    SettingsAction,
+    require_channels,
+    require_known_settings,
+    wrong_settings_in_a_sentence,
+)
+from mmhatnet.preflight.pictures import ENDINGS, some, trouble_of
+
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
+
+
+def inference_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that tools for single pictures share, before those for the pictures."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='the config of the job')
+    parser.add_argument('checkpoint', help='the checkpoint, or the work folder of a training')
+    parser.add_argument('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=SettingsAction, help='as in tools/train.py'
+    )
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    return parser
+
+
+def load_job(args: argparse.Namespace) -> Config:
+    """Reads the config, and checks it, the checkpoint and the device that the arguments name.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read.
+        SystemExit: If something else is wrong.
+    """
+    cfg = cli.load_config(args)
+    if cfg.get('default_scope') not in ('mmdet', 'mmseg', 'mmpretrain'):
+        raise SystemExit(
+            f'{args.config}: default_scope is {cfg.get("default_scope")!r}, and predictions are '
+            "for 'mmdet', 'mmseg' and 'mmpretrain'."
+        )
+    datasets = list(inner_datasets((cfg.get('test_dataloader') or {}).get('dataset')))
+    if not isinstance(cfg.get('model'), dict) or not datasets or not datasets[0].get('pipeline'):
+        raise SystemExit(
+            f'{args.config}: a prediction needs model and test_dataloader.dataset.pipeline.'
+        )
+    # The inferencers look for the pipeline in the outermost dataset.
+    cfg.test_dataloader.dataset = datasets[0]
+    args.checkpoint = find_checkpoint(args.checkpoint) or args.checkpoint
+    require_checkpoint(args.checkpoint)
+    require_known_settings(cfg)
+    require_channels(cfg, 'test')
+    args.device = args.device or get_device()
+    try:
+        torch.empty(0, device=args.device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].partition(': ')[0].rstrip('.')
+        raise SystemExit(
+            f'--device {args.device} cannot be used ({reason}): leave it out, or name cpu.'
+        ) from error
+    return cfg
+
+
+def build_inferencer(cfg: Config, checkpoint: str, device: str) -> object:
+    """Builds the framework's own inferencer, with the weights of a checkpoint.
+
+    Args:
+        cfg (Config): The config, as ``load_job`` gives it.
+        checkpoint (str): The checkpoint, of which nothing is executed. Its names of classes are
+            taken; where it has none, those of the test dataset.
+        device (str): Where the model goes.
+
+    Returns:
+        object: An mmdet.apis.DetInferencer, mmseg.apis.MMSegInferencer or
+        mmpretrain.ImageClassificationInferencer, whose ``classes`` are the names.
+
+    Raises:
+        CheckpointError: If the checkpoint is of another model.
+        SystemExit: If a class of the config does not know a setting.
+    """
+    init_default_scope(cfg.default_scope)
+    with wrong_settings_in_a_sentence(cfg), warnings.catch_warnings():
+        # The weights come below, where nothing stays random unnoticed.
+        warnings.simplefilter('ignore')
+        if cfg.default_scope == 'mmdet':
+            from mmdet.apis import DetInferencer
+
+            cfg.visualizer = dict(type='DetLocalVisualizer', vis_backends=[])
+            inferencer = DetInferencer(cfg, device=device, show_progress=False)
+        elif cfg.default_scope == 'mmseg':
+            from mmseg.apis import MMSegInferencer
+
+            cfg.visualizer = dict(type='SegLocalVisualizer', vis_backends=[], alpha=0.5)
+            inferencer = MMSegInferencer(cfg, device=device, show_progress=False)
+        else:
+            from mmpretrain import ImageClassificationInferencer
+            from mmpretrain.utils import progress
+
+            progress.disable_progress_bar = True  # the tools show one of all batches
+            inferencer = ImageClassificationInferencer(cfg, pretrained=False, device=device)
+        dataset = dict(cfg.test_dataloader.dataset, pipeline=[], lazy_init=True)
+        meta = dict(DATASETS.build(dataset).metainfo)
+    require_fitting(inferencer.model, checkpoint)
+    with load_weights_only():
+        content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
+    meta.update((content.get('meta') or {}).get('dataset_meta') or {})
+    inferencer.classes = meta.get('classes')
+    if cfg.default_scope != 'mmpretrain':
+        if inferencer.classes is None:
+            raise SystemExit(
+                f'{checkpoint} has no names of classes, and neither has the test dataset of '
+                f'{cfg.filename}: set test_dataloader.dataset.metainfo=dict(classes=...).'
+            )
+        inferencer.visualizer.dataset_meta = dict(
+            classes=inferencer.classes, palette=meta.get('palette') or 'random'
+        )
+    return inferencer
+
+
+def predict(inferencer: object, paths: Sequence[str]) -> list:
+    """Predicts pictures in one batch: a data sample of the framework for each of them."""
+    result = inferencer(list(paths), batch_size=len(paths), return_datasamples=True)
+    samples = result['predictions'] if isinstance(result, dict) else result
+    return list(samples) if isinstance(samples, (list, tuple)) else [samples]
+
+
+def find_pictures(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Finds and reads the pictures that a user names.
+
+    Args:
+        names (Sequence[str]): Files, folders and patterns such as 'photos/*.jpg'.
+
+    Returns:
+        dict[str, tuple[int, int]]: Their paths, and the (height, width) of each.
+
+    Raises:
+        SystemExit: If there is none under one of the names, or one of them cannot be read.
+    """
+    paths = []
+    for name in names:
+        if os.path.isdir(name):
+            below = glob.glob(os.path.join(glob.escape(name), '**'), recursive=True)
+            found = sorted(path for path in below if path.lower().endswith(ENDINGS + VIDEOS))
+        else:
+            found = [name] if os.path.isfile(name) else sorted(glob.glob(name, recursive=True))
+            found = [path for path in found if os.path.isfile(path)]
+        if not found:
+            kind = 'in the folder' if os.path.isdir(name) else 'at'
+            raise SystemExit(f'There is no picture {kind} {name}: name files, folders or patterns.')
+        paths += found
+    for path in paths:
+        if path.lower().endswith(VIDEOS):
+            raise SystemExit(
+                f'{path} is a video, and pictures are read: take it apart with ffmpeg -i {path} '
+                'frames/%06d.jpg and name that folder.'
+            )
+    sizes = {path: _size(path) for path in paths}
+    if unreadable := [path for path, size in sizes.items() if size is None]:
+        raise SystemExit(
+            f'{len(unreadable)} of {len(sizes)} pictures cannot be read, {some(unreadable)} '
+            f'({trouble_of(unreadable[0])}): mend them or leave them out.'
+        )
+    return sizes
+
+
+def _size(path: str) -> tuple[int, int] | None:
+    try:
+        picture = mmcv.imread(path)
+    except Exception:  # OpenCV's of an empty file
+        return None
+    return None if picture is None else picture.shape[:2]

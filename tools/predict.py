@@ -1,0 +1,153 @@
+"""Predicts pictures: draws boxes, masks, label maps or classes, and writes them as JSON.
+
+For detectors predictions.json holds COCO's results, and images.json the pictures and categories
+whose ids these name. Segmentors write a label map of each picture, a PNG file of class numbers.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import warnings
+from pathlib import Path
+
+import mmcv
+import numpy as np
+from rich.progress import track
+
+from mmhatnet import cli
+from mmhatnet.checkpoint_files import ends_with_a_sentence
+from mmhatnet.inference import build_inferencer, find_pictures, inference_parser, load_job, predict
+
+
+def parse_args() -> argparse.Namespace:
+    parser = inference_parser(__doc__)
+    parser.add_argument('images', nargs='+', help='files, folders, or patterns such as "*.jpg"')
+    parser.add_argument('--out-dir', default='work_dirs/predictions', help='default: %(default)s')
+    parser.add_argument('--batch-size', type=int, default=1, help='pictures of one size at a time')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='least score of the boxes that are drawn and written; 0 for all (default: 0.3)',
+    )
+    parser.add_argument(
+        '--ann-file', help="COCO's annotations of these pictures, whose ids the results take"
+    )
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error(f'--batch-size {args.batch_size} must be at least 1')
+    return args
+
+
+def output_names(paths: list[str]) -> list[str]:
+    """File names without endings; paths below a common folder, with them, where some are alike."""
+    names = [Path(path).stem for path in paths]
+    if len({*names}) == len(names):
+        return names
+    folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    return [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]
+
+
+def coco_ids(ann_file: str | None, sizes: dict, classes: list[str]) -> dict:
+    """The pictures and categories in COCO's format, in the order of ``sizes`` and ``classes``."""
+    if ann_file is None:
+        images = [
+            dict(id=number, file_name=path, height=height, width=width)
+            for number, (path, (height, width)) in enumerate(sizes.items(), 1)
+        ]
+        categories = [dict(id=number, name=name) for number, name in enumerate(classes, 1)]
+        return dict(images=images, categories=categories, annotations=[])
+    try:
+        content = json.loads(Path(ann_file).read_text())
+        images = {os.path.basename(image['file_name']): image for image in content['images']}
+        categories = {category['name']: category for category in content['categories']}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f'--ann-file {ann_file} cannot be read as COCO: {error!r}.') from error
+    for kind, known, names in (
+        ('picture', images, [os.path.basename(path) for path in sizes]),
+        ('category', categories, classes),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            raise SystemExit(
+                f'--ann-file {ann_file} has no {kind} {unknown[0]} ({len(unknown)} are missing): '
+                'name the annotations of these pictures, or leave it out.'
+            )
+    content['images'] = [images[os.path.basename(path)] for path in sizes]
+    content['categories'] = [categories[name] for name in classes]
+    return content
+
+
+def detections(sample, image: dict, categories: list[dict]) -> list[dict]:
+    """COCO's results of one picture."""
+    from mmdet.structures.mask import encode_mask_results
+
+    found = sample.pred_instances.numpy()
+    results = [
+        dict(image_id=image['id'], category_id=categories[label]['id'], score=score)
+        for label, score in zip(found.labels.tolist(), found.scores.tolist())
+    ]
+    for result, (left, top, right, bottom) in zip(results, found.bboxes.tolist()):
+        result['bbox'] = [left, top, right - left, bottom - top]
+    for result, mask in zip(results, encode_mask_results(found.get('masks', ()))):
+        result['segmentation'] = dict(size=mask['size'], counts=mask['counts'].decode())
+    return results
+
+
+@ends_with_a_sentence()
+def main() -> None:
+    args = parse_args()
+    cfg = load_job(args)
+    cli.require_writable('--out-dir', args.out_dir)
+    sizes = find_pictures(args.images)
+    inferencer = build_inferencer(cfg, args.checkpoint, args.device)
+    scope, classes, out_dir = cfg.default_scope, inferencer.classes, Path(args.out_dir)
+    names = dict(zip(sizes, output_names(list(sizes))))
+    if scope == 'mmdet':
+        coco = coco_ids(args.ann_file, sizes, classes)
+        images = dict(zip(sizes, coco['images']))
+    elif scope == 'mmpretrain':
+        from mmpretrain.visualization import UniversalVisualizer
+
+        inferencer.visualizer = UniversalVisualizer()
+    # Pictures of different sizes would be padded to one, and normalised with what is not there.
+    by_size = itertools.groupby(sorted(sizes, key=sizes.get), sizes.get)
+    groups = [list(paths) for _, paths in by_size]
+    size = args.batch_size
+    batches = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+    predictions = {}
+    warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
+    for batch in track(batches, 'Inference'):
+        for path, sample in zip(batch, predict(inferencer, batch)):
+            sample = sample.cpu()
+            shown = dict(draw_gt=False, out_file=str(out_dir / 'drawn' / f'{names[path]}.jpg'))
+            picture = mmcv.imread(path, channel_order='rgb')
+            if scope == 'mmpretrain':
+                label = int(sample.pred_score.argmax())
+                found = dict(label=label, name=classes[label] if classes else None)
+                found['score'] = float(sample.pred_score[label])
+                predictions[path] = [dict(image=path, **found)]
+                inferencer.visualizer.visualize_cls(picture, sample, classes, **shown)
+                continue
+            if scope == 'mmdet':
+                certain = sample.pred_instances.scores > args.score_thr
+                sample.pred_instances = sample.pred_instances[certain]
+                predictions[path] = detections(sample, images[path], coco['categories'])
+                shown['pred_score_thr'] = args.score_thr
+                inferencer.visualizer.line_width = max(min(sizes[path]) // 200, 1)
+            else:
+                labels = sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
+                label_map = str(out_dir / 'labels' / f'{names[path]}.png')
+                mmcv.imwrite(labels, label_map)
+                pixels = {classes[i]: int((labels == i).sum()) for i in np.unique(labels)}
+                predictions[path] = [dict(image=path, label_map=label_map, pixels=pixels)]
+            inferencer.visualizer.add_datasample(path, picture, sample, **shown)
+    results = [result for path in sizes for result in predictions[path]]
+    (out_dir / 'predictions.json').write_text(json.dumps(results))
+    if scope == 'mmdet':
+        (out_dir / 'images.json').write_text(json.dumps(coco))
+    print(f'{len(sizes)} pictures: predictions.json and drawn/ in {out_dir}')
+
+
+if __name__ == '__main__':
+    main()
