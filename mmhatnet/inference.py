@@ -12,18 +12,19 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mmhatnet import cli
 from mmhatnet.checkpoint_files import load_weights_only
 from mmhatnet.preflight import inner_datasets
 from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
 from mmhatnet.preflight.configs import (
-    SettingsAction,
     require_channels,
     require_known_settings,
     wrong_settings_in_a_sentence,
 )
-from mmhatnet.preflight.pictures import ENDINGS, some, trouble_of
+from mmhatnet.preflight.pictures import trouble_of
+from mmhatnet.preflight.report import some
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
 
@@ -34,9 +35,7 @@ def inference_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('config', help='the config of the job')
     parser.add_argument('checkpoint', help='the checkpoint, or the work folder of a training')
     parser.add_argument('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=SettingsAction, help='as in tools/train.py'
-    )
+    cli.add_settings_option(parser)
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     return parser
 
@@ -155,7 +154,7 @@ def find_pictures(names: Sequence[str]) -> dict[str, tuple[int, int]]:
     for name in names:
         if os.path.isdir(name):
             below = glob.glob(os.path.join(glob.escape(name), '**'), recursive=True)
-            found = sorted(path for path in below if path.lower().endswith(ENDINGS + VIDEOS))
+            found = sorted(path for path in below if path.lower().endswith(IMG_EXTENSIONS + VIDEOS))
         else:
             found = [name] if os.path.isfile(name) else sorted(glob.glob(name, recursive=True))
             found = [path for path in found if os.path.isfile(path)]

@@ -108,7 +108,7 @@ def read_sample(
         doing = f'Reading {what} of {job.split}'
         found = job.report.track(threads.map(attempt, paths), len(paths), doing)
         found = dict(zip(paths, found))
-    bad = [f'{path} {_trouble(path)}' for path in found if isinstance(found[path], Exception)]
+    bad = [f'{path} {trouble_of(path)}' for path in found if isinstance(found[path], Exception)]
     if bad:
         job.refuse(
             f'{len(bad):,} of {len(found):,} {what} that were read cannot be: {some(bad, 3)}; '
@@ -132,7 +132,7 @@ def read_pictures(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     return {path: size for path, size in found.items() if size}
 
 
-def _trouble(path: str) -> str:
+def trouble_of(path: str) -> str:
     """Why a file cannot be read as a picture."""
     try:
         with open(path, 'rb') as file:
