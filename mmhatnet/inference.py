@@ -171,8 +171,9 @@ def find_pictures(names: Sequence[str]) -> dict[str, tuple[int, int]]:
     sizes = {path: _size(path) for path in paths}
     if unreadable := [path for path, size in sizes.items() if size is None]:
         raise SystemExit(
-            f'{len(unreadable)} of {len(sizes)} pictures cannot be read, {some(unreadable)} '
-            f'({trouble_of(unreadable[0])}): mend them or leave them out.'
+            f'{len(unreadable)} of {len(sizes)} pictures cannot be read, '
+            f'{some(f"{path} {trouble_of(path)}" for path in unreadable)}: mend them or leave them '
+            'out.'
         )
     return sizes
 

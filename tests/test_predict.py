@@ -158,7 +158,7 @@ def classifier(tmp_path_factory) -> tuple[Path, Path]:
         (['empty'], 'There is no picture in the folder empty'),
         (
             ['good', 'bad'],
-            r'2 of 3 pictures cannot be read, bad/a\.jpg, bad/b\.png \(it is empty\)',
+            r'2 of 3 pictures cannot be read, bad/a\.jpg is .*, bad/b\.png is .*: mend them',
         ),
         (['film.mp4'], r'film\.mp4 is a video, .* ffmpeg -i film\.mp4'),
         (['good', '--batch-size', '0'], '--batch-size 0 must be at least 1'),

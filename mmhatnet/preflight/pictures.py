@@ -136,7 +136,10 @@ def trouble_of(path: str) -> str:
     """Why a file cannot be read as a picture."""
     try:
         with open(path, 'rb') as file:
-            if file.read(64).startswith(b'version https://git-lfs'):
+            head = file.read(64)
+            if not head:
+                return 'is empty'
+            if head.startswith(b'version https://git-lfs'):
                 return 'is a pointer of Git LFS ("git lfs pull" fetches the file itself)'
         with Image.open(path) as picture:
             picture.load()
