@@ -77,10 +77,12 @@ def _place(error: Exception, path: str) -> list:
 
 def parameters_of(settings: dict) -> set[str] | None:
     """What the class of a dict takes, or None where that is not known for sure."""
-    kind = next(filter(None, (_find_class(registry, settings) for registry in REGISTRIES)), None)
-    parameters = inspect.signature(kind).parameters if kind else {}
+    kinds = {_find_class(registry, settings) for registry in REGISTRIES} - {None}
+    if len(kinds) != 1:
+        return None
+    parameters = inspect.signature(kinds.pop()).parameters
     # What one passes on by **kwargs need not go to the class that it inherits from.
-    certain = kind and all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+    certain = all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
     return set(parameters) if certain else None
 
 
