@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import mmengine.registry
+import mmengine
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS, Registry, init_default_scope
 
 from mmhatnet.backbones.archs import resolve_arch
 from mmhatnet.preflight import inner_datasets
 
-REGISTRIES = [part for part in vars(mmengine.registry).values() if isinstance(part, Registry)]
+# Others are not in all projects, and MMEngine warns of it.
+REGISTRIES = 'MODELS DATASETS TRANSFORMS METRICS HOOKS LOOPS OPTIMIZERS DATA_SAMPLERS'.split()
 PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmhatnet')
 CONFIGS = ('.py', '.json', '.yaml', '.yml')
 CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
@@ -38,7 +39,8 @@ def read_config(path: str) -> Config:
     if not Path(path).exists():
         raise SystemExit(f'There is no config {path}: ours are in configs/.')
     if Path(path).is_dir() or suffix not in CONFIGS:
-        raise SystemExit(f'{path} is no config: name a file {", ".join(CONFIGS)}.')
+        kind = 'a folder' if Path(path).is_dir() else 'no config'
+        raise SystemExit(f'{path} is {kind}: name a {", ".join(CONFIGS)} file.')
     module = mmengine.config.config
     module.open = _open_without_mark
     try:
@@ -77,7 +79,8 @@ def _place(error: Exception, path: str) -> list:
 
 def parameters_of(settings: dict) -> set[str] | None:
     """What the class of a dict takes, or None where that is not known for sure."""
-    kinds = {_find_class(registry, settings) for registry in REGISTRIES} - {None}
+    registries = (getattr(mmengine.registry, name) for name in REGISTRIES)
+    kinds = {_find_class(registry, settings) for registry in registries} - {None}
     if len(kinds) != 1:
         return None
     parameters = inspect.signature(kinds.pop()).parameters
@@ -129,7 +132,9 @@ def require_known_settings(cfg: Config) -> None:
         known = parameters_of(part)
         for key, value in part.items():
             if known is not None and key not in {*known, 'type', '_scope_'}:
-                raise SystemExit(f'{cfg.filename}: {where}: {NO_SETTING.format(part["type"], key)}')
+                raise SystemExit(
+                    f'{cfg.filename}: {where}: {NO_SETTING.format(part["type"], key)}.'
+                )
             if key in ('backbone', 'neck', 'data_preprocessor') or key.endswith('head'):
                 several = value if isinstance(value, (list, tuple)) else [value]
                 parts += [(f'{where}.{key}', one) for one in several if isinstance(one, dict)]

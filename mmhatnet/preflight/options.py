@@ -71,11 +71,10 @@ def _require_place(cfg: Config, key: str, value: object) -> None:
         if isinstance(node, dict):
             node = node[part]
         elif not isinstance(node, list) or not node or not isinstance(node[0], dict):
-            _refuse(
-                key,
-                f'{where} is {node!r} in {cfg.filename}; give all of it, as in {where}="[a,b]", '
-                f'and a dict as {where}._delete_=True and {where}.type=TYPE',
-            )
+            give = f'give all of it, as in {where}="[a,b]"'
+            if not isinstance(node, (list, tuple)):
+                give = f'to put a dict there, add {where}._delete_=True and {where}.type=TYPE'
+            _refuse(key, f'{where} is {node!r} in {cfg.filename} and has no settings; {give}')
         elif part.isdigit() and int(part) < len(node):
             node = node[int(part)]
         else:
