@@ -1,5 +1,6 @@
 """What the tools ask of a checkpoint before time is spent on it."""
 
+import copy
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
@@ -150,11 +152,14 @@ def _require_backbone(settings: ConfigDict, content: Mapping, path: str | Path) 
         raise CheckpointError(f'{path}: {error}') from error
 
 
-def require_fitting(model: nn.Module, checkpoint: str, dataset_meta: Mapping | None = None) -> None:
+def require_fitting(
+    model: nn.Module | ConfigDict, checkpoint: str, dataset_meta: Mapping | None = None
+) -> None:
     """Loads a checkpoint for a test, which is worth nothing if weights stay random.
 
     Args:
-        model (nn.Module): The model, or a wrapper of it.
+        model (nn.Module | ConfigDict): The model, or a wrapper of it; or its settings, which are
+            all that a FlexibleRunner has before it starts, and of which one is built here.
         checkpoint (str): A file or an address, as MMEngine takes it.
         dataset_meta (Mapping, optional): The metainfo of the dataset to be tested. Defaults to
             None: classes are not compared.
@@ -165,6 +170,8 @@ def require_fitting(model: nn.Module, checkpoint: str, dataset_meta: Mapping | N
     """
     with load_weights_only():
         content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
+    if not isinstance(model, nn.Module):
+        model = MODELS.build(copy.deepcopy(model))
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     other_classes = _other_classes(content, dataset_meta or {})
