@@ -1,6 +1,9 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from mmhatnet.preflight.report import Report
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'toy' / 'maskrcnn_hatnet_toy.py'
 
@@ -25,3 +28,13 @@ def test_shows_what_is_wrong_and_odd(run_tool, capsys):
     odd, wrong = capsys.readouterr().out.splitlines()[-2:]
     assert odd.startswith('odd    model.roi_head.mask_head.num_classes is 9')
     assert wrong.startswith('wrong  model.roi_head.bbox_head.num_classes is 3')
+
+
+@pytest.mark.parametrize(('absent', 'shown'), [(2, ['cat', 'no0', 'no1']), (70, ['70 others'])])
+def test_names_what_has_no_objects_unless_it_is_much(absent: int, shown: list[str], capsys):
+    report = Report()
+    report.count('Objects', 'train', {'cat': 5, **{f'no{i}': 0 for i in range(absent)}})
+    report.show(Console(width=80))
+    text = capsys.readouterr().out
+    assert all(name in text for name in shown)
+    assert ('no0' in text) == (absent == 2)

@@ -63,9 +63,9 @@ class Report:
             columns = list(dict.fromkeys(column for row in rows.values() for column in row))
             lines = [[name, *(row.get(c, 0) for c in columns)] for name, row in rows.items()]
             full = [line for line in lines if any(line[1:])]
-            if empty := len(lines) - len(full):
-                full.append([f'{empty} others', *(0 for _ in columns)])
-            self.table(title, ['', *columns], full)
+            if (empty := len(lines) - len(full)) > 3:
+                lines = [*full, [f'{empty} others', *(0 for _ in columns)]]
+            self.table(title, ['', *columns], lines)
         self.counts = {}
         for table in self.tables:
             console.print(table)
