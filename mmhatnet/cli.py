@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmhatnet.preflight import inner_datasets, require_sound_data
+from mmhatnet.preflight import datasets_of, require_sound_data
 from mmhatnet.preflight.configs import read_config, require_channels, require_known_settings
 from mmhatnet.preflight.options import SettingsAction, merge_options
 
@@ -52,6 +52,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_settings_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --cfg-options, and what ``load_config`` takes where a tool has no option for it."""
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -179,7 +181,7 @@ def require_datasets(cfg: Config, *splits: str) -> None:
         SystemExit: If a file or folder is missing.
     """
     for split in splits:
-        for dataset in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
+        for dataset in datasets_of(cfg, split):
             for path in _dataset_paths(dataset):
                 if '://' in path or os.path.exists(path):
                     continue

@@ -10,13 +10,13 @@ import mmcv
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mmhatnet import cli
 from mmhatnet.checkpoint_files import load_weights_only
-from mmhatnet.preflight import inner_datasets
+from mmhatnet.preflight import build_unread, datasets_of
 from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
 from mmhatnet.preflight.configs import (
     require_channels,
@@ -36,7 +36,6 @@ def inference_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('checkpoint', help='the checkpoint, or the work folder of a training')
     parser.add_argument('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
     cli.add_settings_option(parser)
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     return parser
 
 
@@ -53,7 +52,7 @@ def load_job(args: argparse.Namespace) -> Config:
             f'{args.config}: default_scope is {cfg.get("default_scope")!r}, and predictions are '
             "for 'mmdet', 'mmseg' and 'mmpretrain'."
         )
-    datasets = list(inner_datasets((cfg.get('test_dataloader') or {}).get('dataset')))
+    datasets = list(datasets_of(cfg, 'test'))
     if not isinstance(cfg.get('model'), dict) or not datasets or not datasets[0].get('pipeline'):
         raise SystemExit(
             f'{args.config}: a prediction needs model and test_dataloader.dataset.pipeline.'
@@ -112,8 +111,7 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str) -> object:
 
             progress.disable_progress_bar = True  # the tools show one of all batches
             inferencer = ImageClassificationInferencer(cfg, pretrained=False, device=device)
-        dataset = dict(cfg.test_dataloader.dataset, pipeline=[], lazy_init=True)
-        meta = dict(DATASETS.build(dataset).metainfo)
+        meta = dict(build_unread(cfg.test_dataloader.dataset).metainfo)
     require_fitting(inferencer.model, checkpoint)
     with load_weights_only():
         content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')

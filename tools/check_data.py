@@ -17,7 +17,6 @@ def parse_args() -> argparse.Namespace:
         '--all', action='store_true', help='read every picture and mask instead of a sample'
     )
     cli.add_settings_option(parser)
-    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     return parser.parse_args()
 
 

@@ -63,7 +63,6 @@ def main() -> None:
     parser.add_argument('config', help='the config of the job')
     parser.add_argument('--shape', nargs=2, type=int, help='height and width of the image')
     cli.add_settings_option(parser)
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     args = parser.parse_args()
     cfg = cli.load_config(args)
     shape = tuple(args.shape or DEFAULT_SHAPES[cfg.default_scope])

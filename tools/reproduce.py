@@ -42,7 +42,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--gpus', type=int, default=1, help='processes to start, one for each GPU')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
     cli.add_settings_option(parser)
-    parser.set_defaults(launcher='none', local_rank=0)
     args = parser.parse_args()
     args.work_dir = args.work_dir or str(Path('work_dirs', 'reproduce', args.experiment))
     return args

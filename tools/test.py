@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 
 from mmhatnet import cli
 from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
-from mmhatnet.preflight import inner_datasets
+from mmhatnet.preflight import datasets_of
 from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
 from mmhatnet.preflight.configs import require_complete, wrong_settings_in_a_sentence
 
@@ -74,7 +74,7 @@ def augment_tests(cfg: Config) -> None:
         )
     if 'tta_model' not in cfg:
         cfg.tta_model = DEFAULT_TTA_MODELS[cfg.default_scope]
-    datasets = list(inner_datasets(cfg.test_dataloader.dataset))
+    datasets = list(datasets_of(cfg, 'test'))
     if 'tta_pipeline' not in cfg:
         *transforms, pack = copy.deepcopy(datasets[0].pipeline)
         if cfg.default_scope == 'mmdet':

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 from rich.console import Console
@@ -44,11 +45,10 @@ def check_data(
             report.facts.append(f'{split} reads what {same[0]} reads.')
             continue
         seen[split] = reads
-        for settings in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
+        for settings in datasets_of(cfg, split):
             where = f'{split}_dataloader.dataset'
             try:
-                # Asks the dataset itself what it would read, and reads nothing yet.
-                dataset = DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
+                dataset = build_unread(settings)
                 if wrong := _text_instead_of_names(where, dataset.metainfo.get('classes')):
                     report.errors.append(wrong)
                 else:
@@ -123,14 +123,23 @@ def require_sound_data(cfg: Config, *splits: str) -> None:
         raise SystemExit('\n'.join(dict.fromkeys([*report.errors, way_out])))
 
 
-def inner_datasets(settings: ConfigDict | None) -> Iterator[ConfigDict]:
+def build_unread(settings: ConfigDict) -> BaseDataset:
+    """Builds a dataset that can be asked what it would read, and has read nothing yet."""
+    return DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
+
+
+def datasets_of(cfg: Config, split: str) -> Iterator[ConfigDict]:
     """Yields the settings of the datasets that read files, out of whatever wraps them."""
+    yield from _inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset'))
+
+
+def _inner_datasets(settings: ConfigDict | None) -> Iterator[ConfigDict]:
     if not isinstance(settings, dict):
         return
     if 'dataset' in settings:
-        yield from inner_datasets(settings['dataset'])
+        yield from _inner_datasets(settings['dataset'])
     elif 'datasets' in settings:
         for wrapped in settings['datasets']:
-            yield from inner_datasets(wrapped)
+            yield from _inner_datasets(wrapped)
     else:
         yield settings

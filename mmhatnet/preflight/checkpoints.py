@@ -20,6 +20,7 @@ from mmhatnet.checkpoint_files import (
     load_weights_only,
     read_checkpoint,
 )
+from mmhatnet.preflight.pictures import kind, parts_of
 
 
 def find_checkpoint(place: str | Path) -> str | None:
@@ -116,27 +117,17 @@ def require_pretrained(cfg: Config) -> None:
                 prefix = init_cfg.prefix.rstrip('.') + '.'
                 weights = content.get('state_dict', content).items()
                 content = {k.removeprefix(prefix): v for k, v in weights if k.startswith(prefix)}
-            if _name(module.get('type')) == 'HATNet':
+            if kind(module) == 'HATNet':
                 _require_backbone(module, content, path)
 
 
-def _name(kind: object) -> str:
-    """The name of a class that a config names, or holds."""
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
-
-
-def _pretrained(cfg: object) -> Iterator[tuple[ConfigDict, ConfigDict]]:
+def _pretrained(cfg: ConfigDict) -> Iterator[tuple[ConfigDict, ConfigDict]]:
     """The modules anywhere inside a config that start from a checkpoint, and where they name it."""
-    if isinstance(cfg, dict):
-        given = cfg.get('init_cfg')
+    for _, module in parts_of(cfg):
+        given = module.get('init_cfg')
         for init_cfg in given if isinstance(given, (list, tuple)) else [given]:
-            if isinstance(init_cfg, dict) and _name(init_cfg.get('type')).startswith('Pretrained'):
-                yield cfg, init_cfg
-        cfg = cfg.values()
-    elif not isinstance(cfg, (list, tuple)):
-        return
-    for value in cfg:
-        yield from _pretrained(value)
+            if isinstance(init_cfg, dict) and kind(init_cfg).startswith('Pretrained'):
+                yield module, init_cfg
 
 
 def _require_backbone(settings: ConfigDict, content: Mapping, path: str | Path) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import mmengine
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS, Registry, init_default_scope
+from mmengine.registry import TRANSFORMS, init_default_scope
 
 from mmhatnet.backbones.archs import resolve_arch
-from mmhatnet.preflight import inner_datasets
+from mmhatnet.preflight import datasets_of
+from mmhatnet.preflight.pictures import class_of
 
 # Others are not in all projects, and MMEngine warns of it.
 REGISTRIES = 'MODELS DATASETS TRANSFORMS METRICS HOOKS LOOPS OPTIMIZERS DATA_SAMPLERS'.split()
@@ -80,22 +81,13 @@ def _place(error: Exception, path: str) -> list:
 def parameters_of(settings: dict) -> set[str] | None:
     """What the class of a dict takes, or None where that is not known for sure."""
     registries = (getattr(mmengine.registry, name) for name in REGISTRIES)
-    kinds = {_find_class(registry, settings) for registry in registries} - {None}
+    kinds = {class_of(registry, settings) for registry in registries} - {None}
     if len(kinds) != 1:
         return None
     parameters = inspect.signature(kinds.pop()).parameters
     # What one passes on by **kwargs need not go to the class that it inherits from.
     certain = all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
     return set(parameters) if certain else None
-
-
-def _find_class(registry: Registry, settings: dict) -> type | None:
-    name = settings.get('type')
-    if not isinstance(name, str):
-        return name if inspect.isclass(name) else None
-    with registry.switch_scope_and_registry(settings.get('_scope_')) as scoped:
-        kind = scoped.get(name)
-    return kind if inspect.isclass(kind) else None
 
 
 def require_complete(cfg: Config, *splits: str) -> None:
@@ -205,12 +197,12 @@ def require_channels(cfg: Config, *splits: str) -> None:
     if len(mean) not in (0, 1, channels):
         others.append(f'data_preprocessor.mean has {len(mean)} values')
     for split in splits:
-        for dataset in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset')):
+        for dataset in datasets_of(cfg, split):
             load, *rest = dataset.get('pipeline') or [{}]
             loaded = dict(color=3, grayscale=1).get(load.get('color_type', 'color'), channels)
             if load.get('type') != 'LoadImageFromFile' or loaded == channels:
                 continue
-            kinds = [_find_class(TRANSFORMS, transform) for transform in rest]
+            kinds = [class_of(TRANSFORMS, transform) for transform in rest]
             # A transform of the user's own may change the number of channels.
             if {getattr(kind, '__module__', '').partition('.')[0] for kind in kinds} <= {*PACKAGES}:
                 others.append(f"the {split} pipeline's LoadImageFromFile gives {loaded}")

@@ -13,7 +13,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import METRICS
 from PIL import ExifTags, Image
 
-from mmhatnet.preflight import inner_datasets
+from mmhatnet.preflight import datasets_of
 from mmhatnet.preflight.coco_file import NUMBER, CocoFile, Objects, lacking, read_coco
 from mmhatnet.preflight.pictures import (
     are_there,
@@ -192,7 +192,7 @@ def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
         )
 
     answers = read_coco(path, job.report)
-    if len(list(inner_datasets(job.cfg[f'{job.split}_dataloader'].dataset))) > 1:
+    if len(list(datasets_of(job.cfg, job.split))) > 1:
         job.note(f'the evaluator reads {path} for several data sets, so that it is not compared')
         return answers
     (pictures, categories, boxes), wanted = compared(answers), compared(file)

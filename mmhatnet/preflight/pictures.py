@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS, Registry
+from mmengine.registry import Registry
 from PIL import Image, UnidentifiedImageError
 
-from mmhatnet.preflight import inner_datasets
+from mmhatnet.preflight import build_unread, datasets_of
 from mmhatnet.preflight.report import Job, some
 
 # How many files of each data set are read, unless all are asked for.
@@ -20,14 +20,14 @@ SAMPLE = 200
 def kind(part: dict) -> str:
     """The name of the type that a part of a config asks for, without the scope before it."""
     name = part.get('type', '')
-    return name.split('.')[-1] if isinstance(name, str) else name.__name__
+    return name.split('.')[-1] if isinstance(name, str) else getattr(name, '__name__', str(name))
 
 
 def class_of(registry: Registry, part: dict) -> type | None:
     """The class that a part of a config asks for, None where it is not known."""
     found = part.get('type')
     if isinstance(found, str):
-        with registry.switch_scope_and_registry(None) as scoped:
+        with registry.switch_scope_and_registry(part.get('_scope_')) as scoped:
             found = scoped.get(found)
     return found if isinstance(found, type) else None
 
@@ -50,10 +50,7 @@ def is_local(path: str, backend: dict | None) -> bool:
 def datasets_of_training(cfg: Config) -> list[BaseDataset]:
     """The training split's datasets, built lazily; none where one cannot be built."""
     try:
-        return [
-            DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
-            for settings in inner_datasets((cfg.get('train_dataloader') or {}).get('dataset'))
-        ]
+        return [build_unread(settings) for settings in datasets_of(cfg, 'train')]
     except Exception:  # Said where the training split itself is looked at.
         return []
 
@@ -80,14 +77,12 @@ def are_there(job: Job, paths: Mapping[str, str | None]) -> bool:
     return True
 
 
-def say_missing(
-    job: Job, paths: Sequence[str], what: str, way: Callable[[str], str], sure: bool = True
-) -> set[str]:
+def say_missing(job: Job, paths: Sequence[str], what: str, way: Callable[[str], str]) -> set[str]:
     """Refuses files that are not there or empty, with the way out, and returns them."""
     missing = [path for path in paths if not (os.path.isfile(path) and os.path.getsize(path))]
     if missing:
         text = f'{len(missing):,} of {len(paths):,} {what} are missing or empty, {some(missing, 3)}'
-        job.refuse(f'{text}: {way(missing[0])}', sure)
+        job.refuse(f'{text}: {way(missing[0])}')
     return set(missing)
 
 

@@ -14,27 +14,16 @@ from rich.table import Table
 
 @dataclass
 class Report:
-    """Errors refuse the job, notes are oddities that do not, tables say what is there."""
+    """Errors refuse the job, notes are oddities that do not, counts say what is there."""
 
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
     # Sentences beside the tables.
     facts: list[str] = field(default_factory=list)
     # By title, row and column: {'Objects': {'cat': {'train': 12, 'val': 3}}}.
     counts: dict[str, dict[str, dict[str, int | str]]] = field(default_factory=dict)
     # Where progress is shown; without it the look is silent.
     console: Console | None = None
-
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence]) -> None:
-        """Adds a table; numbers are aligned at the right."""
-        table = Table(title=title, title_justify='left')
-        for column, name in enumerate(header):
-            numbers = any(isinstance(row[column], (int, float)) for row in rows)
-            table.add_column(name, justify='right' if numbers else 'left', overflow='fold')
-        for row in rows:
-            table.add_row(*(_cell(value) for value in row))
-        self.tables.append(table)
 
     def count(self, title: str, column: str, values: dict[str, int | str]) -> None:
         """Adds a column, such as a split, to a table that several looks fill; numbers add up."""
@@ -65,10 +54,7 @@ class Report:
             full = [line for line in lines if any(line[1:])]
             if (empty := len(lines) - len(full)) > 3:
                 lines = [*full, [f'{empty} others', *(0 for _ in columns)]]
-            self.table(title, ['', *columns], lines)
-        self.counts = {}
-        for table in self.tables:
-            console.print(table)
+            console.print(_table(title, ['', *columns], lines))
         for text in self.facts:
             console.print(escape(text), soft_wrap=True, highlight=False)
         for color, kind, texts in (('yellow', 'odd', self.notes), ('red', 'wrong', self.errors)):
@@ -78,6 +64,17 @@ class Report:
                 )
         if not self.errors:
             console.print('[green]Nothing is wrong.[/]')
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence]) -> Table:
+    """A table, with numbers aligned at the right."""
+    table = Table(title=title, title_justify='left')
+    for column, name in enumerate(header):
+        numbers = any(isinstance(row[column], (int, float)) for row in rows)
+        table.add_column(name, justify='right' if numbers else 'left', overflow='fold')
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    return table
 
 
 def _cell(value) -> str:
