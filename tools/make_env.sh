@@ -34,6 +34,9 @@ print(torch.__version__, torch.version.cuda, torch.cuda.is_available(), build.CU
 print(*(f"-I{path}" for path in [*build.include_paths(), sysconfig.get_path("include")]))')
 mmcv="$(grep ^onedl-mmcv== requirements.txt) for torch $1 with CUDA"
 torch_cuda=$2 gpu=$3 cuda_home=$4 && shift 4
+echo '==> Installing everything else: up to a minute'
+grep -v ^onedl-mmcv= requirements.txt | { pip -q opencv-python &&  # replaced by its headless one
+    pip -q --no-build-isolation -r /dev/stdin -e .; } & others=$!  # beside the compilation
 if [ "$built" != "$mmcv $CUDA" ]; then
     nvcc=$("$cuda_home/bin/nvcc" -V 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
     cuda=0 why="nvcc is ${nvcc:-missing}, torch is for CUDA $torch_cuda"
@@ -54,7 +57,4 @@ if [ "$built" != "$mmcv $CUDA" ]; then
     pip -q --force-reinstall --no-deps --no-build-isolation --no-cache-dir --no-binary=:all: onedl-mmcv
     rm "$header"* && echo "$mmcv $cuda" >"$VENV/mmcv"
 fi
-echo '==> Installing everything else: up to a minute'  # OpenCV is replaced by its headless one
-pip -q opencv-python
-pip -q --no-build-isolation -r requirements.txt -e .
-python -c 'import cv2, mmcv.ops' && fingerprint >"$VENV/stamp" && echo "==> $VENV is complete"
+wait $others && python -c 'import cv2, mmcv.ops' && fingerprint >"$VENV/stamp" && echo "==> $VENV is complete"
