@@ -13,6 +13,7 @@ import colorsys
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import cycle, product
 from pathlib import Path
@@ -318,14 +319,10 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
         raise SystemExit(f"'{folder}' holds {foreign[0]}, which is not toy data; name a new one.")
     if json.dumps(dict(settings, sha256=digest(folder))) == found:
         return False
-    folder.mkdir(parents=True, exist_ok=True)
+    for data_set in counts:  # Whole folders, because an empty one would be a class.
+        shutil.rmtree(folder / data_set, ignore_errors=True)
+    (folder / 'coco' / 'annotations').mkdir(parents=True)
     stamp.write_text(json.dumps(GENERATOR))  # Without settings, in case of an interruption.
-    for name in present:
-        (folder / name).unlink()
-    for path in sorted(folder.rglob('*'), reverse=True):  # An empty one would be a class.
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-    (folder / 'coco' / 'annotations').mkdir(parents=True, exist_ok=True)
     for split, first_id, count in zip(('train2017', 'val2017'), (1, 500_001), counts['coco']):
         categories = [dict(id=key, name=p.__name__.replace('_', ' ')) for key, p in COCO.items()]
         content = dict(images=[], annotations=[], categories=categories)
