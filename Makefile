@@ -1,6 +1,6 @@
 # make demo       installs everything, makes small data, trains Mask R-CNN with HAT-Net, draws detections
 # make test       installs everything, runs the tests
-# make test-slow  installs everything, runs the tests of minutes: trainings, with SEEDS=5 of five seeds
+# make test-slow  installs everything, runs longer ones: trainings (SEEDS=5: of five seeds), more configs
 # make lint       installs everything, checks style
 # make env        installs everything, or what is missing or has changed
 # make clean      removes the virtual environment, data/toy and work_dirs/demo

@@ -5,8 +5,10 @@ blocks, of proposals and of queries. The depths of the variants are the golden f
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 from mmengine.config import Config
 
 from mmhatnet.backbones.archs import resolve_arch
@@ -32,6 +34,11 @@ ALL_CLASSES = 'all_classes_'
 
 def identify(path: Path) -> str:
     return str(path.relative_to(CONFIGS).with_suffix(''))
+
+
+def rest_slow(params: Iterable, *ordinary) -> list:
+    """Parameters of a test of which only some are in the ordinary run, for its time."""
+    return [p if p in ordinary else pytest.param(p, marks=pytest.mark.slow) for p in params]
 
 
 def without_amp(optim_wrapper: dict) -> dict:

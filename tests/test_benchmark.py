@@ -39,6 +39,7 @@ def test_all_backbones_take_part_and_results_are_drawn(run_benchmark, tmp_path, 
     assert 'forward_1x3x32x32' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_literal_formulation_has_the_same_flops_and_takes_more_memory(
     run_benchmark, tmp_path, capsys
 ) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from experiments import CONFIGS, EXPERIMENTS, PARTS, identify, made_small, without_amp
+from experiments import (
+    CONFIGS,
+    EXPERIMENTS,
+    PARTS,
+    identify,
+    made_small,
+    rest_slow,
+    without_amp,
+)
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
@@ -29,6 +37,8 @@ METAFILE = {
     model['Config']: model
     for model in yaml.safe_load((CONFIGS / 'metafile.yml').read_text())['Models']
 }
+# The others are variants of these, or stand beside the trainings of tests/test_tools.py.
+FIRST = [path for path in EXPERIMENTS if re.search('_hatnet(_[0-9]+[ek])?$', path.stem)]
 pytestmark = pytest.mark.usefixtures('all_coco_classes')
 METRICS = dict(mmdet='coco/bbox_mAP', mmseg='mIoU', mmpretrain='accuracy/top1')
 
@@ -115,6 +125,7 @@ def test_weight_decay_of_normalisation(cfg: Config, model) -> None:
     assert decays == {0.0 if exempt else weight_decay}
 
 
+@pytest.mark.parametrize('path', rest_slow(EXPERIMENTS, *FIRST), ids=identify, indirect=True)
 def test_train_and_test(path: Path, cfg: Config, run_tool, monkeypatch, tmp_path: Path) -> None:
     missing_gradients = []
 

@@ -241,6 +241,7 @@ def assert_same_weights(trained: dict[str, Tensor], expected: dict[str, Tensor])
         torch.testing.assert_close(trained[name], weight, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_ddp_trains_as_one_process_does(
     trained_by_one, config_for_two: Path, toy_data: Path, tmp_path: Path
 ) -> None:
@@ -259,6 +260,7 @@ def test_ddp_trains_as_one_process_does(
     assert 'accuracy/top1' in results.read_text()
 
 
+@pytest.mark.slow
 def test_fsdp_trains_and_resumes_as_one_process_does(
     trained_by_one, config_for_two: Path, toy_data: Path, tmp_path: Path
 ) -> None:

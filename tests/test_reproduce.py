@@ -122,6 +122,7 @@ def test_classifier_is_fetched_and_tested(run, server, cache: Path, published, c
     assert len(server.requests) == 1, 'what is there is not downloaded again'
 
 
+@pytest.mark.slow
 def test_detector_is_trained_and_tested(run, published, tmp_path, server, capfd) -> None:
     options = ['--cfg-options', 'test_evaluator.metric=bbox']
     run('retinanet_hatnet_tiny', '--checkpoint', published, *options)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments import rest_slow
 from mmengine.config import Config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -62,7 +63,7 @@ def scalars(work_dir: Path) -> list[dict]:
     return [json.loads(line) for line in newest.read_text().splitlines()]
 
 
-@pytest.mark.parametrize('job', JOBS)
+@pytest.mark.parametrize('job', rest_slow(JOBS, 'maskrcnn', 'semfpn'))
 def test_train_resume_and_test(job: str, run_tool, tmp_path: Path) -> None:
     config, work_dir = CONFIGS / 'toy' / f'{job}_hatnet_toy.py', tmp_path / 'work'
     options = [*NO_WORKERS, *JOBS[job]]
@@ -96,8 +97,8 @@ def test_train_resume_and_test(job: str, run_tool, tmp_path: Path) -> None:
     [
         ('retinanet', []),
         ('maskrcnn', ['model.roi_head.mask_head=None', 'test_evaluator.metric=bbox']),
-        ('semfpn', ['img_ratios=1']),
-        ('imagenet', []),
+        pytest.param('semfpn', ['img_ratios=1'], marks=pytest.mark.slow),
+        pytest.param('imagenet', [], marks=pytest.mark.slow),
     ],
 )
 def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from experiments import CONFIGS, EXPERIMENTS, TOY, identify, made_small
+from experiments import CONFIGS, EXPERIMENTS, TOY, identify, made_small, rest_slow
 from mmdet.structures.bbox import BaseBoxes
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -39,15 +39,11 @@ TOLERANCE = 1e-4
 # Batch normalisation of one pooled cell in each of two images makes much of little differences.
 LOOSE = {'upernet_hatnet_160k': 1e-2}
 
-# Those differ from the first config of their job by a few numbers, which the tests of configs and
-# of golden features see as well.
-OF_A_VARIANT = re.compile('_(tiny|medium|large|3x|fsdp)$')
-EXPERIMENTS = [
-    pytest.param(path, marks=pytest.mark.slow)
-    if OF_A_VARIANT.search(path.stem) and path not in BEYOND
-    else path
-    for path in EXPERIMENTS
-]
+# What stands for the others in an ordinary run: they differ by a few numbers, which the tests of
+# configs and of golden features see as well, or by a head that some other config has too.
+DETECTOR = TOY['maskrcnn_hatnet_toy']
+ORDINARY = [CONFIGS / f'{name}_hatnet.py' for name in ('retinanet', 'semfpn', 'imagenet')]
+ORDINARY += [DETECTOR, *(path for path in BEYOND if re.match('dino|mask2former', path.stem))]
 
 pytestmark = pytest.mark.usefixtures('all_coco_classes')
 
@@ -208,12 +204,12 @@ def assert_same(
     raise AssertionError(f'{worst} deviates by {found[worst]:.1e} of its largest value')
 
 
-@pytest.mark.parametrize('path', EXPERIMENTS, ids=identify)
+@pytest.mark.parametrize('path', rest_slow(EXPERIMENTS, *ORDINARY), ids=identify)
 def test_every_experiment(path: Path) -> None:
     assert_same(path)
 
 
-@pytest.mark.parametrize('path', TOY.values(), ids=identify)
+@pytest.mark.parametrize('path', rest_slow(TOY.values(), DETECTOR), ids=identify)
 def test_where_windows_divide(path: Path) -> None:
     segmentor = dict(size=(224, 224), test_cfg=dict(size=(224, 224)))
     divide = segmentor if 'semfpn' in path.stem else dict(pad_size_divisor=224)
@@ -226,19 +222,19 @@ def test_where_windows_divide(path: Path) -> None:
     assert {shape[2:] for shape in seen} == {(224, 224)}
 
 
-@pytest.mark.parametrize('path', TOY.values(), ids=identify)
+@pytest.mark.parametrize('path', rest_slow(TOY.values(), DETECTOR), ids=identify)
 @pytest.mark.parametrize('option', ['with_cp', 'recompute_mlp'])
 def test_recomputing(path: Path, option: str) -> None:
     assert_same(path, **{option: True})
 
 
-@pytest.mark.parametrize('path', TOY.values(), ids=identify)
+@pytest.mark.parametrize('path', rest_slow(TOY.values(), DETECTOR), ids=identify)
 def test_hidden_layers_in_parts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', 10_000)
     assert_same(path)
 
 
-@pytest.mark.parametrize('path', TOY.values(), ids=identify)
+@pytest.mark.parametrize('path', rest_slow(TOY.values(), DETECTOR), ids=identify)
 def test_with_hooks_on_every_module(path: Path) -> None:
     def watch(model: nn.Module) -> None:
         for module in model.backbone.modules():
@@ -248,7 +244,9 @@ def test_with_hooks_on_every_module(path: Path) -> None:
     assert_same(path, watch)
 
 
-@pytest.mark.parametrize('path', [*TOY.values(), *BEYOND], ids=identify)
+@pytest.mark.parametrize(
+    'path', rest_slow([*TOY.values(), *BEYOND], DETECTOR, BEYOND[1]), ids=identify
+)
 def test_whole_model_in_channels_last(path: Path) -> None:
     """Its neck then gives features that mmcv's RoIAlign would read wrongly."""
     assert_same(path, lambda model: model.to(memory_format=torch.channels_last))
