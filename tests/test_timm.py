@@ -12,13 +12,13 @@ from mmengine.config import Config
 from processes import Script
 from torch import Tensor, nn
 
-from mmhatnet.backbones.archs import ARCHS
 from mmhatnet.backbones.hatnet_literal import LiteralHATNet
 
 timm = pytest.importorskip('timm')
 pytest.importorskip('mmhatnet.timm_models')
 
 ROOT = Path(__file__).parents[1]
+ARCHS = ('tiny', 'small', 'medium', 'large')
 SMALL = dict(embed_dims=(8, 16, 16, 24), head_dim=8, depths=(1, 2, 1, 1), kernel_sizes=(3, 5, 3, 3))
 IMAGE = drawn_image(2, 3, 64, 90)
 
