@@ -115,13 +115,16 @@ class Downsample(nn.Module):
         return self.norm(self.conv(x))
 
 
-def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
+def multi_head_attention(
+    q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None = None
+) -> Tensor:
     """Softmax attention of (B, L, C) queries over (B, M, C) keys and values.
 
-    Heads are consecutive runs of ``head_dim`` channels. Returns (B, L, C).
+    Heads are consecutive runs of ``head_dim`` channels. ``mask`` (B, 1, 1, M) is true where a key
+    is attended to. Returns (B, L, C).
     """
     q, k, v = (t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 class PlainAttention(nn.Module):
@@ -159,6 +162,27 @@ def concatenate(tensors: list[Tensor], dim: int) -> Tensor:
     return torch.cat(tensors, dim) if len(tensors) > 1 else tensors[0]
 
 
+def remainder_is_known(size: int, divisor: int) -> bool:
+    """Whether there can be code for the remainder of ``size`` alone.
+
+    Not in a graph for all sizes, as tracers record it, and compilers and exporters where sizes are
+    dynamic. What depends on a remainder there makes a graph that is wrong for other sizes, or
+    terms of sizes that grow from block to block, until no compiler gets to the end of them.
+    """
+    if not torch.compiler.is_compiling():
+        return not torch.jit.is_tracing()
+    # Imports SymPy.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(size % divisor == 0) or statically_known_true(size % divisor != 0)
+
+
+def lacking(size: int, divisor: int) -> int:
+    """What ``size`` lacks to the next multiple."""
+    # PyTorch simplifies the sizes of what is padded in this form, and not that of -size % divisor.
+    return (size + divisor - 1) // divisor * divisor - size
+
+
 class HierarchicalAttention(nn.Module):
     """H-MHSA (paper, section 3.2): attention in windows, then of every position over pooled ones.
 
@@ -186,9 +210,14 @@ class HierarchicalAttention(nn.Module):
         return pointwise(self.proj, y + self.global_attention(y))
 
     def add_local_attention(self, x: Tensor) -> Tensor:
+        x, normed = x.permute(0, 2, 3, 1), self.norm(x).permute(0, 2, 3, 1)
+        known = all(remainder_is_known(size, self.window) for size in x.shape[1:3])
+        add = self.add_in_cut_windows if known else self.add_in_padded_windows
+        return add(x, normed).permute(0, 3, 1, 2)
+
+    def add_in_cut_windows(self, x: Tensor, normed: Tensor) -> Tensor:
         # Windows of one size are one batch: at most four calls, for the whole windows, the right
         # edge, the bottom edge and the corner.
-        x, normed = x.permute(0, 2, 3, 1), self.norm(x).permute(0, 2, 3, 1)
         bands = []
         for top, rows, height in window_runs(x.shape[1], self.window):
             vertical = slice(top, top + rows * height)
@@ -197,24 +226,55 @@ class HierarchicalAttention(nn.Module):
                 region = (slice(None), vertical, slice(left, left + columns * width))
                 parts.append(self.add_in_windows(x[region], normed[region], height, width))
             bands.append(concatenate(parts, dim=2))
-        return concatenate(bands, dim=1).permute(0, 3, 1, 2)
+        return concatenate(bands, dim=1)
 
-    def add_in_windows(self, x: Tensor, normed: Tensor, height: int, width: int) -> Tensor:
-        """(N, H, W, C), which windows of one size divide, to (N, H, W, C)."""
-        x, normed = (t.unflatten(2, (-1, width)).unflatten(1, (-1, height)) for t in (x, normed))
-        windows = normed.transpose(2, 3)
-        tokens = windows.flatten(3, 4).flatten(0, 2)
-        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
-        out = multi_head_attention(q, k, v, self.head_dim).view(windows.shape)
+    def add_in_padded_windows(self, x: Tensor, normed: Tensor) -> Tensor:
+        # The same, of the same operations at any size.
+        bottom, right = (lacking(size, self.window) for size in x.shape[1:3])
+        inside = torch.ones_like(x[..., :1], dtype=torch.bool)
+        padded = (F.pad(t, (0, 0, 0, right, 0, bottom)) for t in (x, normed, inside))
+        x, normed, inside = padded
+        out = self.add_in_windows(x, normed, self.window, self.window, inside)
+        return F.pad(out, (0, 0, 0, -right, 0, -bottom))
+
+    def add_in_windows(
+        self, x: Tensor, normed: Tensor, height: int, width: int, inside: Tensor | None = None
+    ) -> Tensor:
+        """(N, H, W, C), which windows of one size divide, to (N, H, W, C).
+
+        Keys are attended to where ``inside`` (N, H, W, 1) is true, or all of them.
+        """
+
+        def cut(t: Tensor) -> Tensor:
+            return t.unflatten(2, (-1, width)).unflatten(1, (-1, height)).transpose(2, 3)
+
+        def tokens(windows: Tensor) -> Tensor:
+            return windows.flatten(3, 4).flatten(0, 2)
+
+        windows = cut(normed)
+        q, k, v = self.qkv(tokens(windows)).chunk(3, dim=-1)
+        mask = None if inside is None else tokens(cut(inside)).transpose(1, 2).unsqueeze(1)
+        out = multi_head_attention(q, k, v, self.head_dim, mask).view(windows.shape)
         # The addition also lays the windows out as an image, which saves a copy.
-        return (x + out.transpose(2, 3)).flatten(3, 4).flatten(1, 2)
+        return (cut(x).transpose(2, 3) + out.transpose(2, 3)).flatten(3, 4).flatten(1, 2)
 
     def global_attention(self, y: Tensor) -> Tensor:
-        pooled = self.pooled_norm(F.avg_pool2d(y, self.pooling, ceil_mode=True))
+        pooled = self.pooled_norm(self.pool(y))
         k, v = self.pooled_kv(pooled.permute(0, 2, 3, 1)).flatten(1, 2).chunk(2, dim=-1)
         y = y.permute(0, 2, 3, 1)
         out = multi_head_attention(self.global_q(y).flatten(1, 2), k, v, self.head_dim)
         return out.view(y.shape).permute(0, 3, 1, 2)
+
+    def pool(self, y: Tensor) -> Tensor:
+        """(N, C, H, W) to the means of cells, (N, C, ceil(H / pooling), ceil(W / pooling))."""
+        if all(remainder_is_known(size, self.pooling) for size in y.shape[2:]):
+            return F.avg_pool2d(y, self.pooling, ceil_mode=True)
+        bottom, right = (lacking(size, self.pooling) for size in y.shape[2:])
+        means, inside = (
+            F.avg_pool2d(F.pad(t, (0, right, 0, bottom)), self.pooling)
+            for t in (y, torch.ones_like(y[:, :1]))
+        )
+        return means / inside
 
 
 class InvertedResidual(nn.Module):
@@ -240,8 +300,10 @@ class InvertedResidual(nn.Module):
         """(N, C, H, W) to (N, C, H, W), in parts where nothing notices how often a layer runs."""
         x = self.norm(x)
         row_bytes = x.shape[3] * self.depthwise.out_channels * x.element_size()
-        large = row_bytes * x.shape[2] * len(x) > HIDDEN_BYTES and x.device.type == 'cpu'
-        in_parts = unnoticed and large
+        # In this order: a compiler would make a graph for each answer to what it sees compared.
+        in_parts = (
+            unnoticed and x.device.type == 'cpu' and row_bytes * x.shape[2] * len(x) > HIDDEN_BYTES
+        )
         recompute = in_parts if self.recompute is None else self.recompute
         through_hidden = self.through_hidden
         if not torch.is_grad_enabled():
