@@ -1,0 +1,217 @@
+"""Models as files that run without this package: ONNX, and the exported programs of PyTorch."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+NEEDED = dict(onnx=('onnx', 'onnxscript'), pt2=())
+FORMATS = tuple(NEEDED)
+PARTS = ('model', 'neck', 'backbone')
+MOST = 1e-4  # how far a file may be from PyTorch, in standard deviations of an output
+# Batch, height and width: as traced, and as tried afterwards, where nothing divides the sizes.
+TRACED, TRIED = (2, 224, 288), (1, 161, 243)
+
+
+class ExportError(ValueError):
+    """A model cannot be exported, or its file is wrong."""
+
+
+def require_exporter(file_format: str) -> None:
+    """Checks that the packages for a format are installed.
+
+    Raises:
+        ExportError: If not.
+    """
+    if missing := [name for name in NEEDED[file_format] if not find_spec(name)]:
+        raise ExportError(
+            f'--format {file_format} needs {" and ".join(missing)}: pip install '
+            f'{" ".join(missing)}, or choose --format pt2, which needs nothing.'
+        )
+
+
+class FromPixels(nn.Module):
+    """A part of a model, from pixels from 0 to 255 to a tuple of tensors.
+
+    Args:
+        model (nn.Module): A classifier, segmentor or detector of OpenMMLab.
+        part (str): 'model' for logits, 'neck' for the features behind backbone and neck,
+            'backbone' for those of the backbone.
+
+    Raises:
+        ExportError: If the whole model is neither a classifier nor a segmentor.
+    """
+
+    def __init__(self, model: nn.Module, part: str) -> None:
+        super().__init__()
+        if part == 'model' and not self.gives_logits(model):
+            raise ExportError(
+                f'{type(model).__name__} is neither a classifier nor a segmentor: boxes come from '
+                'steps outside of the network, such as NMS, that no exporter of PyTorch carries. '
+                'The network below them does export: --part neck, or --part backbone.'
+            )
+        self.part = part
+        self.model = model.backbone if part == 'backbone' else model
+        preprocessor = model.data_preprocessor
+        self.normalised = bool(getattr(preprocessor, '_enable_normalize', False))
+        if self.normalised:
+            for name in ('mean', 'std'):
+                values = getattr(preprocessor, name).detach().clone().float()
+                self.register_buffer(name, values.view(-1, 1, 1))
+        # OpenCV reads BGR, which the preprocessor may turn.
+        turned = getattr(preprocessor, '_channel_conversion', False)
+        turned = turned or getattr(preprocessor, 'to_rgb', False)
+        self.channel_order = 'RGB' if turned else 'BGR'
+
+    @staticmethod
+    def gives_logits(model: nn.Module) -> bool:
+        return hasattr(model, 'encode_decode') or (
+            hasattr(model, 'head') and not hasattr(model, 'bbox_head')
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(N, C, H, W) to a tuple of outputs."""
+        x = (images - self.mean) / self.std if self.normalised else images
+        if self.part == 'backbone':
+            outputs = self.model(x)
+        elif self.part == 'neck':
+            outputs = self.model.extract_feat(x)
+        elif hasattr(self.model, 'encode_decode'):
+            # At the size of the images, as MMSegmentation has it before it takes the largest.
+            outputs = self.model.encode_decode(x, [dict(img_shape=x.shape[2:])])
+        else:
+            outputs = self.model(x)
+        return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+def export_model(
+    model: nn.Module,
+    path: str | Path,
+    file_format: str,
+    part: str = 'model',
+    classes: list | None = None,
+) -> float | None:
+    """Writes a model to a file, for batches and images of any size, and tries the file.
+
+    Args:
+        model (nn.Module): A classifier, segmentor or detector of OpenMMLab, with its weights.
+        path (str | Path): The file. There is none if anything fails.
+        file_format (str): 'onnx' or 'pt2'.
+        part (str): 'model', 'neck' or 'backbone', as for ``FromPixels``.
+        classes (list[str], optional): Names of the classes, which the file will hold.
+
+    Returns:
+        float | None: How far the outputs of the file are from the model's, at another size than
+        the traced one, at most, in standard deviations of the output. None if nothing is there to
+        run the file.
+
+    Raises:
+        ExportError: If the part cannot be exported, the exporter fails or its result is wrong.
+    """
+    module = FromPixels(model, part).eval()
+    path = Path(path)
+    traced, tried = (_image(model, *shape) for shape in (TRACED, TRIED))
+    with torch.no_grad():
+        expected = module(tried)
+    if part == 'model':
+        names = ['logits']
+    else:
+        names = [f'feature_{index}' for index in range(len(expected))]
+    about = dict(part=part, channel_order=module.channel_order, outputs=names, classes=classes)
+    own = module.named_buffers(recurse=False)
+    about.update((name, values.flatten().tolist()) for name, values in own)
+    about = {key: json.dumps(value) for key, value in about.items() if value is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = _write_onnx if file_format == 'onnx' else _write_pt2
+    with TemporaryDirectory(dir=path.parent) as folder:
+        file = Path(folder, f'exported.{file_format}')
+        try:
+            with torch.no_grad():
+                write(module, traced, names, about, file)
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), repr(error))
+            raise ExportError(
+                f'PyTorch cannot export {type(model).__name__} ({part}) at any size: {reason}'
+            ) from error
+        run = next(runners(file), (None, None))[1]
+        deviation = None
+        if run is not None:
+            deviation = max(map(_deviation, run(tried), expected))
+            if not deviation <= MOST:
+                raise ExportError(
+                    f'The exported file is wrong: for images {tuple(tried.shape)} it is '
+                    f'{deviation:.1e} standard deviations from PyTorch, and more than {MOST:.0e} '
+                    'is no rounding. It is not kept.'
+                )
+        os.replace(file, path)
+    return deviation
+
+
+def runners(file: str | Path) -> Iterator[tuple[str, Callable[[Tensor], list[Tensor]]]]:
+    """What is installed and runs a file: names, and functions of images that give the outputs."""
+    if Path(file).suffix == '.pt2':
+        yield 'PyTorch', torch.export.load(file).module()
+        return
+    if find_spec('onnxruntime'):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(file, options, ['CPUExecutionProvider'])
+        yield 'onnxruntime', lambda x: _tensors(session.run(None, {'images': x.cpu().numpy()}))
+    if find_spec('openvino'):
+        import openvino
+
+        # Its default on some CPUs is a lower precision.
+        settings = dict(
+            INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=torch.get_num_threads()
+        )
+        compiled = openvino.Core().compile_model(file, 'CPU', settings)
+        yield 'OpenVINO', lambda x: _tensors(compiled(x.cpu().numpy()).values())
+
+
+def _image(model: nn.Module, batch: int, height: int, width: int) -> Tensor:
+    weight = next(p for p in model.backbone.parameters() if p.ndim == 4)
+    channels = getattr(model.backbone, 'in_channels', weight.shape[1])
+    generator = torch.Generator().manual_seed(0)
+    image = 255 * torch.rand(batch, channels, height, width, generator=generator)
+    return image.to(weight.device)
+
+
+def _write_onnx(
+    module: nn.Module, traced: Tensor, names: list[str], about: dict[str, str], file: Path
+) -> None:
+    program = torch.onnx.export(
+        module,
+        (traced,),
+        dynamo=True,
+        verbose=False,
+        input_names=['images'],
+        output_names=names,
+        dynamic_shapes=({0: 'batch', 2: 'height', 3: 'width'},),
+    )
+    program.model.metadata_props.update(about)
+    program.save(file)
+
+
+def _write_pt2(
+    module: nn.Module, traced: Tensor, names: list[str], about: dict[str, str], file: Path
+) -> None:
+    any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(module, (traced,), dynamic_shapes=(any_size,))
+    torch.export.save(program, file, extra_files=about)
+
+
+def _tensors(arrays: list[np.ndarray]) -> list[Tensor]:
+    return [torch.from_numpy(array) for array in arrays]
+
+
+def _deviation(actual: Tensor, expected: Tensor) -> float:
+    spread = expected.std(correction=0)
+    return ((actual.to(expected) - expected).abs().max() / spread).item()

@@ -1,0 +1,250 @@
+"""Exported, traced and compiled models are right at sizes that they were not made at."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from drawn import draw, drawn_image
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
+from predicting import random_job
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from mmhatnet import HATNet, export
+from mmhatnet.backbones import hatnet
+from mmhatnet.export import ExportError, export_model
+
+SMALL = dict(embed_dims=(16, 16, 32, 32), head_dim=16, depths=(1, 2, 1, 1))
+# One stage with windows of 16 pixels, and one without: exporters take seconds for each block.
+TWO = dict(
+    embed_dims=(16, 32),
+    head_dim=16,
+    depths=(1, 1),
+    kernel_sizes=(3, 3),
+    mlp_ratios=(4, 4),
+    windows=(4, None),
+    poolings=(2, None),
+)
+# Windows and cells divide two of them.
+SIZES = [(2, 64, 96), (1, 64, 64), (1, 61, 90), (2, 75, 203), (3, 33, 58)]
+
+
+def drawn(arch: dict, dtype: torch.dtype = torch.float32) -> HATNet:
+    """Weights that are the same wherever they are drawn, and attention that is not even."""
+    model = HATNet(arch, out_indices=range(len(arch['depths'])))
+    for name, weight in model.named_parameters():
+        scale = weight[0].numel() ** 0.5 if weight.ndim > 1 else 10
+        centre = float(name.endswith('norm.weight'))
+        weight.data = centre + draw(name, tuple(weight.shape)).float() / scale
+    return model.to(dtype).eval()
+
+
+def build(scope: str, settings: dict) -> nn.Module:
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(scope):
+        registry = __import__(f'{scope}.registry', fromlist=['MODELS']).MODELS
+        __import__(f'{scope}.models')
+        return registry.build(settings).eval()
+
+
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < 1e-4 * expected.std()
+
+
+def picture(batch: int, height: int, width: int) -> Tensor:
+    """RGB pixels."""
+    pixels = 60 * drawn_image(batch, 3, height, width) + 128
+    return pixels.clamp(0, 255).round()
+
+
+def preprocessed(model: nn.Module, rgb: Tensor) -> Tensor:
+    """What the framework makes of pictures as OpenCV reads them."""
+    bgr = [image.flip(0).byte() for image in rgb]
+    return model.data_preprocessor(dict(inputs=bgr))['inputs']
+
+
+@pytest.mark.parametrize('size', [(61, 90), (64, 96), (224, 113), (1, 40)], ids=str)
+def test_padded_windows_are_the_cut_ones(size: tuple[int, int], monkeypatch) -> None:
+    results = []
+    for known in (True, False):
+        monkeypatch.setattr(hatnet, 'remainder_is_known', lambda *args, known=known: known)
+        model, image = drawn(SMALL, torch.float64), drawn_image(2, 3, *size).double()
+        features = model(image.requires_grad_())
+        loss = sum((feature * feature.detach().cos()).mean() for feature in features)
+        gradients = torch.autograd.grad(loss, [image, *model.parameters()])
+        results.append([*features, *gradients])
+    for actual, expected in zip(*results):
+        # A bias before a normalisation has a gradient of nothing but rounding.
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_traced_model_is_right_at_other_remainders() -> None:
+    model = drawn(SMALL)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, drawn_image(2, 3, 61, 90), check_trace=False)
+        for batch, *size in SIZES:
+            image = drawn_image(batch, 3, *size)
+            for feature, reference in zip(traced(image), model(image)):
+                assert_near(feature, reference)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """With one, PyTorch asks for the size of a single image before it convolves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures('two_threads')
+@torch.no_grad()
+def test_compiled_model_is_compiled_once_for_one_image_and_once_for_several() -> None:
+    torch.compiler.reset()
+    model, counter = drawn(TWO), CompileCounterWithBackend('eager')
+    compiled = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)
+    for batch, height, width in [(b, h + m, w + m) for m in (40, 81) for b, h, w in SIZES]:
+        image = drawn_image(batch, 3, height, width)
+        for feature, reference in zip(compiled(image), model(image)):
+            assert_near(feature, reference)
+    assert counter.frame_count <= 2
+
+
+@torch.no_grad()
+def test_compiled_for_one_size_has_no_padding() -> None:
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend('eager')
+    torch.compile(drawn(TWO), backend=counter, dynamic=False)(drawn_image(1, 3, 61, 90))
+    assert 'pad' not in counter.graphs[0].print_readable(print_output=False).split('"""')[-1]
+
+
+@torch.no_grad()
+def test_onnx_file_of_a_classifier(told: Callable, tmp_path: Path) -> None:
+    import onnx
+
+    backbone = dict(type='HATNet', arch=TWO, out_indices=(1,))
+    config, checkpoint = random_job('imagenet', tmp_path, backbone, in_channels=32)
+    file = tmp_path / 'exported' / 'classifier.onnx'
+    result = told('export', config, checkpoint, '--out', file)
+    assert not result.returncode, result.stderr
+    assert float(re.search(r'at most (\S+) standard deviations', result.stdout)[1]) < 1e-4
+    assert list(file.parent.iterdir()) == [file]
+
+    about = {entry.key: json.loads(entry.value) for entry in onnx.load(file).metadata_props}
+    assert about['classes'] == ['balloon', 'beach wagon', 'umbrella', 'daisy']
+    assert about['channel_order'] == 'RGB' and about['outputs'] == ['logits']
+    settings = export_settings(config)
+    preprocessor = settings['data_preprocessor']
+    assert about['mean'] == pytest.approx(preprocessor['mean'])
+    assert about['std'] == pytest.approx(preprocessor['std'])
+
+    model = build('mmpretrain', settings)
+    model.load_state_dict(torch.load(checkpoint)['state_dict'])
+    runners = dict(export.runners(file))
+    assert 'onnxruntime' in runners
+    for size in SIZES:
+        images = picture(*size)
+        expected = model(preprocessed(model, images))
+        for run in runners.values():
+            assert_near(run(images)[0], expected)
+
+
+def export_settings(config: Path) -> dict:
+    cfg = Config.fromfile(config).to_dict()
+    return dict(cfg['model'], data_preprocessor=cfg['data_preprocessor'])
+
+
+@torch.no_grad()
+def test_exported_program_of_a_segmentor(tmp_path: Path) -> None:
+    settings = dict(
+        type='EncoderDecoder',
+        data_preprocessor=dict(
+            type='SegDataPreProcessor', mean=[120.0, 110, 100], std=[60.0, 50, 40], bgr_to_rgb=True
+        ),
+        backbone=dict(type='HATNet', arch=TWO, out_indices=(0, 1)),
+        decode_head=dict(
+            type='FCNHead', in_channels=32, channels=8, in_index=1, num_convs=1, num_classes=3
+        ),
+        test_cfg=ConfigDict(mode='whole'),
+    )
+    model, file = build('mmseg', settings), tmp_path / 'segmentor.pt2'
+    assert export_model(model, file, 'pt2', classes=['a', 'b', 'c']) < 1e-4
+    about = dict.fromkeys(['classes', 'channel_order'], '')
+    program = torch.export.load(file, extra_files=about).module()
+    assert json.loads(about['classes']) == ['a', 'b', 'c']
+    assert json.loads(about['channel_order']) == 'RGB'
+    for batch, height, width in SIZES:
+        images = picture(batch, height, width)
+        whole = model.inference(
+            preprocessed(model, images),
+            [dict(img_shape=(height, width), ori_shape=(height, width))] * batch,
+        )
+        assert_near(program(images)[0], whole)
+
+
+DETECTOR = dict(
+    type='RetinaNet',
+    data_preprocessor=dict(type='DetDataPreprocessor'),
+    backbone=dict(type='HATNet', arch=TWO, out_indices=(0, 1)),
+    neck=dict(type='FPN', in_channels=[16, 32], out_channels=8, num_outs=2),
+    bbox_head=dict(
+        type='RetinaHead',
+        num_classes=2,
+        in_channels=8,
+        feat_channels=8,
+        stacked_convs=1,
+        anchor_generator=dict(type='AnchorGenerator', scales=[8], ratios=[1.0], strides=[4, 8]),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
+    ),
+)
+
+
+def test_detectors_have_a_way_out(tmp_path: Path) -> None:
+    model = build('mmdet', DETECTOR)
+    with pytest.raises(ExportError, match='RetinaNet is neither .* --part neck, or --part back'):
+        export_model(model, tmp_path / 'detector.onnx', 'onnx')
+    images = picture(1, 61, 90)
+    for part, channels in dict(neck=[8, 8], backbone=[16, 32]).items():
+        features = export.FromPixels(model, part)(images)
+        assert [feature.shape[1] for feature in features] == channels
+
+
+def test_a_wrong_file_is_not_kept(tmp_path: Path, monkeypatch) -> None:
+    model = build('mmdet', DETECTOR)
+
+    def wrong(images: Tensor) -> list[Tensor]:
+        features = export.FromPixels(model, 'backbone')(images)
+        return [feature + 0.001 * feature.std() for feature in features]
+
+    monkeypatch.setattr(export, '_write_pt2', lambda *args: args[-1].touch())
+    monkeypatch.setattr(export, 'runners', lambda file: iter([('wrong', wrong)]))
+    with pytest.raises(ExportError, match=r'\(1, 3, 161, 243\) it is 1.0e-03 .* not kept'):
+        export_model(model, tmp_path / 'backbone.pt2', 'pt2', 'backbone')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--out', 'model.pth'], r'--out model\.pth must end with \.onnx'),
+        (['--out', 'model.onnx', '--format', 'pt2'], r'--out model\.onnx must end with \.pt2'),
+        (['--format', 'tflite'], r"invalid choice: 'tflite'"),
+        (['--cfg-options', 'default_scope=mmpose'], "default_scope is 'mmpose'"),
+        (['--device', 'tpu9'], '--device tpu9 cannot be used'),
+    ],
+)
+def test_bad_input_is_named(args: list, message: str, told: Callable, tmp_path: Path) -> None:
+    job = random_job('imagenet', tmp_path)
+    result = told('export', *job, *args)
+    assert result.returncode and re.search(message, result.stderr), result.stderr
+
+
+def test_missing_packages_are_named(told: Callable, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(export, 'find_spec', lambda name: None)
+    result = told('export', *random_job('imagenet', tmp_path))
+    assert result.returncode and 'pip install onnx onnxscript' in result.stderr, result.stderr

@@ -1,0 +1,43 @@
+"""Exports a model, or a part of it, to a file for other runtimes.
+
+The file takes images (N, C, H, W) of any batch, height and width: pixels from 0 to 255 as float32,
+in the order of colours that its metadata name, and normalises them itself. Classifiers give logits
+(N, classes), segmentors logits (N, classes, H, W), and the parts of a model their features. The
+file is run at another size than the one traced, and kept if it agrees with PyTorch.
+"""
+
+from pathlib import Path
+
+from mmhatnet import cli
+from mmhatnet.checkpoint_files import ends_with_a_sentence
+from mmhatnet.export import FORMATS, PARTS, ExportError, export_model, require_exporter
+from mmhatnet.inference import build_inferencer, inference_parser, load_job
+
+
+@ends_with_a_sentence()
+def main() -> None:
+    parser = inference_parser(__doc__)
+    parser.set_defaults(device='cpu')
+    parser.add_argument('--format', choices=FORMATS, default='onnx', help='default: %(default)s')
+    parser.add_argument('--part', choices=PARTS, default='model', help='default: %(default)s')
+    parser.add_argument('--out', help='the file (default: work_dirs/exported/ and the config name)')
+    args = parser.parse_args()
+    out = Path(args.out or f'work_dirs/exported/{Path(args.config).stem}.{args.format}')
+    if out.suffix != f'.{args.format}':
+        parser.error(f'--out {out} must end with .{args.format}')
+    cli.require_writable('--out', out.parent)
+    try:
+        require_exporter(args.format)
+        inferencer = build_inferencer(load_job(args), args.checkpoint, args.device)
+        model, classes = inferencer.model, inferencer.classes
+        deviation = export_model(model, out, args.format, args.part, classes)
+    except ExportError as error:
+        raise SystemExit(str(error)) from error
+    if deviation is None:
+        print(f'{out} was not tried: onnxruntime is not installed (pip install onnxruntime).')
+    else:
+        print(f'{out} is at most {deviation:.1e} standard deviations from PyTorch.')
+
+
+if __name__ == '__main__':
+    main()
