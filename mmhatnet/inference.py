@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 import mmcv
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -129,21 +130,42 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str) -> object:
     return inferencer
 
 
-def predict(inferencer: object, paths: Sequence[str]) -> list:
-    """Predicts pictures in one batch: a data sample of the framework for each of them."""
-    result = inferencer(list(paths), batch_size=len(paths), return_datasamples=True)
+class Frame(str):
+    """A frame of a video: the path that it would have in a folder of the video's name.
+
+    Attributes:
+        file (str): The video.
+        reader (mmcv.VideoReader): What reads the frames, in their order and each once.
+    """
+
+    def __new__(cls, file: str, number: int, reader: mmcv.VideoReader) -> 'Frame':
+        frame = super().__new__(cls, os.path.join(file, f'{number:06d}'))
+        frame.file, frame.reader = file, reader
+        return frame
+
+
+def predict(inferencer: object, pictures: Sequence[str | np.ndarray]) -> list:
+    """Predicts pictures in one batch: a data sample of the framework for each of them.
+
+    Args:
+        inferencer (object): What ``build_inferencer`` gives.
+        pictures (Sequence[str | np.ndarray]): Their paths, or their pixels (H, W, 3) in BGR.
+    """
+    result = inferencer(list(pictures), batch_size=len(pictures), return_datasamples=True)
     samples = result['predictions'] if isinstance(result, dict) else result
     return list(samples) if isinstance(samples, (list, tuple)) else [samples]
 
 
-def find_pictures(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+def find_pictures(names: Sequence[str], videos: bool = False) -> dict[str, tuple[int, int]]:
     """Finds and reads the pictures that a user names.
 
     Args:
         names (Sequence[str]): Files, folders and patterns such as 'photos/*.jpg'.
+        videos (bool): Whether videos are read as well. Defaults to False.
 
     Returns:
-        dict[str, tuple[int, int]]: Their paths, and the (height, width) of each.
+        dict[str, tuple[int, int]]: Their paths, and the (height, width) of each; of a video a
+        ``Frame`` for each of its frames, in their order.
 
     Raises:
         SystemExit: If there is none under one of the names, or one of them cannot be read.
@@ -160,13 +182,12 @@ def find_pictures(names: Sequence[str]) -> dict[str, tuple[int, int]]:
             kind = 'in the folder' if os.path.isdir(name) else 'at'
             raise SystemExit(f'There is no picture {kind} {name}: name files, folders or patterns.')
         paths += found
+    sizes = {}
     for path in paths:
-        if path.lower().endswith(VIDEOS):
-            raise SystemExit(
-                f'{path} is a video, and pictures are read: take it apart with ffmpeg -i {path} '
-                'frames/%06d.jpg and name that folder.'
-            )
-    sizes = {path: _size(path) for path in paths}
+        is_video = path.lower().endswith(VIDEOS)
+        if is_video and not videos:
+            raise SystemExit(f'{path} is a video: name a picture.')
+        sizes.update(_frames(path) if is_video else {path: _size(path)})
     if unreadable := [path for path, size in sizes.items() if size is None]:
         raise SystemExit(
             f'{len(unreadable)} of {len(sizes)} pictures cannot be read, '
@@ -174,6 +195,17 @@ def find_pictures(names: Sequence[str]) -> dict[str, tuple[int, int]]:
             'out.'
         )
     return sizes
+
+
+def _frames(path: str) -> dict[Frame, tuple[int, int]]:
+    """The frames that can be decoded: how many the file says that it has may be an estimate."""
+    shapes = [frame.shape for frame in mmcv.VideoReader(path)]
+    if not shapes:
+        raise SystemExit(f'{path} cannot be read as a video: mend it or leave it out.')
+    reader = mmcv.VideoReader(path)
+    if len(shapes) < len(reader):
+        print(f'{path} says that it has {len(reader)} frames: {len(shapes)} can be read.')
+    return {Frame(path, number, reader): shape[:2] for number, shape in enumerate(shapes)}
 
 
 def _size(path: str) -> tuple[int, int] | None:

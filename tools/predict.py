@@ -1,7 +1,8 @@
-"""Predicts pictures: draws boxes, masks, label maps or classes, and writes them as JSON.
+"""Predicts pictures and videos: draws boxes, masks, label maps or classes, and writes them as JSON.
 
 For detectors predictions.json holds COCO's results, and images.json the pictures and categories
 whose ids these name. Segmentors write a label map of each picture, a PNG file of class numbers.
+The frames of a video are pictures in a folder of its name; drawn, they are a video again.
 """
 
 import argparse
@@ -11,18 +12,28 @@ import os
 import warnings
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 from rich.progress import track
 
 from mmhatnet import cli
 from mmhatnet.checkpoint_files import ends_with_a_sentence
-from mmhatnet.inference import build_inferencer, find_pictures, inference_parser, load_job, predict
+from mmhatnet.inference import (
+    Frame,
+    build_inferencer,
+    find_pictures,
+    inference_parser,
+    load_job,
+    predict,
+)
 
 
 def parse_args() -> argparse.Namespace:
     parser = inference_parser(__doc__)
-    parser.add_argument('images', nargs='+', help='files, folders, or patterns such as "*.jpg"')
+    parser.add_argument(
+        'images', nargs='+', help='pictures and videos: files, folders, or patterns like "*.jpg"'
+    )
     parser.add_argument('--out-dir', default='work_dirs/predictions', help='default: %(default)s')
     parser.add_argument('--batch-size', type=int, default=1, help='pictures of one size at a time')
     parser.add_argument(
@@ -94,15 +105,32 @@ def detections(sample, image: dict, categories: list[dict]) -> list[dict]:
     return results
 
 
+def append(films: dict, frame: Frame, drawn: str) -> None:
+    """Moves a drawn frame to the end of the film that is drawn of its video."""
+    picture, path = cv2.imread(drawn), f'{drawn.removesuffix(".jpg")}.mp4'
+    if frame.reader not in films:
+        code, size = cv2.VideoWriter_fourcc(*'mp4v'), picture.shape[1::-1]
+        films[frame.reader] = cv2.VideoWriter(path, code, frame.reader.fps, size)
+        if not films[frame.reader].isOpened():
+            raise SystemExit(
+                f'{path} cannot be written by OpenCV, with {frame.reader.fps} frames a second and '
+                f'{size[0]} x {size[1]} pixels: name single pictures of {frame.file}.'
+            )
+    films[frame.reader].write(picture)
+    os.remove(drawn)
+
+
 @ends_with_a_sentence()
 def main() -> None:
     args = parse_args()
     cfg = load_job(args)
     cli.require_writable('--out-dir', args.out_dir)
-    sizes = find_pictures(args.images)
+    sizes = find_pictures(args.images, videos=True)
     inferencer = build_inferencer(cfg, args.checkpoint, args.device)
     scope, classes, out_dir = cfg.default_scope, inferencer.classes, Path(args.out_dir)
-    names = dict(zip(sizes, output_names(list(sizes))))
+    file_of = {path: getattr(path, 'file', path) for path in sizes}  # a frame's is its video
+    files = list(dict.fromkeys(file_of.values()))
+    names = dict(zip(files, output_names(files)))
     if scope == 'mmdet':
         coco = coco_ids(args.ann_file, sizes, classes)
         images = dict(zip(sizes, coco['images']))
@@ -115,33 +143,41 @@ def main() -> None:
     groups = [list(paths) for _, paths in by_size]
     size = args.batch_size
     batches = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
-    predictions = {}
+    predictions, films = {}, {}
     warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
     for batch in track(batches, 'Inference'):
-        for path, sample in zip(batch, predict(inferencer, batch)):
+        pictures = [next(path.reader) if isinstance(path, Frame) else path for path in batch]
+        for path, picture, sample in zip(batch, pictures, predict(inferencer, pictures)):
             sample = sample.cpu()
-            shown = dict(draw_gt=False, out_file=str(out_dir / 'drawn' / f'{names[path]}.jpg'))
-            picture = mmcv.imread(path, channel_order='rgb')
+            name = names[file_of[path]]
+            shown = dict(draw_gt=False, out_file=str(out_dir / 'drawn' / f'{name}.jpg'))
+            picture = mmcv.bgr2rgb(mmcv.imread(picture))
             if scope == 'mmpretrain':
                 label = int(sample.pred_score.argmax())
                 found = dict(label=label, name=classes[label] if classes else None)
                 found['score'] = float(sample.pred_score[label])
                 predictions[path] = [dict(image=path, **found)]
                 inferencer.visualizer.visualize_cls(picture, sample, classes, **shown)
-                continue
-            if scope == 'mmdet':
+            elif scope == 'mmdet':
                 certain = sample.pred_instances.scores > args.score_thr
                 sample.pred_instances = sample.pred_instances[certain]
                 predictions[path] = detections(sample, images[path], coco['categories'])
                 shown['pred_score_thr'] = args.score_thr
                 inferencer.visualizer.line_width = max(min(sizes[path]) // 200, 1)
+                inferencer.visualizer.add_datasample(path, picture, sample, **shown)
             else:
                 labels = sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
-                label_map = str(out_dir / 'labels' / f'{names[path]}.png')
-                mmcv.imwrite(labels, label_map)
+                label_map = str(
+                    out_dir / 'labels' / f'{name}{path.removeprefix(file_of[path])}.png'
+                )
+                mmcv.imwrite(labels, str(label_map))
                 pixels = {classes[i]: int((labels == i).sum()) for i in np.unique(labels)}
-                predictions[path] = [dict(image=path, label_map=label_map, pixels=pixels)]
-            inferencer.visualizer.add_datasample(path, picture, sample, **shown)
+                predictions[path] = [dict(image=path, label_map=str(label_map), pixels=pixels)]
+                inferencer.visualizer.add_datasample(path, picture, sample, **shown)
+            if isinstance(path, Frame):
+                append(films, path, shown['out_file'])
+    for film in films.values():
+        film.release()
     results = [result for path in sizes for result in predictions[path]]
     (out_dir / 'predictions.json').write_text(json.dumps(results))
     if scope == 'mmdet':
