@@ -2,6 +2,7 @@
 # make test       installs everything, runs the tests
 # make test-slow  installs everything, runs longer ones: trainings (SEEDS=5: of five seeds), more configs
 # make lint       installs everything, checks style
+# make docs       installs everything and what makes a site of docs/, and makes it in site/
 # make env        installs everything, or what is missing or has changed
 # make clean      removes the virtual environment, data/toy and work_dirs/demo
 #
@@ -20,7 +21,7 @@ config := configs/toy/maskrcnn_hatnet_toy.py
 # Packages of elsewhere would come before those of the environment.
 unexport PYTHONPATH
 
-.PHONY: help env clean demo test test-slow lint toy-data
+.PHONY: help env clean demo test test-slow lint docs toy-data
 .DELETE_ON_ERROR:
 
 help:
@@ -42,6 +43,11 @@ test-slow: env
 lint: env
 	@$(python) -m ruff check
 	@$(python) -m ruff format --check
+
+docs: env
+	@$(python) -m pip install -q --disable-pip-version-check -c requirements.txt \
+	    --no-build-isolation -e '.[docs]'
+	@$(python) -m mkdocs build --strict
 
 toy-data: env
 	@$(python) tools/make_toy_data.py $(toy)

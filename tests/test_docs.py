@@ -1,12 +1,40 @@
-"""What README says of learning is what was recorded by `tools/check_goals.py --record`."""
+"""The documents' commands, taken from their text, do what they say; and so do their figures.
 
+A block of shell or Python is run as it stands, in a folder with small toy data; only trainings and
+data are made shorter, by options behind a command. Blocks of a page go on from each other. A block
+that cannot be run here says why in a comment before it, `<!-- not run: needs COCO -->`, and is
+parsed all the same: scripts exist and take these options, and configs load.
+"""
+
+import argparse
 import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from experiments import CONFIGS, TOY
+import torch
+from conftest import forget_earlier_runs
+from drawn import drawn_checkpoint
+from experiments import CONFIGS, TOY, as_text
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mmhatnet.preflight.options import merge_options
 
 ROOT = CONFIGS.parent
+PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
+BLOCK = re.compile(r'^(?:<!-- not run: (.+) -->\n)?```(.*)\n([\s\S]*?)^```$', re.MULTILINE)
+INLINE = re.compile(r'`((?:python )?tools/\w+\.(?:py|sh)(?: [^`]+)?)`')
+FROM_SHELL = re.compile(r'(\w+)=(.*\$.*)')
+RUN_BY_CI = re.findall(r'make --no-print-directory (\w+)', (ROOT / '.ci' / 'run').read_text())
 RESULTS = json.loads((ROOT / 'docs' / 'results.json').read_text())
 TITLES = dict(
     maskrcnn='Mask R-CNN', retinanet='RetinaNet', semfpn='Semantic FPN', imagenet='Classification'
@@ -14,14 +42,171 @@ TITLES = dict(
 
 
 @pytest.mark.parametrize('job', TOY)
-def test_readme_gives_what_was_reached(job: str) -> None:
+def test_what_was_reached_is_what_was_recorded(job: str) -> None:
     by_seed = [figures for _, figures in sorted(RESULTS[job].items())]
     assert len(by_seed) >= 2 and list(RESULTS[job]) == [str(seed) for seed in range(len(by_seed))]
     title = TITLES[job.partition('_')[0]]
-    lines = (ROOT / 'README.md').read_text().splitlines()
+    lines = (ROOT / 'docs' / 'evidence.md').read_text().splitlines()
     (row,) = (line for line in lines if line.startswith(f'| {title} | ') and 'seeds' in line)
     for metric, goal in Config.fromfile(TOY[job]).goals.items():
         factor = 100 if metric.startswith('coco') else 1
         assert min(figures[metric] for figures in by_seed) >= goal
         figures = ', '.join(f'{factor * figures[metric]:.1f}' for figures in by_seed)
         assert f'{figures} %' in row
+
+
+class Block(NamedTuple):
+    place: str
+    language: str
+    text: str
+    reason: str | None  # why it is not run
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    for match in BLOCK.finditer(text):
+        reason, language, body = match.groups()
+        line = text.count('\n', 0, match.start(2)) + 1
+        yield Block(f'{page.relative_to(ROOT)}:{line}', language, body, reason)
+
+
+@pytest.fixture
+def project(toy_data: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A checkout with small data, and what pages take for granted: a checkpoint and pictures."""
+    for name in ('configs', 'tools'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(toy_data / 'data', tmp_path / 'data')
+    shutil.copytree(toy_data / 'data' / 'toy' / 'coco', tmp_path / 'my_photos')
+    torch.save(drawn_checkpoint('tiny'), tmp_path / 'HAT-Net_Tiny.pth')
+    monkeypatch.chdir(tmp_path)
+    # Formatting the dumped config takes longer than training.
+    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: as_text(cfg.to_dict())))
+    return tmp_path
+
+
+def shortening(script: str, words: list[str]) -> list[str]:
+    """Options behind a command, for less data and less training."""
+    if script == 'tools/make_toy_data.py':
+        return ['--coco', '8', '4', '--ade', '8', '2', '--imagenet', '8', '2']
+    of_recipe = ['model.test_cfg.rpn.max_per_img=32']  # not of a toy config
+    for split, place in dict(train=2, val=1, test=1).items():
+        of_recipe += [f'{split}_dataloader.dataset.pipeline.{place}.scale=(96,96)']
+    if script == 'tools/predict.py' and 'toy' not in words[0]:
+        return ['--cfg-options', *of_recipe]
+    if script not in ('tools/train.py', 'tools/test.py'):
+        return []
+    cfg = Config.fromfile(words[0])
+    options = ['train_dataloader.batch_size=2', 'default_hooks.logger.interval=1']
+    for split in ('train', 'val', 'test'):
+        loader = f'{split}_dataloader'
+        options += [f'{loader}.num_workers=0', f'{loader}.persistent_workers=False']
+    options += ['default_hooks.checkpoint.save_optimizer=False']
+    if cfg.default_scope == 'mmseg':
+        options += ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
+        options += ['default_hooks.checkpoint.interval=2']
+    else:
+        options += ['train_dataloader.dataset.indices=2']
+    if cfg.default_scope == 'mmpretrain':
+        options += ['train_cfg.val_interval=12', 'default_hooks.checkpoint.interval=12']
+    if 'toy' not in words[0]:
+        options += ['train_cfg.max_epochs=1', 'model.backbone.init_cfg=None', *of_recipe]
+    return options if '--cfg-options' in words else ['--cfg-options', *options]
+
+
+def run_script(script: str, words: list[str], monkeypatch) -> None:
+    forget_earlier_runs()
+    monkeypatch.setattr(sys, 'argv', [script, *words])
+    monkeypatch.syspath_prepend(Path(script).parent)
+    try:
+        runpy.run_path(script, run_name='__main__')
+    except SystemExit as ended:
+        assert not ended.code, f'{words} ends {script}: {ended.code}'
+
+
+class Parsed(Exception):
+    """Ends a script that has read its options."""
+
+
+def require_parsable(words: list[str], monkeypatch) -> None:
+    """Checks a command as far as that is possible without running it."""
+    names = [word for word in words if word.endswith(('.py', '.sh'))]
+    if words[0] not in ('python', 'torchrun') and not names:
+        return
+    script, options = names[0], words[words.index(names[0]) + 1 :]
+    assert Path(script).is_file(), script
+    if script.endswith('.sh'):
+        return [Config.fromfile(word) for word in names[1:] if 'NAME' not in word]
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse(parser: argparse.ArgumentParser, *args, **kwargs):
+        raise Parsed(parse_args(parser, *args, **kwargs))
+
+    with monkeypatch.context() as here:
+        here.setattr(argparse.ArgumentParser, 'parse_args', parse)
+        try:
+            run_script(script, options, here)
+        except Parsed as parsed:
+            (args,) = parsed.args
+        except ImportError:  # of a tool that is not ours, as the mark says
+            assert not Path(script).resolve().is_relative_to(ROOT)
+            return
+    if config := getattr(args, 'config', None):
+        merge_options(Config.fromfile(config), getattr(args, 'cfg_options', None) or {})
+
+
+def run_shell(block: Block, monkeypatch) -> None:
+    for line in block.text.replace('\\\n', ' ').splitlines():
+        if match := FROM_SHELL.fullmatch(line):
+            name, value = match.groups()
+            command = ['bash', '-ec', f'value={value}; printf %s "$value"']
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            assert said, line
+            monkeypatch.setenv(name, said)
+            continue
+        words = shlex.split(os.path.expandvars(line), comments=True)
+        with monkeypatch.context() as here:
+            while words and re.match(r'\w+=', words[0]):
+                here.setenv(*words.pop(0).split('=', 1))
+            if block.reason and words:
+                require_parsable(words, here)
+            elif words[:1] == ['python'] and words[1].endswith('.py'):
+                options = words[2:] + shortening(words[1], words[2:])
+                run_script(words[1], options, here)
+            elif words and not (words[0] == 'make' and words[1] in RUN_BY_CI):
+                pytest.fail(f'Neither this test nor CI runs it; say why, before the block: {line}')
+
+
+def run_python(block: Block, project: Path) -> None:
+    """Runs a snippet, or builds the model of a config."""
+    forget_earlier_runs()
+    code = compile(block.text, block.place, 'exec')
+    if '_base_ =' in block.text:
+        path = project / 'inheriting.py'
+        path.write_text(block.text)
+        cfg = Config.fromfile(path)
+        if block.reason is None:
+            init_default_scope(cfg.default_scope)
+            assert any(type(m).__name__ == 'HATNet' for m in MODELS.build(cfg.model).modules())
+    elif block.reason is None:
+        exec(code, {})
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_commands_of_a_page_run(page: Path, project: Path, monkeypatch) -> None:
+    for block in blocks(page):
+        assert block.language in ('python', 'shell', 'text'), f'{block.place}: {block.language}'
+        try:
+            if block.language == 'shell':
+                run_shell(block, monkeypatch)
+            elif block.language == 'python':
+                run_python(block, project)
+        except Exception as error:
+            error.add_note(f'in the block of {block.place}')
+            raise
+    # Commands in sentences and tables are parsed, those with words for something as far as it goes.
+    for command in INLINE.findall(page.read_text()):
+        words = shlex.split(command)
+        (script,) = re.findall(r'tools/\w+\.\w+', command)
+        assert Path(script).is_file(), command
+        if words[0] == 'python' and not re.search(r'[A-Z]{3}|config\.py', command):
+            require_parsable(words, monkeypatch)
