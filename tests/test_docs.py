@@ -31,6 +31,7 @@ from mmhatnet.preflight.options import merge_options
 
 ROOT = CONFIGS.parent
 PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
+SLOW = ('openmmlab_tools',)
 BLOCK = re.compile(r'^(?:<!-- not run: (.+) -->\n)?```(.*)\n([\s\S]*?)^```$', re.MULTILINE)
 INLINE = re.compile(r'`((?:python )?tools/\w+\.(?:py|sh)(?: [^`]+)?)`')
 FROM_SHELL = re.compile(r'(\w+)=(.*\$.*)')
@@ -191,7 +192,10 @@ def run_python(block: Block, project: Path) -> None:
         exec(code, {})
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    'page',
+    [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem in SLOW)) for p in PAGES],
+)
 def test_commands_of_a_page_run(page: Path, project: Path, monkeypatch) -> None:
     for block in blocks(page):
         assert block.language in ('python', 'shell', 'text'), f'{block.place}: {block.language}'
