@@ -89,7 +89,8 @@ def shortening(script: str, words: list[str]) -> list[str]:
     """Options behind a command, for less data and less training."""
     if script == 'tools/make_toy_data.py':
         return ['--coco', '8', '4', '--ade', '8', '2', '--imagenet', '8', '2']
-    of_recipe = ['model.test_cfg.rpn.max_per_img=32']  # not of a toy config
+    of_recipe = [f'model.test_cfg.{part}.max_per_img=8' for part in ('rpn', 'rcnn')]
+    of_recipe += ['model.train_cfg.rcnn.sampler.num=32']
     for split, place in dict(train=2, val=1, test=1).items():
         of_recipe += [f'{split}_dataloader.dataset.pipeline.{place}.scale=(96,96)']
     if script == 'tools/predict.py' and 'toy' not in words[0]:
