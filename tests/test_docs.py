@@ -34,7 +34,7 @@ PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
 SLOW = ('openmmlab_tools',)
 BLOCK = re.compile(r'^(?:<!-- not run: (.+) -->\n)?```(.*)\n([\s\S]*?)^```$', re.MULTILINE)
 INLINE = re.compile(r'`((?:python )?tools/\w+\.(?:py|sh)(?: [^`]+)?)`')
-FROM_SHELL = re.compile(r'(\w+)=(.*\$.*)')
+FROM_SHELL = re.compile(r'(\w+)=(\$\(.*\)\S*|\S*\$\S+)')
 RUN_BY_CI = re.findall(r'make --no-print-directory (\w+)', (ROOT / '.ci' / 'run').read_text())
 RESULTS = json.loads((ROOT / 'docs' / 'results.json').read_text())
 TITLES = dict(
