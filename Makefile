@@ -44,10 +44,11 @@ lint: env
 	@$(python) -m ruff check
 	@$(python) -m ruff format --check
 
+# Ruff, which formats signatures, is looked for in PATH.
 docs: env
 	@$(python) -m pip install -q --disable-pip-version-check -c requirements.txt \
 	    --no-build-isolation -e '.[docs]'
-	@$(python) -m mkdocs build --strict
+	@PATH='$(abspath $(VENV))/bin':"$$PATH" $(python) -m mkdocs build --strict
 
 toy-data: env
 	@$(python) tools/make_toy_data.py $(toy)

@@ -11,7 +11,7 @@ class DropoutLinearClsHead(LinearClsHead):
 
     Args:
         dropout_rate (float): Probability of dropping a channel in training. Defaults to 0.2.
-        kwargs: Those of MMPretrain's LinearClsHead.
+        **kwargs (object): Those of MMPretrain's LinearClsHead.
     """
 
     def __init__(self, *args, dropout_rate: float = 0.2, **kwargs) -> None:
