@@ -132,7 +132,7 @@ class Parsed(Exception):
 def require_parsable(words: list[str], monkeypatch) -> None:
     """Checks a command as far as that is possible without running it."""
     names = [word for word in words if word.endswith(('.py', '.sh'))]
-    if words[0] not in ('python', 'torchrun') and not names:
+    if not names or words[1] in ('-c', '-m'):
         return
     script, options = names[0], words[words.index(names[0]) + 1 :]
     assert Path(script).is_file(), script
