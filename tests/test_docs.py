@@ -152,7 +152,8 @@ def require_parsable(words: list[str], monkeypatch) -> None:
         except ImportError:  # of a tool that is not ours, as the mark says
             assert not Path(script).resolve().is_relative_to(ROOT)
             return
-    if config := getattr(args, 'config', None):
+    config = getattr(args, 'config', None)
+    if config and config != 'CONFIG':
         merge_options(Config.fromfile(config), getattr(args, 'cfg_options', None) or {})
 
 
