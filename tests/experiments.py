@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmhatnet.backbones.archs import resolve_arch
+from mmhatnet import HATNet
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 FILES = sorted(CONFIGS.rglob('*.py'))
@@ -54,7 +54,7 @@ def made_small(cfg: Config, toy: bool) -> str:
     factor = 1 if toy else SHRINKING[scope]
     backbone = model['backbone']
     backbone['init_cfg'] = None
-    backbone['arch'] = dict(resolve_arch(backbone['arch']), depths=(1, 1, 1, 1))
+    backbone['arch'] = dict(HATNet.resolve_arch(backbone['arch']), depths=(1, 1, 1, 1))
     cfg['model'] = limited(model)
     for name in ('data_preprocessor', 'test_cfg'):
         if model.get(name):

@@ -7,7 +7,7 @@ from experiments import as_text
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmhatnet.backbones.archs import resolve_arch
+from mmhatnet import HATNet
 
 TOY = Path(__file__).parents[1] / 'configs' / 'toy'
 
@@ -17,7 +17,7 @@ def random_job(
 ) -> tuple[Path, Path]:
     """The config and a checkpoint of a toy job, with one block a stage or another backbone."""
     cfg = Config.fromfile(TOY / f'{job}_hatnet_toy.py').to_dict()
-    cfg['model']['backbone']['arch'] = dict(resolve_arch('tiny'), depths=(1, 1, 1, 1))
+    cfg['model']['backbone']['arch'] = dict(HATNet.resolve_arch('tiny'), depths=(1, 1, 1, 1))
     if backbone is not None:
         cfg['model']['backbone'] = backbone
         cfg['model']['head']['in_channels'] = in_channels

@@ -459,7 +459,10 @@ def test_convert_classifier(convert, published, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ('content', 'message'),
-    [(None, 'There is no checkpoint'), ({'a': torch.ones(1)}, 'holds no HAT-Net weights')],
+    [
+        (None, 'There is no checkpoint'),
+        ({'a': torch.ones(1)}, 'holds not all weights of any variant of HAT-Net'),
+    ],
 )
 def test_convert_refuses_with_a_sentence(convert, content, message, tmp_path) -> None:
     if content:

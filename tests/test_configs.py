@@ -21,7 +21,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch.nn import GroupNorm
 
-from mmhatnet.backbones.archs import ARCHS
+from mmhatnet import HATNet
 from mmhatnet.preflight.configs import require_channels, require_complete, require_known_settings
 
 JOBS = ('maskrcnn', 'retinanet', 'semfpn', 'imagenet')
@@ -96,7 +96,7 @@ def test_nothing_is_found_wrong_with_it(cfg: Config) -> None:
 def test_backbone_is_the_variant(path: Path, cfg: Config, model) -> None:
     arch = cfg.model.backbone.arch
     parameters = sum(parameter.numel() for parameter in model.backbone.parameters())
-    classifier = 1000 * (ARCHS[arch]['embed_dims'][-1] + 1)
+    classifier = 1000 * (HATNet.ARCHS[arch]['embed_dims'][-1] + 1)
     assert round((parameters + classifier) / 1e6, 1) == PUBLISHED_PARAMETERS[arch]
 
     listed = METAFILE[f'configs/{identify(path)}.py']['Metadata']

@@ -9,13 +9,12 @@ from drawn import drawn_checkpoint, drawn_image
 from experiments import rest_slow
 
 from mmhatnet import HATNet
-from mmhatnet.backbones.archs import ARCHS
 
 GOLDEN = np.load(Path(__file__).parent / 'data' / 'golden_features.npz')
 IMAGE_SIZES = ['2x3x224x224', '1x3x448x224', '1x3x200x304', '1x3x65x97', '1x3x32x32']
 
 
-@pytest.mark.parametrize('arch', rest_slow(ARCHS, 'tiny', 'medium'))
+@pytest.mark.parametrize('arch', rest_slow(HATNet.ARCHS, 'tiny', 'medium'))
 def test_features_agree_with_golden_figures(arch: str) -> None:
     model = HATNet(arch).eval()
     model.load_state_dict(drawn_checkpoint(arch, num_classes=0))

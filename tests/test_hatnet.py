@@ -10,7 +10,6 @@ from torch import nn
 
 from mmhatnet import HATNet
 from mmhatnet.backbones import hatnet
-from mmhatnet.backbones.archs import ARCHS
 from mmhatnet.backbones.hatnet_literal import LiteralHATNet
 
 # Small enough for seconds, with every kind of piece: windows that cut, both kinds of attention,
@@ -37,7 +36,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float)
     assert deviation < tolerance, f'{deviation:.1e} of the spread'
 
 
-@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('arch', HATNet.ARCHS)
 def test_every_variant_trains_and_all_parameters_get_gradients(arch: str) -> None:
     model = HATNet(arch, drop_path_rate=0.0)
     model.init_weights()

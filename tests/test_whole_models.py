@@ -129,8 +129,10 @@ def learned(job: Job, model: nn.Module) -> dict[str, Tensor]:
     total.backward()
     gradients = {name: p.grad for name, p in bare.named_parameters() if '.proj_norm.' not in name}
     assert all(gradient is not None for gradient in gradients.values())
-    to_native_keys(gradients, 'backbone.')
-    return tensors_of(losses) | {f'gradient of {name}': g for name, g in gradients.items()}
+    to_native_keys(gradients, hatnet.HATNet.CHECKPOINT, {}, 'backbone.')
+    # A linear layer may be a 1x1 convolution there.
+    gradients = {f'gradient of {name}': g.squeeze() for name, g in gradients.items()}
+    return tensors_of(losses) | gradients
 
 
 @torch.no_grad()

@@ -1,16 +1,19 @@
-"""Writes a published HAT-Net checkpoint with this package's key names.
+"""Writes a published checkpoint of any of the networks with this package's key names.
 
 There is no need for it: the backbone reads published checkpoints as they are. It is for those who
-want a file of weights alone, or one for the whole classifier of configs/imagenet_hatnet.py.
+want a file of weights alone, or one for the whole classifier of its configs/**/imagenet_*.py.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
 
-from mmhatnet.backbones.checkpoint import lift_backbone, to_native_keys
-from mmhatnet.checkpoint_files import ends_with_a_sentence, read_checkpoint
+import mmhatnet  # noqa: F401  defines the networks
+from mmhatnet.backbones.base import Backbone
+from mmhatnet.backbones.checkpoint import lift_backbone
+from mmhatnet.checkpoint_files import CheckpointError, ends_with_a_sentence, read_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,26 +28,49 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def identify(weights: dict) -> tuple[Backbone, dict] | None:
+    """The named variant with all whose tensors a checkpoint agrees, loaded, and what it lies in."""
+    for network in Backbone.__subclasses__():
+        lifted = dict(weights)
+        lift_backbone(lifted, network.CHECKPOINT)
+        for arch in network.ARCHS:
+            with torch.device('meta'):
+                backbone = network(arch)
+            try:
+                if not backbone.load_state_dict(lifted, strict=False, assign=True).missing_keys:
+                    return backbone, lifted
+            except CheckpointError:  # of another variant
+                continue
+    return None
+
+
 @ends_with_a_sentence()
 def main() -> None:
     args = parse_args()
-    weights = dict(read_checkpoint(args.src))
-    lift_backbone(weights)
-    to_native_keys(weights)
-    backbone = {k: v for k, v in weights.items() if k.startswith(('stem.', 'stages.'))}
-    head = {k: v for k, v in weights.items() if k.startswith('classifier.1.')}
-    if not backbone:
+    content = dict(read_checkpoint(args.src))
+    found = identify(content)
+    if not found:
+        networks = ', '.join(network.CHECKPOINT.network for network in Backbone.__subclasses__())
         raise SystemExit(
-            f'{args.src} holds no HAT-Net weights: its first keys are {[*weights][:3]}'
+            f'{args.src} holds not all weights of any variant of {networks}: its first keys are '
+            f'{[*content][:3]}'
         )
+    backbone, lifted = found
+    weights = backbone.state_dict()
     if args.classifier:
+        head = {}
+        for pattern, replacement in backbone.CHECKPOINT.head:
+            head |= {
+                re.sub(pattern, replacement, key): value
+                for key, value in lifted.items()
+                if re.match(pattern, key)
+            }
         if not head:
             raise SystemExit(f'{args.src} holds no classifier: convert it without --classifier.')
-        backbone = {f'backbone.{key}': value for key, value in backbone.items()}
-        backbone |= {k.replace('classifier.1.', 'head.fc.'): v for k, v in head.items()}
+        weights = {f'backbone.{key}': value for key, value in weights.items()} | head
     Path(args.dst).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({'state_dict': backbone}, args.dst)
-    print(f'{len(backbone)} tensors written to {args.dst}')
+    torch.save({'state_dict': weights}, args.dst)
+    print(f'{len(weights)} tensors written to {args.dst}')
 
 
 if __name__ == '__main__':

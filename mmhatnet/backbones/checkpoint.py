@@ -1,42 +1,47 @@
-"""The tensors of a HAT-Net checkpoint: where in it they are, their names, and other variants."""
+"""The tensors of a checkpoint: where in it they are, their names, and other networks and variants.
+
+Every network has its features' weights under ``stem`` and ``stages`` and tells with ``Published``
+how its authors name them.
+"""
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from mmhatnet.backbones.archs import ARCHS, resolve_arch
 from mmhatnet.checkpoint_files import CheckpointError
 
-# A published name (without prefix) becomes ours by all of these substitutions in turn.
-PUBLISHED_TO_NATIVE = [
-    (r'^patch_embed\.0\.', r'stem.conv1.'),
-    (r'^patch_embed\.1\.', r'stem.norm.'),
-    (r'^patch_embed\.3\.', r'stem.conv2.'),
-    (r'^ds2\.', r'stages.1.downsample.'),
-    (r'^ds3\.', r'stages.2.downsample.'),
-    (r'^ds4\.', r'stages.3.downsample.'),
-    (r'^blocks\.(\d+)\.(\d+)\.', r'stages.\1.blocks.\2.'),
-    (r'\.attn\.grid_norm\.', r'.attn.global_norm.'),
-    (r'\.attn\.q\.', r'.attn.global_q.'),
-    (r'\.attn\.ds_norm\.', r'.attn.pooled_norm.'),
-    (r'\.attn\.kv\.', r'.attn.pooled_kv.'),
-    (r'\.conv\.conv1\.0\.', r'.mlp.norm.'),
-    (r'\.conv\.conv1\.1\.', r'.mlp.expand.'),
-    (r'\.conv\.conv2\.0\.', r'.mlp.depthwise.'),
-    (r'\.conv\.conv3\.0\.', r'.mlp.project.'),
-    (r'\.conv\.conv3\.1\.', r'.mlp.out_norm.'),
-]
-PUBLISHED_KEY = re.compile(r'(patch_embed|ds[234]|blocks\.\d+\.\d+)\.')
-BACKBONE_KEY = re.compile(
-    r'(?P<prefix>(.*?\.)?)'
-    r'(stem\.(conv1|norm|conv2)|stages\.\d+\.(downsample|blocks\.\d+)'
-    r'|patch_embed\.\d|ds[234]\.\d|blocks\.\d+\.\d+)\.'
-)
+if TYPE_CHECKING:
+    from mmhatnet.backbones.base import Backbone
 
 
-def lift_backbone(state_dict: dict) -> None:
+@dataclass(frozen=True)
+class Published:
+    """How the authors of a network name its tensors.
+
+    Attributes:
+        network (str): The network, as messages call it.
+        keys (str): Regular expression for the beginning of a published key of the backbone's part.
+        renamings (Sequence[tuple[str, str]]): Regular expressions and their replacements. By all
+            of them in turn a published key becomes this package's; they leave its own keys alone.
+        unused (str): Regular expression for keys that are skipped: constants, or tensors whose
+            output the published network uses nowhere. Defaults to none.
+        head (Sequence[tuple[str, str]]): Regular expressions for the published keys of the
+            classifier, and what takes their place in a classifier of MMPretrain.
+    """
+
+    network: str
+    keys: str
+    renamings: Sequence[tuple[str, str]]
+    unused: str = r'(?!)'
+    head: Sequence[tuple[str, str]] = ((r'^head\.', 'head.fc.'),)
+
+
+def lift_backbone(state_dict: dict, published: Published) -> None:
     """Brings the tensors of a backbone to the top of a checkpoint, in place.
 
     They may be nested, as under ``state_dict``, ``model`` or ``model_ema``, and have a prefix, as
@@ -46,8 +51,12 @@ def lift_backbone(state_dict: dict) -> None:
 
     Args:
         state_dict (dict): Tensors by key, or a checkpoint that holds such a dict.
+        published (Published): The names that they may have beside this package's.
     """
-    found = [(_prefixes(weights), weights) for weights in _state_dicts(state_dict)]
+    key = re.compile(
+        rf'(?P<prefix>(.*?\.)?)(stem\.|stages\.\d+\.(downsample|blocks\.\d+)\.|{published.keys})'
+    )
+    found = [(_prefixes(weights, key), weights) for weights in _state_dicts(state_dict)]
     prefixes, weights = next(((p, w) for p, w in found if p), (None, state_dict))
     if prefixes is None or (weights is state_dict and '' in prefixes):
         return
@@ -65,52 +74,62 @@ def _state_dicts(content: Mapping) -> Iterator[Mapping]:
             yield from _state_dicts(content[key])
 
 
-def _prefixes(weights: Mapping) -> Counter:
+def _prefixes(weights: Mapping, key: re.Pattern) -> Counter:
     """How many tensors of a backbone there are after each prefix."""
-    tensors = (str(key) for key, value in weights.items() if isinstance(value, Tensor))
-    return Counter(key['prefix'] for key in map(BACKBONE_KEY.match, tensors) if key)
+    tensors = (str(name) for name, value in weights.items() if isinstance(value, Tensor))
+    return Counter(match['prefix'] for match in map(key.match, tensors) if match)
 
 
-def to_native_keys(state_dict: dict, prefix: str = '') -> None:
+def to_native_keys(
+    state_dict: dict, published: Published, expected: Mapping[str, Tensor], prefix: str = ''
+) -> None:
     """Renames the published tensors of a state dict to this package's names, in place.
 
-    Published 1x1 convolutions lose their two spatial dimensions, because they are linear layers
-    here. ``proj_norm`` is dropped: the published network stores it and uses its output nowhere.
-    Everything else, native names above all, stays as it is.
+    Dimensions of size one are added and removed as the backbone has them: a published 1x1
+    convolution may be a linear layer here. Native names and everything else stay as they are.
 
     Args:
         state_dict (dict): Tensors by key.
+        published (Published): The names that they may have.
+        expected (Mapping): The backbone's own state dict.
         prefix (str): Only the keys that start with it are the backbone's. Defaults to ''.
     """
     for key in list(state_dict):
         name = key.removeprefix(prefix)
-        if not (key.startswith(prefix) and PUBLISHED_KEY.match(name)):
+        if not (key.startswith(prefix) and re.match(published.keys, name)):
             continue
         tensor = state_dict.pop(key)
-        if '.attn.proj_norm.' in name:
+        if re.search(published.unused, name):
             continue
-        for pattern, replacement in PUBLISHED_TO_NATIVE:
+        for pattern, replacement in published.renamings:
             name = re.sub(pattern, replacement, name)
-        # The depthwise convolution of a custom architecture may be 1x1 and stays a convolution.
-        if tensor.shape[2:] == (1, 1) and '.depthwise.' not in name:
-            tensor = tensor.flatten(1)
+        if name in expected and _sizes(tensor) == _sizes(expected[name]):
+            tensor = tensor.reshape(expected[name].shape)
         state_dict[prefix + name] = tensor
 
 
-def check_architecture(state_dict: Mapping, prefix: str, expected: Mapping[str, Tensor]) -> None:
-    """Refuses the weights of another HAT-Net before any of them is loaded.
+def _sizes(tensor: Tensor) -> list[int]:
+    """Its shape, whatever dimensions of size one it has."""
+    return [size for size in tensor.shape if size > 1]
 
-    Missing and additional tensors are not its concern, a whole stage of them included: MMEngine
-    reports these.
+
+def check_architecture(
+    state_dict: Mapping, prefix: str, network: type['Backbone'], expected: Mapping[str, Tensor]
+) -> None:
+    """Refuses the weights of another network or variant before any of them is loaded.
+
+    Single missing and additional tensors are not its concern, nor is a whole stage of them:
+    MMEngine reports these.
 
     Args:
         state_dict (Mapping): Tensors by native key.
         prefix (str): Only the keys that start with it are the backbone's.
+        network (type[Backbone]): The backbone's class.
         expected (Mapping): The backbone's own state dict.
 
     Raises:
-        CheckpointError: If a tensor has another shape than the backbone's, or a stage another
-            number of blocks.
+        CheckpointError: If a tensor has another shape than the backbone's, or the blocks of a stage
+            are another number or have other tensors.
     """
     given = {
         key.removeprefix(prefix): value
@@ -118,20 +137,29 @@ def check_architecture(state_dict: Mapping, prefix: str, expected: Mapping[str, 
         if key.startswith(prefix) and isinstance(value, Tensor)
     }
     given_depths, expected_depths = _depths(given), _depths(expected)
+    given_parts, expected_parts = _parts(given), _parts(expected)
+    stages = [stage for stage in given_depths if stage in expected_depths]
     differing = [
-        f'stage {stage} has {depth} blocks instead of {expected_depths[stage]}'
-        for stage, depth in given_depths.items()
-        if depth != expected_depths.get(stage, depth)
-    ] + [
+        f'stage {stage} has {given_depths[stage]} blocks instead of {expected_depths[stage]}'
+        for stage in stages
+        if given_depths[stage] != expected_depths[stage]
+    ]
+    for stage in stages:
+        additional = given_parts[stage] - expected_parts[stage]
+        lacking = expected_parts[stage] - given_parts[stage]
+        differing += [f'the blocks of stage {stage} have {part}' for part in sorted(additional)]
+        differing += [f'the blocks of stage {stage} lack {part}' for part in sorted(lacking)]
+    differing += [
         f'{key} has the shape {tuple(given[key].shape)} instead of {tuple(value.shape)}'
         for key, value in expected.items()
         if key in given and given[key].shape != value.shape
     ]
     if differing:
         raise CheckpointError(
-            f'The checkpoint holds {_describe(given)}, but the backbone is {_describe(expected)}: '
-            f'{differing[0]} ({len(differing)} differences). Build the backbone with the arch and '
-            'in_channels of the checkpoint, or load the checkpoint of this variant.'
+            f'The checkpoint holds {_describe(given, network)}, but the backbone is '
+            f'{_describe(expected, network)}: {differing[0]} ({len(differing)} differences). Build '
+            'the backbone with the arch and in_channels of the checkpoint, or load the checkpoint '
+            'of this variant.'
         )
 
 
@@ -142,17 +170,26 @@ def _depths(state_dict: Mapping) -> dict[int, int]:
     return dict(sorted(Counter(blocks.values()).items()))
 
 
-def _describe(state_dict: Mapping) -> str:
-    depths = _depths(state_dict)
-    depthwise = [state_dict.get(f'stages.{s}.blocks.0.mlp.depthwise.weight') for s in depths]
-    project = [state_dict.get(f'stages.{s}.blocks.0.mlp.project.weight') for s in depths]
-    settings = dict(
-        embed_dims=tuple(len(weight) for weight in project if weight is not None),
-        depths=tuple(depths.values()),
-        kernel_sizes=tuple(weight.shape[-1] for weight in depthwise if weight is not None),
-    )
-    for name in ARCHS:
-        arch = resolve_arch(name)
-        if all(arch[key][: len(value)] == value for key, value in settings.items()):
-            return f'HAT-Net {name!r}'
-    return f'a custom HAT-Net ({settings})'
+def _parts(state_dict: Mapping) -> dict[int, set[str]]:
+    """What the blocks of each stage consist of; counters of batches are in newer files alone."""
+    parts = {}
+    for key in state_dict:
+        block = re.match(r'stages\.(\d+)\.blocks\.\d+\.(.*)', key)
+        if block and not key.endswith('.num_batches_tracked'):
+            parts.setdefault(int(block[1]), set()).add(block[2])
+    return parts
+
+
+def _describe(state_dict: Mapping, network: type['Backbone']) -> str:
+    """The variant whose blocks these are."""
+    given = {key: _sizes(value) for key, value in state_dict.items() if '.blocks.' in key}
+    depths = _depths(given)
+    for arch in network.ARCHS:
+        with torch.device('meta'):
+            variant = network(arch).state_dict()
+        blocks = {key: _sizes(value) for key, value in variant.items()}
+        if depths.items() <= _depths(blocks).items() and all(
+            blocks.get(key) == sizes for key, sizes in given.items()
+        ):
+            return f'{network.CHECKPOINT.network} {arch!r}'
+    return f'no variant of {network.CHECKPOINT.network} that has a name'

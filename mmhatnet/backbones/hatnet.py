@@ -18,16 +18,14 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all_modules
 from torch.utils.checkpoint import checkpoint
 
-from mmhatnet.backbones.archs import resolve_arch
-from mmhatnet.backbones.checkpoint import check_architecture, lift_backbone, to_native_keys
-from mmhatnet.checkpoint_files import CheckpointError, load_weights_only
+from mmhatnet.backbones.base import Backbone, check_rate
+from mmhatnet.backbones.checkpoint import Published
+from mmhatnet.backbones.layers import DropPath, multi_head_attention
 
 # Where larger tensors come from fresh memory, which the system has to clear page by page, a CPU
 # waits for that longer than for the arithmetic: glibc gives out memory again up to about this size.
@@ -72,24 +70,6 @@ def pointwise(linear: nn.Module, x: Tensor) -> Tensor:
     return linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): drops the whole branch of some images of a batch."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, ...) to (N, ...)."""
-        if self.rate == 0 or not self.training:
-            return x
-        keep = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)
-
-    def extra_repr(self) -> str:
-        return f'rate={self.rate:.3f}'
-
-
 class Stem(nn.Module):
     """Two convolutions with stride 2: (N, C_in, H, W) to (N, C, ceil(H / 4), ceil(W / 4))."""
 
@@ -113,18 +93,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
-
-
-def multi_head_attention(
-    q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None = None
-) -> Tensor:
-    """Softmax attention of (B, L, C) queries over (B, M, C) keys and values.
-
-    Heads are consecutive runs of ``head_dim`` channels. ``mask`` (B, 1, 1, M) is true where a key
-    is attended to. Returns (B, L, C).
-    """
-    q, k, v = (t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 class PlainAttention(nn.Module):
@@ -423,7 +391,7 @@ def nothing_notices(model: nn.Module, x: Tensor) -> bool:
 
 
 @MODELS.register_module()
-class HATNet(BaseModule):
+class HATNet(Backbone):
     """HAT-Net as a backbone with one feature per stage, of strides 4, 8, 16 and 32.
 
     A drop-in for any detector, segmentor or classifier of MMDetection, MMSegmentation and
@@ -477,6 +445,49 @@ class HATNet(BaseModule):
         (1, 384, 7, 10)
     """
 
+    # Paper, table 1.
+    ARCHS = {
+        'tiny': dict(embed_dims=(48, 96, 240, 384), head_dim=48, depths=(2, 2, 6, 3)),
+        'small': dict(embed_dims=(64, 128, 320, 512), head_dim=64, depths=(2, 3, 8, 3)),
+        'medium': dict(
+            embed_dims=(64, 128, 320, 512),
+            head_dim=64,
+            depths=(3, 6, 18, 3),
+            kernel_sizes=(5, 3, 5, 3),
+        ),
+        'large': dict(embed_dims=(64, 128, 320, 640), head_dim=64, depths=(3, 8, 27, 3)),
+    }
+    ARCH_DEFAULTS = dict(
+        kernel_sizes=(3, 3, 3, 3),
+        mlp_ratios=(8, 8, 4, 4),
+        windows=(8, 7, 7, None),
+        poolings=(8, 4, 2, None),
+    )
+    CHECKPOINT = Published(
+        network='HAT-Net',
+        keys=r'(patch_embed\.\d|ds[234]|blocks\.\d+\.\d+)\.',
+        renamings=[
+            (r'^patch_embed\.0\.', r'stem.conv1.'),
+            (r'^patch_embed\.1\.', r'stem.norm.'),
+            (r'^patch_embed\.3\.', r'stem.conv2.'),
+            (r'^ds2\.', r'stages.1.downsample.'),
+            (r'^ds3\.', r'stages.2.downsample.'),
+            (r'^ds4\.', r'stages.3.downsample.'),
+            (r'^blocks\.(\d+)\.(\d+)\.', r'stages.\1.blocks.\2.'),
+            (r'\.attn\.grid_norm\.', r'.attn.global_norm.'),
+            (r'\.attn\.q\.', r'.attn.global_q.'),
+            (r'\.attn\.ds_norm\.', r'.attn.pooled_norm.'),
+            (r'\.attn\.kv\.', r'.attn.pooled_kv.'),
+            (r'\.conv\.conv1\.0\.', r'.mlp.norm.'),
+            (r'\.conv\.conv1\.1\.', r'.mlp.expand.'),
+            (r'\.conv\.conv2\.0\.', r'.mlp.depthwise.'),
+            (r'\.conv\.conv3\.0\.', r'.mlp.project.'),
+            (r'\.conv\.conv3\.1\.', r'.mlp.out_norm.'),
+        ],
+        unused=r'\.attn\.proj_norm\.',
+        head=[(r'^classifier\.1\.', 'head.fc.')],
+    )
+
     def __init__(
         self,
         arch: str | dict = 'small',
@@ -494,30 +505,13 @@ class HATNet(BaseModule):
                 dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0),
                 dict(type='Constant', layer='GroupNorm', val=1.0, bias=0.0),
             ]
-        super().__init__(init_cfg)
-        settings = resolve_arch(arch)
-        self.embed_dims = settings['embed_dims']
-        num_stages = len(self.embed_dims)
-        stages = range(num_stages)
-        if (
-            not isinstance(out_indices, Sequence)
-            or not out_indices
-            or not set(out_indices) <= set(stages)
-        ):
-            raise ValueError(f'out_indices={out_indices} must name stages of 0 to {num_stages - 1}')
-        if frozen_stages not in range(-1, num_stages + 1):
-            raise ValueError(f'frozen_stages={frozen_stages} must be from -1 to {num_stages}')
-        for name, rate in dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate).items():
-            if not 0 <= rate < 1:
-                raise ValueError(f'{name}={rate} must be at least 0 and less than 1')
-        self.in_channels = in_channels
-        self.out_indices = tuple(out_indices)
-        self.out_channels = tuple(self.embed_dims[index] for index in self.out_indices)
-        self.out_strides = tuple(4 * 2**index for index in self.out_indices)
-        self.frozen_stages = frozen_stages
-
-        total_depth = sum(settings['depths'])
-        drop_path_rates = torch.linspace(0, drop_path_rate, total_depth, device='cpu').tolist()
+        settings = self.resolve_arch(arch)
+        super().__init__(
+            *(settings, in_channels, out_indices, drop_path_rate, frozen_stages),
+            norm_eval=False,
+            init_cfg=init_cfg,
+        )
+        check_rate('drop_rate', drop_rate)
         self.stem = Stem(in_channels, self.embed_dims[0])
         self.stages = nn.ModuleList()
         for index in range(max(self.out_indices) + 1):
@@ -533,7 +527,7 @@ class HATNet(BaseModule):
                         recompute_mlp,
                     ),
                     drop_rate,
-                    drop_path_rates[first_block + block],
+                    self.drop_path_rates[first_block + block],
                 )
                 for block in range(settings['depths'][index])
             ]
@@ -542,6 +536,30 @@ class HATNet(BaseModule):
             )
             self.stages.append(Stage(downsample, blocks, with_cp))
         self._freeze_stages()
+
+    @classmethod
+    def resolve_arch(cls, arch: str | dict) -> dict:
+        """Returns the complete settings of a named or custom architecture.
+
+        Raises:
+            ValueError: As for every backbone, and if a head does not divide a stage's channels, or
+                one of a stage's window and pooling is None and the other is not.
+        """
+        settings = super().resolve_arch(arch)
+        head_dim = settings['head_dim']
+        indivisible = [dim for dim in settings['embed_dims'] if dim % head_dim]
+        if indivisible:
+            raise ValueError(f'embed_dims {indivisible} cannot be divided by head_dim={head_dim}')
+        half_given = [
+            stage
+            for stage in range(len(settings['depths']))
+            if (settings['windows'][stage] is None) != (settings['poolings'][stage] is None)
+        ]
+        if half_given:
+            raise ValueError(
+                f'stages {half_given}: windows and poolings are None together or not at all'
+            )
+        return settings
 
     @staticmethod
     def _build_attention(settings: dict, stage: int) -> nn.Module:
@@ -566,10 +584,7 @@ class HATNet(BaseModule):
         Raises:
             ValueError: If the input has another number of dimensions or channels.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'HATNet takes images (N, {self.in_channels}, H, W), not {tuple(x.shape)}'
-            )
+        self.check_input(x)
         unnoticed = dict(unnoticed=True) if nothing_notices(self, x) else {}
         features = {}
         # Channels-last, in words that function transforms understand.
@@ -579,78 +594,3 @@ class HATNet(BaseModule):
             if index in self.out_indices:
                 features[index] = x.contiguous()
         return tuple(features[index] for index in self.out_indices)
-
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Tells the layer of a parameter, for layer-wise decay of the learning rate.
-
-        Args:
-            param_name (str): Name of a parameter of the model that holds the backbone.
-            prefix (str): What the names of the backbone's parameters start with there.
-
-        Returns:
-            tuple[int, int]: The layer and the number of layers. The stem is layer 0, each block is
-            one, with the downsampling that follows it, and the rest of the model is the last one.
-        """
-        depths = [len(stage.blocks) for stage in self.stages]
-        num_layers = sum(depths) + 2
-        if not param_name.startswith(prefix):
-            return num_layers - 1, num_layers
-        module, *path = param_name.removeprefix(prefix).split('.')
-        if module == 'stem':
-            return 0, num_layers
-        stage, part, index = int(path[0]), path[1], path[2]
-        block = int(index) + 1 if part == 'blocks' else 0
-        return sum(depths[:stage]) + block, num_layers
-
-    def train(self, mode: bool = True) -> 'HATNet':
-        """Sets the training mode, in which the frozen stages stay in evaluation mode."""
-        super().train(mode)
-        self._freeze_stages()
-        return self
-
-    def _freeze_stages(self) -> None:
-        if self.frozen_stages >= 0:
-            for module in (self.stem, *self.stages[: self.frozen_stages]):
-                module.eval()
-                module.requires_grad_(False)
-
-    def init_weights(self) -> None:
-        """Initialises as ``init_cfg`` says. A checkpoint is read without executing its content.
-
-        Raises:
-            CheckpointError: If the checkpoint cannot be used, or no tensor of it is the backbone's.
-        """
-        self._loaded = None
-        try:
-            with load_weights_only():
-                super().init_weights()
-        except AssertionError as error:  # MMEngine's, about the prefix that init_cfg names
-            raise CheckpointError(
-                f'{self.init_cfg}: {error}; leave the prefix out, and the backbone is found.'
-            ) from error
-        if self._loaded is not None:
-            print_log(self.require_loaded(), logger='current')
-
-    def require_loaded(self) -> str:
-        """Tells how much of the checkpoint that ``init_cfg`` names was the backbone's.
-
-        Raises:
-            CheckpointError: If nothing was.
-        """
-        found = f'{self._loaded} of {len(self.state_dict())} tensors of the backbone are in'
-        if not self._loaded:
-            raise CheckpointError(
-                f'{found} the checkpoint of {self.init_cfg}: name one of a HAT-Net, whose prefix '
-                'is found without being named, or start from random weights with init_cfg=None.'
-            )
-        return f'{found} the checkpoint of {self.init_cfg}'
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        if not prefix:
-            lift_backbone(state_dict)
-        to_native_keys(state_dict, prefix)
-        expected = self.state_dict()
-        self._loaded = sum(prefix + name in state_dict for name in expected)
-        if self._loaded:
-            check_architecture(state_dict, prefix, expected)
-        super()._load_from_state_dict(state_dict, prefix, *args)

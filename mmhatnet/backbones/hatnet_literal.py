@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmhatnet.backbones.archs import resolve_arch
+from mmhatnet.backbones.hatnet import HATNet
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -154,7 +154,7 @@ class LiteralHATNet(nn.Module):
     ) -> None:
         super().__init__()
         self.out_indices = out_indices
-        settings = resolve_arch(arch)
+        settings = HATNet.resolve_arch(arch)
         dims = settings['embed_dims']
         self.patch_embed = nn.Sequential(
             nn.Conv2d(in_channels, 16, 3, stride=2, padding=1),

@@ -13,14 +13,14 @@ from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from mmhatnet.backbones.hatnet import HATNet
+from mmhatnet.backbones.base import Backbone
 from mmhatnet.checkpoint_files import (
     CheckpointError,
     fetch_weights,
     load_weights_only,
     read_checkpoint,
 )
-from mmhatnet.preflight.pictures import kind, parts_of
+from mmhatnet.preflight.pictures import class_of, kind, parts_of
 
 
 def find_checkpoint(place: str | Path) -> str | None:
@@ -98,7 +98,7 @@ def require_pretrained(cfg: Config) -> None:
 
     Raises:
         CheckpointError: If a file is missing or none of weights, a download fails, or no weights
-            for a HATNet are in its checkpoint.
+            for a backbone of this package are in its checkpoint.
     """
     # The other processes of a node find in the cache what its first one has downloaded.
     if os.environ['LOCAL_RANK'] != '0':
@@ -117,8 +117,9 @@ def require_pretrained(cfg: Config) -> None:
                 prefix = init_cfg.prefix.rstrip('.') + '.'
                 weights = content.get('state_dict', content).items()
                 content = {k.removeprefix(prefix): v for k, v in weights if k.startswith(prefix)}
-            if kind(module) == 'HATNet':
-                _require_backbone(module, content, path)
+            network = class_of(MODELS, module)
+            if network and issubclass(network, Backbone):
+                _require_backbone(network, module, content, path)
 
 
 def _pretrained(cfg: ConfigDict) -> Iterator[tuple[ConfigDict, ConfigDict]]:
@@ -130,10 +131,12 @@ def _pretrained(cfg: ConfigDict) -> Iterator[tuple[ConfigDict, ConfigDict]]:
                 yield module, init_cfg
 
 
-def _require_backbone(settings: ConfigDict, content: Mapping, path: str | Path) -> None:
+def _require_backbone(
+    network: type[Backbone], settings: ConfigDict, content: Mapping, path: str | Path
+) -> None:
     try:
         with torch.device('meta'):
-            backbone = HATNet(**{key: value for key, value in settings.items() if key != 'type'})
+            backbone = network(**{key: value for key, value in settings.items() if key != 'type'})
     except (TypeError, ValueError):
         return  # the tool says it where it builds the model
     try:

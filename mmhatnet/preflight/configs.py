@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import mmengine
+import torch
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 
-from mmhatnet.backbones.archs import resolve_arch
+from mmhatnet.backbones.base import Backbone
 from mmhatnet.preflight import datasets_of
 from mmhatnet.preflight.pictures import class_of
 
@@ -169,19 +170,21 @@ def _being_built(error: Exception) -> str | None:
 
 
 def require_channels(cfg: Config, *splits: str) -> None:
-    """Checks HAT-Net's channels against those of the pictures and of what uses its features.
+    """Checks the backbone's channels against those of the pictures and of what uses its features.
 
     Raises:
         SystemExit: If they differ.
     """
     backbone, neck, head = (cfg.model.get(part) or {} for part in ('backbone', 'neck', 'head'))
-    if backbone.get('type') != 'HATNet':
+    network = class_of(MODELS, backbone)
+    if not (network and issubclass(network, Backbone)):
         return
     try:
-        dims = resolve_arch(backbone.get('arch', 'small'))['embed_dims']
-        features = [dims[i] for i in backbone.get('out_indices', range(len(dims)))]
-    except (IndexError, TypeError, ValueError):
+        with torch.device('meta'):
+            built = network(**{key: value for key, value in backbone.items() if key != 'type'})
+    except (TypeError, ValueError):
         return  # the backbone itself says what is wrong
+    dims, features = built.embed_dims, [*built.out_channels]
     for part, expected, given in (
         ('neck', neck.get('in_channels'), features),
         ('head', neck.get('type') == 'GlobalAveragePooling' and head.get('in_channels'), dims[-1]),
@@ -191,7 +194,7 @@ def require_channels(cfg: Config, *splits: str) -> None:
                 f'{cfg.filename}: model.{part}.in_channels is {expected}, but model.backbone gives '
                 f'{given}; set it to that, or inherit the config of this variant.'
             )
-    channels, others = backbone.get('in_channels', 3), []
+    channels, others = built.in_channels, []
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     mean = preprocessor.get('mean') or ()
     if len(mean) not in (0, 1, channels):
