@@ -25,7 +25,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones.base import Backbone, check_rate
 from mmhatnet.backbones.checkpoint import Published
-from mmhatnet.backbones.layers import DropPath, multi_head_attention
+from mmhatnet.backbones.layers import (
+    DropPath,
+    conv,
+    depthwise_conv,
+    multi_head_attention,
+    pointwise,
+)
 
 # Where larger tensors come from fresh memory, which the system has to clear page by page, a CPU
 # waits for that longer than for the arithmetic: glibc gives out memory again up to about this size.
@@ -46,28 +52,6 @@ class ImageNorm(nn.GroupNorm):
         if learns and not x.requires_grad and torch.is_grad_enabled():
             x = x.contiguous()
         return super().forward(x)
-
-
-def conv(in_channels: int, out_channels: int, kernel_size: int, **kwargs) -> nn.Conv2d:
-    """Convolution with "same" padding, or half the size rounded up with stride 2."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
-
-
-def depthwise_conv(channels: int, kernel_size: int) -> nn.Conv2d:
-    """Convolution of each channel by itself.
-
-    Its weight (C, 1, k, k) has the strides that its gradient gets from channels-last features.
-    With one input channel the usual strides are as contiguous, but DDP would copy each gradient.
-    """
-    module = conv(channels, channels, kernel_size, groups=channels, bias=False)
-    weight = torch.empty_like(module.weight, memory_format=torch.channels_last)
-    module.weight = nn.Parameter(weight.copy_(module.weight.detach()))
-    return module
-
-
-def pointwise(linear: nn.Module, x: Tensor) -> Tensor:
-    """A linear layer over the channels: (N, C_in, H, W) to (N, C_out, H, W)."""
-    return linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Stem(nn.Module):
@@ -260,7 +244,7 @@ class InvertedResidual(nn.Module):
         self.recompute = recompute
         self.norm = ImageNorm(channels)
         self.expand = nn.Linear(channels, hidden, bias=False)
-        self.depthwise = depthwise_conv(hidden, kernel_size)
+        self.depthwise = depthwise_conv(hidden, kernel_size, bias=False)
         self.project = nn.Linear(hidden, channels, bias=False)
         self.out_norm = ImageNorm(channels)
 

@@ -1,7 +1,30 @@
 """Layers that more than one network uses."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def conv(in_channels: int, out_channels: int, kernel_size: int, **kwargs) -> nn.Conv2d:
+    """Convolution with "same" padding, or half the size rounded up with stride 2."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
+
+
+def depthwise_conv(channels: int, kernel_size: int, **kwargs) -> nn.Conv2d:
+    """Convolution of each channel by itself.
+
+    The weight (C, 1, k, k) has the strides that its gradient gets from channels-last features.
+    With one input channel the usual strides are as contiguous, but DDP would copy each gradient.
+    """
+    module = conv(channels, channels, kernel_size, groups=channels, **kwargs)
+    weight = torch.empty_like(module.weight, memory_format=torch.channels_last)
+    module.weight = nn.Parameter(weight.copy_(module.weight.detach()))
+    return module
+
+
+def pointwise(linear: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer over the channels: (N, C_in, H, W) to (N, C_out, H, W)."""
+    return linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class DropPath(nn.Module):
