@@ -1,10 +1,11 @@
-"""HAT-Net backbone for MMDetection, MMSegmentation and MMPretrain."""
+"""HAT-Net and its peers as backbones for MMDetection, MMSegmentation and MMPretrain."""
 
 from mmhatnet.openmmlab.versions import check_versions
 
 check_versions()  # before an unsupported version fails somewhere inside, for a less obvious reason
 
 from mmhatnet.backbones.hatnet import HATNet
+from mmhatnet.backbones.p2t import P2T
 from mmhatnet.openmmlab.config_inheritance import config_path, register_config_packages
 from mmhatnet.openmmlab.roi_layers import accept_any_memory_format
 
@@ -12,4 +13,4 @@ register_config_packages()
 accept_any_memory_format()
 
 __version__ = '0.1.0'
-__all__ = ['HATNet', '__version__', 'config_path']
+__all__ = ['P2T', 'HATNet', '__version__', 'config_path']

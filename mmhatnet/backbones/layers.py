@@ -55,3 +55,8 @@ def multi_head_attention(
     """
     q, k, v = (t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+
+
+def convolve(conv: nn.Module, x: Tensor) -> Tensor:
+    """A convolution of (N, H, W, C), which it sees as channels-last, to (N, H', W', C')."""
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
