@@ -4,6 +4,7 @@ from mmhatnet.openmmlab.versions import check_versions
 
 check_versions()  # before an unsupported version fails somewhere inside, for a less obvious reason
 
+from mmhatnet.backbones.glnet import GLNet
 from mmhatnet.backbones.hatnet import HATNet
 from mmhatnet.backbones.p2t import P2T
 from mmhatnet.openmmlab.config_inheritance import config_path, register_config_packages
@@ -13,4 +14,4 @@ register_config_packages()
 accept_any_memory_format()
 
 __version__ = '0.1.0'
-__all__ = ['P2T', 'HATNet', '__version__', 'config_path']
+__all__ = ['P2T', 'GLNet', 'HATNet', '__version__', 'config_path']

@@ -14,7 +14,7 @@ import torch
 from drawn import draw
 from torch import Tensor, nn
 
-from mmhatnet import P2T
+from mmhatnet import P2T, GLNet
 from mmhatnet.backbones.base import Backbone
 
 DATA = Path(__file__).parent / 'data'
@@ -112,6 +112,50 @@ class Peer:
         return values.float()
 
 
+def glnet_rule(name: str, shape: tuple) -> Tensor | None:
+    if name.endswith('slot_scale'):  # at its initial value the grouping would hardly show
+        return (8 + draw(name, shape)).float()
+    if name.endswith('init_slots'):
+        return draw(name, shape).float()
+    if name.endswith('gamma'):
+        return (1 + 0.1 * draw(name, shape)).float()
+    if re.search(r'\.(pos_conv|feature_conv\.1|mlp\.[123])\.weight$', name):
+        return (0.3 * draw(name, shape) / math.sqrt(math.prod(shape[1:]))).float()
+    return None
+
+
+def glnet_std(name: str, layer: nn.Module) -> float:
+    if name.endswith('.qkv'):
+        return math.sqrt(2 / sum(layer.weight.shape))
+    return 0.02 if name.endswith('.proj') else torch_default(layer)
+
+
+GLNET = dict(
+    network=GLNet,
+    features='glnet_features.npz',
+    head_parameters=lambda channels: 1002 * channels + 1000,
+    convolutions=r'\.(feature_conv\.[02]|mlp\.[03])\.weight$',
+    rule=glnet_rule,
+)
+GLNET_NAMES = [
+    (r'^stem\.', 'downsample_layers.0.'),
+    (r'^stages\.(\d)\.downsample\.', r'downsample_layers.\1.'),
+    (r'\.position\.', '.pos_conv.'),
+    (r'\.attn\.temperature$', '.slot_scale'),
+    (r'\.attn\.slots$', '.init_slots'),
+    (r'\.attn\.conv_in\.', '.feature_conv.0.'),
+    (r'\.attn\.depthwise\.', '.feature_conv.1.'),
+    (r'\.attn\.conv_out\.', '.feature_conv.2.'),
+    (r'\.attn\.among_slots\.', '.relation_mha.'),
+    (r'\.attn\.', '.mha_op.'),
+    (r'\.qkv\.', '.in_proj_'),
+    (r'\.proj\.', '.out_proj.'),
+    (r'\.mlp\.expand\.', '.mlp.0.'),
+    (r'\.mlp\.depthwise\.', '.mlp.1.'),
+    (r'\.mlp\.project\.', '.mlp.3.'),
+    (r'\.scale([12])\.', r'.ls\1.'),
+]
+
 PEERS = {
     'p2t': Peer(
         network=P2T,
@@ -132,5 +176,22 @@ PEERS = {
         ],
         convolutions=r'\.mlp\.fc[12]\.weight$',
         initial_std=lambda name, layer: 0.02 if '.attn.' in name else torch_default(layer),
+    ),
+    'glnet': Peer(
+        **GLNET,
+        parameters={'4g': 27_001_593, '9g': 60_010_617, '16g': 106_055_161},
+        small=dict(embed_dims=(32, 32, 64, 64), depths=(1, 1, 2, 1), layer_scale=0.1),
+        names=GLNET_NAMES,
+        initial_std=glnet_std,
+    ),
+    # Other names in stage 4, whose MLPs are linear layers in the published code.
+    'glnet_stl': Peer(
+        **GLNET,
+        parameters=dict(stl=30_296_786, stl_paramslot=30_481_106),
+        small=dict(GLNet.ARCHS['stl_paramslot'], embed_dims=(32, 32, 64, 64), depths=(1, 1, 1, 1)),
+        names=[(r'^(stages\.3\..*\.mlp)\.project\.', r'\1.2.'), *GLNET_NAMES],
+        initial_std=lambda name, layer: (
+            0.02 if re.match(r'stages\.3\..*\.mlp\.', name) else glnet_std(name, layer)
+        ),
     ),
 }

@@ -60,3 +60,15 @@ def multi_head_attention(
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     """A convolution of (N, H, W, C), which it sees as channels-last, to (N, H', W', C')."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of (N, C, H, W)."""
+
+    def __init__(self, channels: int, value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((1, channels, 1, 1), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        return x * self.gamma

@@ -1,0 +1,385 @@
+"""The GLNet backbone: convolutions for what is near, attention among a few slots for the rest.
+
+Zhu et al., "Revisiting the Integration of Convolution and Attention for Vision Backbone", NeurIPS
+2024, arXiv 2411.14429. Published code and weights: https://github.com/rayleizhu/GLMix.
+
+The file reads from the pieces of a block to the network. Inside the network every feature is
+(N, C, H, W) in the channels-last memory format, of which (N, H * W, C) is a view.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmhatnet.backbones.base import Backbone
+from mmhatnet.backbones.checkpoint import Published
+from mmhatnet.backbones.layers import (
+    DropPath,
+    LayerScale,
+    conv,
+    depthwise_conv,
+    multi_head_attention,
+    pointwise,
+)
+
+
+def linear(in_channels: int, out_channels: int) -> nn.Linear:
+    """What the authors have as a linear layer. Their 1x1 convolutions start as PyTorch's do."""
+    module = nn.Linear(in_channels, out_channels)
+    nn.init.trunc_normal_(module.weight, std=0.02)
+    nn.init.zeros_(module.bias)
+    return module
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (N, L, C) to (N, L, C)."""
+
+    def __init__(self, channels: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.qkv = linear(channels, 3 * channels)
+        nn.init.xavier_uniform_(self.qkv.weight)
+        self.proj = linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj(multi_head_attention(q, k, v, self.head_dim))
+
+
+class MapAttention(Attention):
+    """Attention among all positions."""
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W). ``x`` is what other blocks begin their slots with."""
+        out = super().forward(z.permute(0, 2, 3, 1).flatten(1, 2))
+        return out.unflatten(1, z.shape[2:]).permute(0, 3, 1, 2)
+
+
+class SlotMixing(nn.Module):
+    """GLMix (paper, section 3): attention among slots, and convolutions of the map beside it.
+
+    Positions are grouped into slots by their cosines to what the slots begin with, an average over
+    a grid or parameters. The slots attend to each other and are spread over the positions again.
+    Nothing here takes more than ``num_slots`` numbers a position, at any image size.
+    """
+
+    def __init__(self, channels: int, head_dim: int, num_slots: int, learned_slots: bool) -> None:
+        super().__init__()
+        self.side = math.isqrt(num_slots)
+        self.slots = None
+        if learned_slots:
+            self.slots = nn.Parameter(torch.empty(1, num_slots, channels))
+            nn.init.normal_(self.slots, std=0.02)
+        self.temperature = nn.Parameter(torch.full((1,), channels**-0.5))
+        self.among_slots = Attention(channels, head_dim)
+        self.conv_in = nn.Linear(channels, channels)
+        self.depthwise = depthwise_conv(channels, 5)
+        self.conv_out = nn.Linear(channels, channels)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W): the normed input of the block, and the input as it came."""
+        slots = self.slots
+        if slots is None:
+            slots = F.adaptive_avg_pool2d(x, self.side).flatten(2).transpose(1, 2)
+        positions = z.permute(0, 2, 3, 1).flatten(1, 2)
+        # In 16 bit, cosines would be coarse, and a position's share of 1 among many would be 0.
+        with torch.autocast(z.device.type, enabled=False):
+            precise = torch.promote_types(z.dtype, torch.float32)
+            positions = positions.to(precise)
+            directions = self.temperature * F.normalize(slots.to(precise), dim=-1, eps=1e-12)
+            lengths = torch.linalg.vector_norm(positions, dim=-1).clamp(min=1e-12)
+            logits = directions @ positions.mT / lengths.unsqueeze(1)
+            slots = logits.softmax(dim=-1) @ positions
+            spreading = logits.softmax(dim=-2)
+        slots = self.among_slots(slots.to(z.dtype))
+        out = spreading.to(slots.dtype).mT @ slots
+        local = pointwise(self.conv_out, self.depthwise(pointwise(self.conv_in, z)))
+        return out.unflatten(1, z.shape[2:]).permute(0, 3, 1, 2) + local
+
+
+class MLP(nn.Module):
+    """Expansion, where asked for a depthwise convolution, and projection."""
+
+    def __init__(self, channels: int, ratio: int, depthwise: bool, layer: Callable) -> None:
+        super().__init__()
+        hidden = channels * ratio
+        self.expand = layer(channels, hidden)
+        self.depthwise = depthwise_conv(hidden, 3) if depthwise else None
+        self.project = layer(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        x = pointwise(self.expand, x)
+        if self.depthwise is not None:
+            x = x + self.depthwise(x)
+        return pointwise(self.project, F.gelu(x))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with a residual connection: (N, C, H, W) to (N, C, H, W)."""
+
+    def __init__(
+        self,
+        channels: int,
+        attn: nn.Module,
+        mlp: nn.Module,
+        depthwise: bool,
+        layer_scale: float | None,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.position = depthwise_conv(channels, 3) if depthwise else None
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = mlp
+        scaled = layer_scale is not None
+        self.scale1 = LayerScale(channels, layer_scale) if scaled else nn.Identity()
+        self.scale2 = LayerScale(channels, layer_scale) if scaled else nn.Identity()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        placed = x if self.position is None else x + self.position(x)
+        mixed = self.attn(pointwise(self.norm1, placed), x)
+        x = placed + self.drop_path(self.scale1(mixed))
+        return x + self.drop_path(self.scale2(self.mlp(pointwise(self.norm2, x))))
+
+
+class PatchConv(nn.Conv2d):
+    """Convolution of patches side by side, the last ones filled with zeros at right and bottom."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
+        super().__init__(in_channels, out_channels, size, stride=size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, ceil(H / size), ceil(W / size))."""
+        (bottom, right), (height, width) = self.stride, x.shape[2:]
+        return super().forward(F.pad(x, (0, -width % right, 0, -height % bottom)))
+
+
+def stem(in_channels: int, channels: int, overlapped: bool) -> nn.Sequential:
+    """(N, C_in, H, W) to (N, C, ceil(H / 4), ceil(W / 4))."""
+    if not overlapped:
+        return nn.Sequential(PatchConv(in_channels, channels, 4), nn.BatchNorm2d(channels))
+    return nn.Sequential(
+        # For the published numbers of the layers, by which the two stems differ.
+        nn.Identity(),
+        conv(in_channels, channels // 2, 3, stride=2),
+        nn.BatchNorm2d(channels // 2),
+        nn.GELU(),
+        conv(channels // 2, channels, 3, stride=2),
+        nn.BatchNorm2d(channels),
+    )
+
+
+def downsample(in_channels: int, channels: int, overlapped: bool) -> nn.Sequential:
+    """Between two stages: (N, C_in, H, W) to (N, C, ceil(H / 2), ceil(W / 2))."""
+    if not overlapped:
+        return nn.Sequential(nn.BatchNorm2d(in_channels), PatchConv(in_channels, channels, 2))
+    return nn.Sequential(conv(in_channels, channels, 3, stride=2), nn.BatchNorm2d(channels))
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, after a downsampling in all stages but the first."""
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[Block], with_cp: bool) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        for block in self.blocks:
+            if self.with_cp and x.requires_grad:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+@MODELS.register_module()
+class GLNet(Backbone):
+    """GLNet as a backbone with one feature per stage, of strides 4, 8, 16 and 32.
+
+    A drop-in at any input size: a feature of stride s has ceil(H / s) x ceil(W / s) positions. The
+    published code of 'stl' and 'stl_paramslot' drops the rows and columns that fill no patch; here
+    zeros fill it, and where the sizes divide it is the published function.
+
+    Args:
+        arch (str | dict): '4g', '9g', '16g', 'stl' (patches that do not overlap, as Swin's),
+            'stl_paramslot' (the same with learned slots), '4g_tklb', '9g_tklb' (the networks of
+            '4g' and '9g', trained with token labelling), or a dict of settings: for each stage
+            ``embed_dims`` (channels), ``depths`` (blocks) and ``mixers`` ('slots', 'map' for
+            attention among all positions, or 'alternating', from slots on); ``overlapped``
+            (convolutions between stages), ``mlp_ratio``, ``depthwise`` (3x3 convolutions before
+            attention and in MLPs), ``layer_scale`` (initial value, or None for none),
+            ``learned_slots``, ``num_slots`` (a square number) and ``head_dim`` (channels per
+            head). Only the first two have no default.
+        in_channels (int): Channels of the input. Defaults to 3.
+        out_indices (Sequence[int]): The stages whose features are returned, in this order; later
+            ones are not built. Defaults to (0, 1, 2, 3).
+        drop_path_rate (float): Stochastic depth of the last block, growing linearly from 0 at the
+            first. On ImageNet the authors train with 0.15 ('4g'), 0.3 ('9g'), 0.4 ('16g') and 0.1
+            (the others). Defaults to 0.
+        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages.
+            Defaults to -1.
+        norm_eval (bool): Whether the batch norms, which are between stages, keep their running
+            statistics in training. Defaults to False.
+        with_cp (bool): Whether to recompute each block in the backward pass, which saves memory for
+            time. Defaults to False.
+        init_cfg (dict | list[dict], optional): Initialisation, as MMEngine defines it. Defaults to
+            None: layers start as the authors' do.
+
+    Attributes:
+        embed_dims (tuple[int]): Channels of all stages of the architecture.
+        out_channels (tuple[int]): Channels of the returned features.
+        out_strides (tuple[int]): Their strides in pixels.
+
+    A published checkpoint loads as it is, and so does the backbone's part of one of a whole model,
+    nested or with a prefix. Of '16g' the authors publish the accuracy of the averaged weights under
+    ``model_ema``; those under ``model`` are taken where a file has both.
+
+    Raises:
+        ValueError: If an argument is impossible, or a checkpoint is of another architecture.
+    """
+
+    ARCHS = {
+        '4g': dict(embed_dims=(64, 128, 256, 512), depths=(4, 4, 18, 4)),
+        '9g': dict(embed_dims=(96, 192, 384, 768), depths=(4, 4, 18, 4)),
+        '16g': dict(embed_dims=(128, 256, 512, 1024), depths=(4, 4, 18, 4), layer_scale=1e-4),
+        'stl': dict(
+            embed_dims=(96, 192, 384, 768),
+            depths=(2, 2, 6, 2),
+            mixers=('slots', 'slots', 'slots', 'map'),
+            overlapped=False,
+            mlp_ratio=4,
+            depthwise=False,
+        ),
+    }
+    ARCHS['stl_paramslot'] = dict(ARCHS['stl'], learned_slots=True)
+    ARCHS['4g_tklb'], ARCHS['9g_tklb'] = ARCHS['4g'], ARCHS['9g']
+    ARCH_DEFAULTS = dict(
+        mixers=('slots', 'slots', 'alternating', 'map'),
+        overlapped=True,
+        mlp_ratio=3,
+        depthwise=True,
+        layer_scale=None,
+        learned_slots=False,
+        num_slots=64,
+        head_dim=32,
+    )
+    CHECKPOINT = Published(
+        network='GLNet',
+        keys=r'(downsample_layers\.\d|stages\.\d+\.blocks\.\d+)\.',
+        renamings=[
+            (r'^downsample_layers\.0\.', r'stem.'),
+            (r'^downsample_layers\.', r'stages.'),
+            (r'^(stages\.\d+)\.([01]\.)', r'\1.downsample.\2'),
+            (r'\.pos_conv\.', r'.position.'),
+            (r'\.slot_scale$', r'.attn.temperature'),
+            (r'\.init_slots$', r'.attn.slots'),
+            (r'\.feature_conv\.0\.', r'.attn.conv_in.'),
+            (r'\.feature_conv\.1\.', r'.attn.depthwise.'),
+            (r'\.feature_conv\.2\.', r'.attn.conv_out.'),
+            (r'\.relation_mha\.', r'.attn.among_slots.'),
+            (r'\.mha_op\.', r'.attn.'),
+            (r'\.in_proj_', r'.qkv.'),
+            (r'\.out_proj\.', r'.proj.'),
+            (r'\.mlp\.0\.', r'.mlp.expand.'),
+            (r'\.mlp\.1\.', r'.mlp.depthwise.'),
+            (r'\.mlp\.[23]\.', r'.mlp.project.'),
+            (r'\.ls([12])\.gamma$', r'.scale\1.gamma'),
+        ],
+        head=[
+            (r'^norm\.', 'head.norm.'),
+            (r'^head\.', 'head.fc.'),
+            (r'^tklb_aux_head\.', 'head.dense_fc.'),
+        ],
+    )
+
+    def __init__(
+        self,
+        arch: str | dict = '4g',
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        settings = self.resolve_arch(arch)
+        super().__init__(
+            *(settings, in_channels, out_indices, drop_path_rate, frozen_stages, norm_eval),
+            init_cfg=init_cfg,
+        )
+        overlapped, depthwise = settings['overlapped'], settings['depthwise']
+        head_dim, num_slots = settings['head_dim'], settings['num_slots']
+        drop_path_rates = iter(self.drop_path_rates)
+        self.stem = stem(in_channels, self.embed_dims[0], overlapped)
+        self.stages = nn.ModuleList()
+        for index in range(max(self.out_indices) + 1):
+            channels, mixer = self.embed_dims[index], settings['mixers'][index]
+            blocks = []
+            for block in range(settings['depths'][index]):
+                if mixer == 'slots' or (mixer == 'alternating' and block % 2 == 0):
+                    attn = SlotMixing(channels, head_dim, num_slots, settings['learned_slots'])
+                else:
+                    attn = MapAttention(channels, head_dim)
+                layer = linear if mixer == 'map' and not overlapped else nn.Linear
+                mlp = MLP(channels, settings['mlp_ratio'], depthwise, layer)
+                scale, drop_path = settings['layer_scale'], next(drop_path_rates)
+                blocks.append(Block(channels, attn, mlp, depthwise, scale, drop_path))
+            before = nn.Identity()
+            if index:
+                before = downsample(self.embed_dims[index - 1], channels, overlapped)
+            self.stages.append(Stage(before, blocks, with_cp))
+        self._freeze_stages()
+
+    @classmethod
+    def resolve_arch(cls, arch: str | dict) -> dict:
+        """Returns the complete settings of a named or custom architecture.
+
+        Raises:
+            ValueError: As for every backbone, and if a head does not divide a stage's channels, a
+                mixer is unknown or the number of slots is no square.
+        """
+        settings = super().resolve_arch(arch)
+        head_dim, num_slots = settings['head_dim'], settings['num_slots']
+        indivisible = [dim for dim in settings['embed_dims'] if dim % head_dim]
+        if indivisible:
+            raise ValueError(f'embed_dims {indivisible} cannot be divided by head_dim={head_dim}')
+        if not set(settings['mixers']) <= {'slots', 'map', 'alternating'}:
+            raise ValueError(f'mixers={settings["mixers"]} must be of slots, map and alternating')
+        if num_slots < 1 or math.isqrt(num_slots) ** 2 != num_slots:
+            raise ValueError(f'num_slots={num_slots} must be a square number, as 64 is')
+        return settings
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Computes the features of an image batch.
+
+        Args:
+            x (Tensor): Images of any size, (N, in_channels, H, W).
+
+        Returns:
+            tuple[Tensor]: A contiguous feature (N, out_channels[i], ceil(H / s), ceil(W / s)) for
+            each of ``out_indices``, with s = out_strides[i].
+
+        Raises:
+            ValueError: If the input has another number of dimensions or channels.
+        """
+        self.check_input(x)
+        features = {}
+        # Channels-last, in words that function transforms understand.
+        x = self.stem(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index in self.out_indices:
+                features[index] = x.contiguous()
+        return tuple(features[index] for index in self.out_indices)
