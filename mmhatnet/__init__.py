@@ -7,6 +7,8 @@ check_versions()  # before an unsupported version fails somewhere inside, for a 
 from mmhatnet.backbones.glnet import GLNet
 from mmhatnet.backbones.hatnet import HATNet
 from mmhatnet.backbones.p2t import P2T
+from mmhatnet.backbones.shunted import ShuntedTransformer
+from mmhatnet.backbones.stvit import STViT
 from mmhatnet.openmmlab.config_inheritance import config_path, register_config_packages
 from mmhatnet.openmmlab.roi_layers import accept_any_memory_format
 
@@ -14,4 +16,12 @@ register_config_packages()
 accept_any_memory_format()
 
 __version__ = '0.1.0'
-__all__ = ['P2T', 'GLNet', 'HATNet', '__version__', 'config_path']
+__all__ = [
+    'GLNet',
+    'HATNet',
+    'P2T',
+    'STViT',
+    'ShuntedTransformer',
+    '__version__',
+    'config_path',
+]

@@ -14,7 +14,7 @@ import torch
 from drawn import draw
 from torch import Tensor, nn
 
-from mmhatnet import P2T, GLNet
+from mmhatnet import P2T, GLNet, ShuntedTransformer, STViT
 from mmhatnet.backbones.base import Backbone
 
 DATA = Path(__file__).parent / 'data'
@@ -112,6 +112,24 @@ class Peer:
         return values.float()
 
 
+def shunted_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """The stem's last convolution rounds down, but not to zero."""
+    sides = [[max((side + 1) // 2 // 2, 1)] for side in (height, width)]
+    for side in sides:
+        for _ in range(3):
+            side.append((side[-1] + 1) // 2)
+    return list(zip(*sides))
+
+
+def stvit_rule(name: str, shape: tuple) -> Tensor | None:
+    if name.endswith(('gamma_1', 'gamma_2')):
+        return (1 + 0.1 * draw(name, shape)).float()
+    depthwise = shape[1:] == (1, 3, 3)
+    if depthwise or name.endswith('mlp2.fc2.weight'):
+        return (0.3 * draw(name, shape) / math.sqrt(math.prod(shape[1:]))).float()
+    return None
+
+
 def glnet_rule(name: str, shape: tuple) -> Tensor | None:
     if name.endswith('slot_scale'):  # at its initial value the grouping would hardly show
         return (8 + draw(name, shape)).float()
@@ -176,6 +194,70 @@ PEERS = {
         ],
         convolutions=r'\.mlp\.fc[12]\.weight$',
         initial_std=lambda name, layer: 0.02 if '.attn.' in name else torch_default(layer),
+    ),
+    'shunted': Peer(
+        network=ShuntedTransformer,
+        features='shunted_features.npz',
+        parameters=dict(tiny=11_553_576, small=22_401_256, base=39_614_376),
+        head_parameters=lambda channels: 1000 * channels + 1000,
+        small=dict(embed_dims=(16, 16, 32, 24), head_dim=8, depths=(1, 2, 1, 1), stem_convs=1),
+        names=[
+            (r'^stem\.convs\.', 'patch_embed1.conv.'),
+            (r'^stem\.norm\.', 'patch_embed1.norm.'),
+            *((rf'^stages\.{t - 1}\.downsample\.', f'patch_embed{t}.') for t in (2, 3, 4)),
+            *((rf'^stages\.{t - 1}\.blocks\.', f'block{t}.') for t in (1, 2, 3, 4)),
+            *((rf'^stages\.{t - 1}\.norm\.', f'norm{t}.') for t in (1, 2, 3, 4)),
+            (r'^(patch_embed[2-4])\.conv\.', r'\1.proj.'),
+            (r'\.coarse\.(\w+)\.', r'.\g<1>1.'),
+            (r'\.fine\.(\w+)\.', r'.\g<1>2.'),
+            (r'\.attn\.conv', '.attn.sr'),
+            (r'\.attn\.depthwise', '.attn.local_conv'),
+            (r'\.mlp\.expand\.', '.mlp.fc1.'),
+            (r'\.mlp\.depthwise\.', '.mlp.dwconv.dwconv.'),
+            (r'\.mlp\.project\.', '.mlp.fc2.'),
+        ],
+        convolutions=r'(?!)',
+        initial_std=lambda name, layer: (
+            math.sqrt(2 * layer.groups / (len(layer.weight) * layer.weight[0, 0].numel()))
+            if isinstance(layer, nn.Conv2d)
+            else 0.02
+        ),
+        sizes=shunted_sizes,
+    ),
+    'stvit': Peer(
+        network=STViT,
+        features='stvit_features.npz',
+        parameters=dict(small=25_495_624, base=51_691_288, large=94_971_096),
+        head_parameters=lambda channels: 1024 * channels + 1024 + 2 * 1024 + 1000 * 1024 + 1000,
+        small=dict(
+            embed_dims=(8, 16, 16, 24),
+            heads=(1, 2, 2, 3),
+            depths=(1, 2, 1, 1),
+            layer_scales=(None, None, 1e-6, 1e-6),
+        ),
+        names=[
+            (r'^stem\.', 'patch_embed.proj.'),
+            *((rf'^stages\.{s + 1}\.downsample\.', f'layers.{s}.downsample.') for s in range(3)),
+            (r'\.downsample\.conv\.', '.downsample.proj.0.'),
+            (r'\.downsample\.norm\.', '.downsample.proj.1.'),
+            (r'^stages\.', 'layers.'),
+            (r'\.position\.', '.pos_embed.conv.'),
+            (r'\.norm1\.', '.norm1.norm.'),
+            (r'\.attn\.', '.attn.stoken_refine.'),
+            (r'\.scale([12])\.gamma$', r'.gamma_\1'),
+            (r'\.mlp\.expand\.', '.mlp2.fc1.'),
+            (r'\.mlp\.depthwise\.', '.mlp2.conv.conv.'),
+            (r'\.mlp\.project\.', '.mlp2.fc2.'),
+        ],
+        convolutions=r'(qkv|proj|fc[12])\.weight$',
+        initial_std=lambda name, layer: torch_default(layer),
+        rule=stvit_rule,
+        constants=lambda model: {
+            f'layers.{stage}.blocks.{block}.attn.{kernels}.weights': torch.eye(9).view(9, 1, 3, 3)
+            for stage, part in enumerate(model.stages)
+            for block in range(len(part.blocks))
+            for kernels in ('unfold', 'fold')
+        },
     ),
     'glnet': Peer(
         **GLNET,
