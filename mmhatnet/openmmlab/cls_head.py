@@ -1,5 +1,6 @@
-"""Classifiers that MMPretrain lacks. The only module here that needs MMPretrain."""
+"""The classifiers of the networks for MMPretrain. The only module here that needs MMPretrain."""
 
+import torch.nn.functional as F
 from mmpretrain.models.heads import LinearClsHead
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
@@ -53,3 +54,28 @@ class NormLinearClsHead(LinearClsHead):
         if self.dense_fc is not None:
             scores = scores + 0.5 * self.dense_fc(x.flatten(2).mT).amax(dim=1)
         return scores
+
+
+@MODELS.register_module()
+class ConvLinearClsHead(LinearClsHead):
+    """The classifier of STViT: 1x1 convolution, batch norm, SiLU, global average pooling, linear.
+
+    It takes features that are not pooled, so the classifier has no neck.
+
+    Args:
+        num_classes (int): Number of classes.
+        in_channels (int): Channels of the last stage.
+        hidden_channels (int): Channels that are pooled. Defaults to 1024.
+        kwargs: Those of MMPretrain's LinearClsHead.
+    """
+
+    def __init__(
+        self, num_classes: int, in_channels: int, hidden_channels: int = 1024, **kwargs
+    ) -> None:
+        super().__init__(num_classes, hidden_channels, **kwargs)
+        self.proj = nn.Conv2d(in_channels, hidden_channels, 1)
+        self.norm = nn.BatchNorm2d(hidden_channels)
+
+    def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
+        """Features of the stages to (N, hidden_channels)."""
+        return F.silu(self.norm(self.proj(feats[-1]))).mean(dim=(2, 3))
