@@ -4,20 +4,26 @@ Only what costs time and says nothing about the config is made smaller: pictures
 blocks, of proposals and of queries. The depths of the variants are the golden features' concern.
 """
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS
 
-from mmhatnet import HATNet
+import mmhatnet  # noqa: F401  registers the networks
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 FILES = sorted(CONFIGS.rglob('*.py'))
 # A file that inherits nothing is a part of others.
 PARTS = [path for path in FILES if not re.search(r'^_base_ = ', path.read_text(), re.MULTILINE)]
-EXPERIMENTS = [path for path in FILES if path not in PARTS]
+WITH_BASES = [path for path in FILES if path not in PARTS]
+# The networks beside HAT-Net.
+OF_PEERS = [path for path in WITH_BASES if path.parent.name == 'peers']
+EXPERIMENTS = [path for path in WITH_BASES if path not in OF_PEERS]
 TOY = {path.stem: path for path in EXPERIMENTS if path.parent.name == 'toy'}
 
 # The toy pictures are about 160x128.
@@ -30,6 +36,7 @@ LIMITS = dict(
 TOY_CLASSES = Config.fromfile(CONFIGS / 'toy' / 'imagenet_hatnet_toy.py').classes
 # COCO's metric needs the categories of whatever a model of 80 classes may predict.
 ALL_CLASSES = 'all_classes_'
+METRICS = dict(mmdet='coco/bbox_mAP', mmseg='mIoU', mmpretrain='accuracy/top1')
 
 
 def identify(path: Path) -> str:
@@ -47,14 +54,15 @@ def without_amp(optim_wrapper: dict) -> dict:
     return {key: value for key, value in optim_wrapper.items() if key not in of_amp}
 
 
-def made_small(cfg: Config, toy: bool) -> str:
+def made_small(cfg: Config, toy: bool = False) -> str:
     """The text of a config that trains for two iterations, and tests, on small toy pictures."""
     cfg = cfg.to_dict()
     scope, model = cfg['default_scope'], cfg['model']
     factor = 1 if toy else SHRINKING[scope]
     backbone = model['backbone']
     backbone['init_cfg'] = None
-    backbone['arch'] = dict(HATNet.resolve_arch(backbone['arch']), depths=(1, 1, 1, 1))
+    network = MODELS.get(backbone['type'])
+    backbone['arch'] = dict(network.resolve_arch(backbone['arch']), depths=(1, 1, 1, 1))
     cfg['model'] = limited(model)
     for name in ('data_preprocessor', 'test_cfg'):
         if model.get(name):
@@ -111,3 +119,36 @@ def shrunk(node, factor: int, key: str = ''):
     if isinstance(node, (list, tuple)):
         return type(node)(shrunk(value, factor, key) for value in node)
     return node // factor if key in SIZES and isinstance(node, int) else node
+
+
+def assert_trains_and_tests(
+    path: Path, cfg: Config, run_tool: Callable, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """Two iterations of a config made small, and a test from their checkpoint."""
+    missing_gradients = []
+
+    def step(self, **kwargs):
+        parameters = [p for group in self.optimizer.param_groups for p in group['params']]
+        missing_gradients.append([tuple(p.shape) for p in parameters if p.grad is None])
+        original_step(self, **kwargs)
+
+    original_step = OptimWrapper.step
+    monkeypatch.setattr(OptimWrapper, 'step', step)
+    small = folder / path.name
+    small.write_text(made_small(cfg, toy=path.stem.endswith('_toy')))
+
+    run_tool('train', small, '--work-dir', folder / 'train')
+    (scalars,) = folder.glob('train/*/vis_data/scalars.json')
+    losses = [json.loads(line)['loss'] for line in scalars.read_text().splitlines()]
+    assert len(losses) == 2 and all(0 < loss < float('inf') for loss in losses)
+    # Distributed training fails where a parameter gets no gradient.
+    assert missing_gradients == [[], []]
+
+    checkpoint = Path((folder / 'train' / 'last_checkpoint').read_text())
+    run_tool('test', small, checkpoint, '--work-dir', folder / 'test')
+    checkpoint.unlink()
+    (log,) = folder.glob('test/*/*.log')
+    assert 'Load checkpoint from' in log.read_text()
+    assert 'do not match' not in log.read_text()
+    (results,) = folder.glob('test/*/*.json')
+    assert METRICS[cfg.default_scope] in json.loads(results.read_text())

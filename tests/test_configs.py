@@ -1,7 +1,6 @@
 """Every experiment in configs/ is found, builds, trains, and is tested from its checkpoint."""
 
 import copy
-import json
 import re
 from pathlib import Path
 
@@ -11,13 +10,13 @@ from experiments import (
     CONFIGS,
     EXPERIMENTS,
     PARTS,
+    assert_trains_and_tests,
     identify,
-    made_small,
     rest_slow,
     without_amp,
 )
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch.nn import GroupNorm
 
@@ -40,7 +39,6 @@ METAFILE = {
 # The others are variants of these, or stand beside the trainings of tests/test_tools.py.
 FIRST = [path for path in EXPERIMENTS if re.search('_hatnet(_[0-9]+[ek])?$', path.stem)]
 pytestmark = pytest.mark.usefixtures('all_coco_classes')
-METRICS = dict(mmdet='coco/bbox_mAP', mmseg='mIoU', mmpretrain='accuracy/top1')
 
 
 @pytest.fixture(scope='module', params=EXPERIMENTS, ids=identify)
@@ -127,30 +125,4 @@ def test_weight_decay_of_normalisation(cfg: Config, model) -> None:
 
 @pytest.mark.parametrize('path', rest_slow(EXPERIMENTS, *FIRST), ids=identify, indirect=True)
 def test_train_and_test(path: Path, cfg: Config, run_tool, monkeypatch, tmp_path: Path) -> None:
-    missing_gradients = []
-
-    def step(self, **kwargs):
-        parameters = [p for group in self.optimizer.param_groups for p in group['params']]
-        missing_gradients.append([tuple(p.shape) for p in parameters if p.grad is None])
-        original_step(self, **kwargs)
-
-    original_step = OptimWrapper.step
-    monkeypatch.setattr(OptimWrapper, 'step', step)
-    small = tmp_path / path.name
-    small.write_text(made_small(cfg, toy=path.parent.name == 'toy'))
-
-    run_tool('train', small, '--work-dir', tmp_path / 'train')
-    (scalars,) = tmp_path.glob('train/*/vis_data/scalars.json')
-    losses = [json.loads(line)['loss'] for line in scalars.read_text().splitlines()]
-    assert len(losses) == 2 and all(0 < loss < float('inf') for loss in losses)
-    # Distributed training fails where a parameter gets no gradient.
-    assert missing_gradients == [[], []]
-
-    checkpoint = Path((tmp_path / 'train' / 'last_checkpoint').read_text())
-    run_tool('test', small, checkpoint, '--work-dir', tmp_path / 'test')
-    checkpoint.unlink()
-    (log,) = tmp_path.glob('test/*/*.log')
-    assert 'Load checkpoint from' in log.read_text()
-    assert 'do not match' not in log.read_text()
-    (results,) = tmp_path.glob('test/*/*.json')
-    assert METRICS[cfg.default_scope] in json.loads(results.read_text())
+    assert_trains_and_tests(path, cfg, run_tool, monkeypatch, tmp_path)

@@ -1,12 +1,14 @@
 """MIM's index lists every config as it is, and docs/benchmarks.md has the same figures."""
 
 import functools
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from experiments import WITH_BASES, identify
 from mmengine.config import Config
 from mmengine.config.utils import _get_cfg_metainfo
 from modelindex.load_model_index import load
@@ -34,6 +36,25 @@ MODELS = {
     model['Config']: model
     for model in yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models']
 }
+PAPERS = dict(
+    hatnet='2106.03180',
+    p2t='2106.12011',
+    shunted='2111.15193',
+    stvit='2211.11167',
+    glnet='2411.14429',
+)
+# What the authors, or those who quote them, report of the other networks' first variants.
+PUBLISHED_OF_PEERS = {
+    'imagenet_p2t': [82.4],
+    'maskrcnn_p2t': [45.5, 41.4],
+    'retinanet_p2t': [44.4],
+    'semfpn_p2t': [46.7],
+    'imagenet_shunted': [82.9],
+    'semfpn_shunted': [48.2],
+    'imagenet_stvit': [83.6],
+    'maskrcnn_stvit': [47.6, 43.1],
+    'imagenet_glnet': [83.7],
+}
 read = functools.cache(Config.fromfile)
 # The toy configs have no results to compare with anything.
 EXPERIMENTS = [config for config in MODELS if '/toy/' not in config]
@@ -48,11 +69,7 @@ def metrics(model: dict) -> dict:
 
 
 def test_every_config_is_listed_once() -> None:
-    files = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / 'configs').rglob('*.py')
-        if 'model' in read(path)
-    }
+    files = {f'configs/{identify(path)}.py' for path in WITH_BASES}
     index = load(str(ROOT / 'model-index.yml'))
     assert sorted(model.config for model in index.models) == sorted(files)
     assert len({model.name for model in index.models}) == len(files)
@@ -62,15 +79,18 @@ def test_mim_finds_nothing_wrong() -> None:
     index = load(str(ROOT / 'model-index.yml'))
     assert index.check(silent=True) == []
     # What a model inherits from its collection.
-    assert {model.full_model.paper['URL'] for model in index.models} == {
-        'https://arxiv.org/abs/2106.03180'
-    }
+    papers = {model.name: model.full_model.paper['URL'] for model in index.models}
+    for name, number in PAPERS.items():
+        named = {paper for model, paper in papers.items() if f'_{name}' in model}
+        assert named == {f'https://arxiv.org/abs/{number}'}
+    assert all(re.search('_(' + '|'.join(PAPERS) + ')', model) for model in papers)
 
 
 @pytest.mark.parametrize('config', MODELS)
 def test_mmengine_resolves_it(config: str, tmp_path: Path) -> None:
     (tmp_path / '.mim' / 'configs').mkdir(parents=True)
-    for name in ('model-index.yml', 'configs/metafile.yml'):
+    (tmp_path / '.mim' / 'configs' / 'peers').mkdir()
+    for name in ('model-index.yml', 'configs/metafile.yml', 'configs/peers/metafile.yml'):
         shutil.copy(ROOT / name, tmp_path / '.mim' / name)
     found = _get_cfg_metainfo(str(tmp_path), config.removeprefix('configs/'))
     assert found == MODELS[config]
@@ -100,6 +120,17 @@ def test_nothing_else_has_results_or_weights() -> None:
     """What nobody has run has no figure, and no weights that anybody could download."""
     names = {name for name, model in MODELS.items() if 'Results' in model or 'Weights' in model}
     assert len(names) == sum(map(len, PUBLISHED.values()))
+
+
+def test_results_of_peers_are_the_published_ones() -> None:
+    listed = yaml.safe_load((ROOT / 'configs' / 'peers' / 'metafile.yml').read_text())['Models']
+    first = {
+        model['Name']: [*metrics(model).values()]
+        for model in listed
+        if 'Results' in model and model['Name'].count('_') == 1
+    }
+    assert first == PUBLISHED_OF_PEERS
+    assert not any('Weights' in model for model in listed), 'none can be downloaded by address'
 
 
 @pytest.mark.parametrize('config', ['imagenet_hatnet_tiny', 'semfpn_hatnet_tiny'])

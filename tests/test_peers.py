@@ -202,14 +202,13 @@ def published_by(name: str, arch: str) -> dict[str, Tensor]:
     peer = PEERS[name]
     with torch.device('meta'):
         model = peer.network(arch)
-    weights = model.state_dict()
-    return {
-        published: torch.zeros(()).expand(
-            *weights[ours].shape,
-            *([1, 1] if re.search(peer.convolutions, published) else [])[: 4 - weights[ours].ndim],
-        )
-        for ours, published in peer.published(model).items()
-    }
+    shapes = {}
+    for ours, published in peer.published(model).items():
+        shape = tuple(model.state_dict()[ours].shape)
+        if re.search(peer.convolutions, published) and len(shape) == 2:
+            shape += (1, 1)
+        shapes[published] = torch.zeros(()).expand(shape)
+    return shapes
 
 
 @pytest.mark.parametrize(('name', 'arch'), VARIANTS)

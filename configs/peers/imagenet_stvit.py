@@ -10,8 +10,9 @@ model = dict(
         drop_path_rate=0.1,
         _delete_=True,
     ),
+    neck=None,
     head=dict(
-        type='STViTHEAD',
+        type='ConvLinearClsHead',
         num_classes=1000,
         in_channels=512,
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),

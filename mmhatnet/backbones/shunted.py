@@ -21,12 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones.base import Backbone
 from mmhatnet.backbones.checkpoint import Published
-from mmhatnet.backbones.layers import DropPath, depthwise_conv, multi_head_attention
-
-
-def convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """Applies a convolution to (N, H, W, C)."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+from mmhatnet.backbones.layers import DropPath, convolve, depthwise_conv, multi_head_attention
 
 
 class PatchConv2d(nn.Conv2d):

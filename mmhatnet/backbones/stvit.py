@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones.base import Backbone
 from mmhatnet.backbones.checkpoint import Published
-from mmhatnet.backbones.layers import DropPath, depthwise_conv, pointwise
+from mmhatnet.backbones.layers import DropPath, LayerScale, depthwise_conv, pointwise
 
 NEIGHBOURS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
 
@@ -129,17 +129,6 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(pointwise(self.expand, x))
         return pointwise(self.project, x + self.depthwise(x))
-
-
-class LayerScale(nn.Module):
-    """A learned factor for each channel of (N, C, H, W)."""
-
-    def __init__(self, channels: int, value: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((1, channels, 1, 1), value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
 
 
 class Block(nn.Module):

@@ -105,11 +105,16 @@ def require_pretrained(cfg: Config) -> None:
         return
     for module, init_cfg in _pretrained(cfg.model):
         path = init_cfg.checkpoint
+        way_out = (
+            '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random weights '
+            'with --cfg-options model.backbone.init_cfg=None'
+        )
         if path.startswith(('http://', 'https://')):
-            path = fetch_weights(
-                path,
-                '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random '
-                'weights with --cfg-options model.backbone.init_cfg=None',
+            path = fetch_weights(path, way_out)
+        elif '://' not in path and not Path(path).expanduser().exists():
+            raise CheckpointError(
+                f'There is no checkpoint {path}, from which this training starts: put it there, '
+                f'name another place with {way_out}.'
             )
         if '://' not in str(path):
             content = read_checkpoint(path)
