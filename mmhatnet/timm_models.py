@@ -207,8 +207,8 @@ def initialise(module: nn.Module) -> None:
 def checkpoint_filter_fn(state_dict: dict, model: HATNetClassifier) -> dict:
     """Names the tensors of a published checkpoint, or of our classifier in MMPretrain, as here."""
     weights = dict(state_dict)
-    lift_backbone(weights)
-    to_native_keys(weights)
+    lift_backbone(weights, HATNet.CHECKPOINT)
+    to_native_keys(weights, HATNet.CHECKPOINT, model.backbone.state_dict())
     head = {'classifier.1.': 'head.fc.', 'head.fc.': 'head.fc.'}
     named = {}
     for name, tensor in weights.items():
