@@ -36,7 +36,11 @@ def test_all_backbones_take_part_and_results_are_drawn(run_benchmark, tmp_path, 
     assert train['flops'] == 3 * forward['flops']
     drawn = {path.name for path in tmp_path.glob('*.png')}
     assert drawn == {f'accuracy_{mode}_1x3x32x32.png' for mode in ('forward', 'train')}
-    assert 'forward_1x3x32x32' in capsys.readouterr().out
+    for table, rows in zip(
+        capsys.readouterr().out.split('_1x3x32x32')[1:], (results[:4], results[4:])
+    ):
+        for row in rows:
+            assert f' {row["seconds"]:.3g} ' in table
 
 
 @pytest.mark.slow

@@ -51,7 +51,6 @@ SHAPES = [(1, 3, 896, 1344), (8, 3, 224, 224)]
 MODES = ['forward', 'train']
 DTYPES = ['float32', 'bfloat16', 'float16']
 NUMBERS = 'seconds|from, to|times faster|images/s|GFLOP/s|of ceiling|GB|ratio'.split('|')
-NUMBERS = [Column(name, justify='right') for name in NUMBERS]
 
 
 def parse_args() -> argparse.Namespace:
@@ -130,6 +129,8 @@ def peak_memory(args: argparse.Namespace, row: dict) -> int | None:
     settings = BACKBONES[row['backbone']][1]
     case = settings, args.device, row['shape'], row['mode'], row['dtype']
     try:
+        if args.device == 'cuda':  # PyTorch's allocator knows what is in use, in any process
+            return memory_of_step(None, *case)
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
             return process.submit(memory_of_step, args.config, *case).result()
     except Exception as error:  # the system ends a process that takes too much
@@ -168,6 +169,7 @@ def measure(args: argparse.Namespace, shape: tuple[int, ...], mode: str) -> list
             step(model, image, 'forward', 'float32')
         flops = counter.get_total_flops() * (3 if mode == 'train' else 1)
         row = dict(backbone=name, mode=mode, shape=shape, flops=flops, accuracy=accuracy)
+        row['parameters'] = sum(parameter.numel() for parameter in model.parameters())
         for dtype in args.dtypes:
             turns.append((dict(row, dtype=dtype), partial(step, model, image, mode, dtype)))
             if args.compile:
@@ -192,7 +194,9 @@ def measure(args: argparse.Namespace, shape: tuple[int, ...], mode: str) -> list
 
 def show(rows: list[dict], case: str) -> None:
     first = rows[0]
-    table = Table('backbone', 'dtype', *NUMBERS, title=case)
+    # New columns for each table, because columns keep the cells of their tables.
+    columns = [Column(name, justify='right') for name in NUMBERS]
+    table = Table('backbone', 'dtype', *columns, title=case)
     for row in rows:
         time, rate, memory = row['seconds'], row['flops'] / row['seconds'], row.get('memory')
         table.add_row(
