@@ -1,0 +1,34 @@
+"""The comparison looks figures up where they stand, and shows what was recorded."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_tables_hold_the_record_and_the_published_figures(run_tool, tmp_path: Path) -> None:
+    names = [*yaml.safe_load((ROOT / 'docs' / 'compare.yml').read_text())]
+    results = [
+        dict(
+            *[dict(backbone=name, mode=mode, shape=[8, 3, 224, 224], dtype='float32')],
+            parameters=(20 + i) * 10**6,
+            flops=16 * (4 + i) * 10**9 * factor,
+            times=[factor * (i + 1)],
+            seconds=factor * (i + 1),
+            memory=factor * (i + 1) * 10**8,
+            ceiling=170e9,
+        )
+        for mode, factor in (('forward', 1), ('train', 3))
+        for i, name in enumerate(names)
+    ]
+    machine = dict(date='2000-01-01', device='a machine', torch='2')
+    (tmp_path / 'compare.json').write_text(json.dumps(dict(machine=machine, results=results)))
+    run_tool('compare', '--docs', tmp_path)
+    lines = (tmp_path / 'compare.md').read_text().splitlines()
+    assert '| HAT-Net small | 20.0 | 4.00 | 82.6 | 45.2 / 41.6 | 44.8 | 46.6 |  |' in lines
+    assert '| STViT small | 23.0 | 7.00 | 83.6 | 47.6 / 43.1 |  |  | 48.6 |' in lines
+    assert '| P2T small | 2 | 0.20 | 6 | 0.60 |' in lines
+    for plot in ('compare_speed.png', 'compare_memory.png'):
+        assert (tmp_path / plot).read_bytes().startswith(b'\x89PNG')

@@ -1,0 +1,166 @@
+"""Writes docs/compare.md and its plots from recorded measurements and published figures.
+
+The measurements are what `tools/benchmark.py` records of the backbones that docs/compare.yml lists,
+for which this tool has the option --measure; the published figures are looked up where that file
+says that they stand. Nothing in the tables is typed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parents[1]
+SHAPES = ['8x3x224x224', '1x3x896x1344']
+JOBS = ['Top 1 Accuracy', 'Mask R-CNN 1x', 'RetinaNet 1x', 'Semantic FPN 80k', 'UPerNet 160k']
+TITLES = ['ImageNet-1K top-1', 'Mask R-CNN 1x box / mask AP', 'RetinaNet 1x box AP']
+TITLES += ['Semantic FPN 80k mIoU', 'UPerNet 160k mIoU']
+TEXT = """# Side by side
+
+The small variant of each network here, beside what they are compared with, written by
+`tools/compare.py` from [{json}]({json}) and [compare.yml](compare.yml).
+
+## Published
+
+Not reproduced here. mIoU is with one scale. Parameters and GFLOPs are counted here, of the backbone
+without a head at {size}; a FLOP is a multiply-add, and products between activations count.
+
+{published}
+
+Sources:
+
+{sources}
+
+## Measured
+
+{machine}. All took turns in one process; seconds are the median of {rounds} rounds, {precision}.
+Memory is what one step takes above the model. A square matrix product reached {ceilings} GFLOP/s in
+the cases, in their order: where these differ much, the machine was busy and cases do not compare.
+
+{measured}
+
+![Speed against published accuracy](compare_speed.png)
+![Memory of a training step against published accuracy](compare_memory.png)
+"""
+
+
+def figures_of(entry: dict) -> dict[str, float | str]:
+    """The published figures of a backbone by job, as the file that holds them gives them."""
+    figures = dict(entry.get('figures', {}))
+    for path, names in entry.get('metafiles', {}).items():
+        file = ROOT / path
+        if not file.exists():
+            package, _, rest = path.partition('/')
+            file = Path(find_spec(package).origin).parent / rest
+        models = {model['Name']: model for model in yaml.safe_load(file.read_text())['Models']}
+        for name in names:
+            results = models[name]['Results']
+            results = results if isinstance(results, list) else [results]
+            metrics = {k: v for result in results for k, v in result['Metrics'].items()}
+            if 'Top 1 Accuracy' in metrics:
+                figures['Top 1 Accuracy'] = metrics['Top 1 Accuracy']
+            elif 'mIoU' in metrics:
+                job = 'UPerNet 160k' if 'upernet' in name else 'Semantic FPN 80k'
+                figures[job] = metrics['mIoU']
+            else:
+                job = 'RetinaNet 1x' if 'retinanet' in name else 'Mask R-CNN 1x'
+                figures[job] = ' / '.join(str(v) for k, v in metrics.items() if k.endswith(' AP'))
+    return figures
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+
+
+def draw(points: dict[str, tuple[float, float]], label: str, path: Path) -> None:
+    figure = Figure(figsize=(8, 5), layout='constrained')
+    axes = figure.subplots()
+    for index, (name, point) in enumerate(points.items()):
+        axes.scatter(*point, color='tab:red' if name.startswith('HAT-Net') else 'tab:blue')
+        offset = (5, -11 if index % 2 else 5)
+        axes.annotate(name, point, offset, textcoords='offset points', fontsize=9)
+    axes.set(xlabel=label, ylabel='published ImageNet-1K top-1, %')
+    axes.margins(x=0.2, y=0.1)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add(
+        '--measure',
+        nargs=argparse.REMAINDER,
+        help='first run tools/benchmark.py, with what follows',
+    )
+    add('--json', default='compare.json', help='record of the measurements, in the folder --docs')
+    add('--docs', type=Path, default=ROOT / 'docs', help='folder of the output')
+    args = parser.parse_args()
+    backbones = yaml.safe_load((ROOT / 'docs' / 'compare.yml').read_text())
+    record = args.docs / args.json
+    if args.measure is not None:
+        args.docs.mkdir(parents=True, exist_ok=True)
+        work = Path('work_dirs', 'compare')
+        work.mkdir(parents=True, exist_ok=True)
+        settings = {name: entry['settings'] for name, entry in backbones.items()}
+        (work / 'backbones.py').write_text(f'backbones = {settings!r}\n')
+        command = [sys.executable, ROOT / 'tools' / 'benchmark.py', *backbones]
+        command += ['--config', work / 'backbones.py', '--out', work]
+        subprocess.run([*command, '--shapes', *SHAPES, *args.measure], check=True)
+        record.write_text((work / 'benchmark.json').read_text())
+    if not record.is_file():
+        parser.error(f'there is no record {record}: --measure makes one')
+    measured = json.loads(record.read_text())
+    rows = {}
+    for row in measured['results']:
+        rows.setdefault((row['mode'], 'x'.join(map(str, row['shape']))), {})[row['backbone']] = row
+    cases = sorted(rows, key=lambda case: (case[1].split('x')[0] == '1', case[0]))
+    first = rows[cases[0]]
+    published, times = [], []
+    for name, entry in backbones.items():
+        figures, row = figures_of(entry), first[name]
+        # A training step is recorded as three forward passes, a multiply-add as two operations.
+        flops = row['flops'] / (3 if row['mode'] == 'train' else 1) / 2 / row['shape'][0]
+        counted = [f'{row["parameters"] / 1e6:.1f}', f'{flops / 1e9:.2f}']
+        published.append([name, *counted, *(figures.get(job, '') for job in JOBS)])
+        cells = []
+        for case in cases:
+            memory = rows[case][name].get('memory')
+            cells.append(f'{rows[case][name]["seconds"]:.3g}')
+            cells.append(f'{memory / 1e9:.2f}' if memory else '')
+        times.append([name, *cells])
+    words = dict(forward='forward', train='training step')
+    head = [f'{words[mode]} {shape}, {unit}' for mode, shape in cases for unit in ('s', 'GB')]
+    head = ['Backbone', *head]
+    machine = measured['machine']
+    any_row = next(iter(first.values()))
+    text = TEXT.format(
+        json=record.name,
+        published=table(['Backbone', 'Parameters, M', 'GFLOPs', *TITLES], published),
+        sources='\n'.join(f'- {name}: {entry["source"]}.' for name, entry in backbones.items()),
+        machine=f'{machine["date"]}, {machine["device"]}, PyTorch {machine["torch"]}',
+        rounds=len(any_row['times']),
+        size='x'.join(map(str, any_row['shape'][2:])),
+        ceilings=', '.join(f'{next(iter(rows[c].values()))["ceiling"] / 1e9:.0f}' for c in cases),
+        precision=any_row['dtype'],
+        measured=table(head, times),
+    )
+    (args.docs / 'compare.md').write_text(text)
+    top1 = {name: figures_of(entry).get('Top 1 Accuracy') for name, entry in backbones.items()}
+    known = [name for name, value in top1.items() if value]
+    speed = {n: (first[n]['shape'][0] / first[n]['seconds'], top1[n]) for n in known}
+    draw(speed, f'images/s, {words[cases[0][0]]} {cases[0][1]}', args.docs / 'compare_speed.png')
+    case = next((c for c in reversed(cases) if all('memory' in r for r in rows[c].values())), None)
+    if case and all(rows[case][name]['memory'] for name in known):
+        memory = {n: (rows[case][n]['memory'] / 1e9, top1[n]) for n in known}
+        label = f'GB, {words[case[0]]} {case[1]}'
+        draw(memory, label, args.docs / 'compare_memory.png')
+
+
+if __name__ == '__main__':
+    main()
