@@ -461,7 +461,7 @@ def test_convert_classifier(convert, published, tmp_path) -> None:
     ('content', 'message'),
     [
         (None, 'There is no checkpoint'),
-        ({'a': torch.ones(1)}, 'holds not all weights of any variant of HAT-Net'),
+        ({'a': torch.ones(1)}, 'holds not all weights of any variant of GLNet, HAT-Net, P2T'),
     ],
 )
 def test_convert_refuses_with_a_sentence(convert, content, message, tmp_path) -> None:
