@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -180,14 +181,18 @@ def _parts(state_dict: Mapping) -> dict[int, set[str]]:
     return parts
 
 
+@cache
+def _sizes_of(network: type['Backbone'], arch: str) -> dict[str, list[int]]:
+    with torch.device('meta'):
+        return {key: _sizes(value) for key, value in network(arch).state_dict().items()}
+
+
 def _describe(state_dict: Mapping, network: type['Backbone']) -> str:
     """The variant whose blocks these are."""
     given = {key: _sizes(value) for key, value in state_dict.items() if '.blocks.' in key}
     depths = _depths(given)
     for arch in network.ARCHS:
-        with torch.device('meta'):
-            variant = network(arch).state_dict()
-        blocks = {key: _sizes(value) for key, value in variant.items()}
+        blocks = _sizes_of(network, arch)
         if depths.items() <= _depths(blocks).items() and all(
             blocks.get(key) == sizes for key, sizes in given.items()
         ):
