@@ -82,15 +82,17 @@ class Peer:
                 names[ours] = re.sub(pattern, replacement, names[ours])
         return names
 
+    def published_shape(self, name: str, tensor: Tensor) -> tuple[int, ...]:
+        """Where our weights are a linear layer's, the published ones may be a convolution's."""
+        linear = tensor.ndim == 2 and re.search(self.convolutions, name)
+        return (*tensor.shape, 1, 1) if linear else tuple(tensor.shape)
+
     def drawn(self, model: Backbone) -> dict[str, Tensor]:
         """A published checkpoint for a backbone, its weights drawn from their published names."""
         weights = model.state_dict()
         checkpoint = {}
         for ours, name in self.published(model).items():
-            shape = tuple(weights[ours].shape)
-            if re.search(self.convolutions, name) and len(shape) == 2:
-                shape += (1, 1)
-            checkpoint[name] = self.value(name, shape)
+            checkpoint[name] = self.value(name, self.published_shape(name, weights[ours]))
         return checkpoint | self.constants(model) | {'head.bias': torch.zeros(7)}
 
     def value(self, name: str, shape: tuple) -> Tensor:

@@ -203,13 +203,11 @@ def published_by(name: str, arch: str) -> dict[str, Tensor]:
     peer = PEERS[name]
     with torch.device('meta'):
         model = peer.network(arch)
-    weights, shapes = model.state_dict(), {}
-    for ours, published in peer.published(model).items():
-        shape = tuple(weights[ours].shape)
-        if re.search(peer.convolutions, published) and len(shape) == 2:
-            shape += (1, 1)
-        shapes[published] = torch.zeros(()).expand(shape)
-    return shapes
+    weights = model.state_dict()
+    return {
+        published: torch.zeros(()).expand(peer.published_shape(published, weights[ours]))
+        for ours, published in peer.published(model).items()
+    }
 
 
 @pytest.mark.parametrize(('name', 'arch'), VARIANTS)
