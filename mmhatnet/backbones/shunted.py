@@ -95,11 +95,18 @@ class Aggregation(nn.Module):
         return k.flatten(1, 2), v.flatten(1, 2)
 
 
+def check_heads(channels: int, groups: int, head_dim: int) -> None:
+    """Raises a ValueError if the channels are no groups of whole heads."""
+    if channels % (groups * head_dim):
+        raise ValueError(f'embed_dims={channels} must be a multiple of {groups} x {head_dim=}')
+
+
 class ShuntedAttention(nn.Module):
     """Attention whose first half of heads sees large patches and whose second half small ones."""
 
     def __init__(self, channels: int, head_dim: int, sizes: tuple[int, int]) -> None:
         super().__init__()
+        check_heads(channels, 2, head_dim)
         self.head_dim = head_dim
         self.q = nn.Linear(channels, channels)
         self.coarse, self.fine = (Aggregation(channels, size) for size in sizes)
@@ -123,6 +130,7 @@ class PlainAttention(nn.Module):
 
     def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
+        check_heads(channels, 1, head_dim)
         self.head_dim = head_dim
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(channels, 2 * channels)
@@ -210,37 +218,26 @@ class ShuntedTransformer(Backbone):
     Strides are 4, 8, 16 and 32, at any input size, but a side of the first feature is
     floor(ceil(H / 2) / 2), and of each further one half of that before, rounded up.
 
+    Arguments that are not listed here, and the attributes, are those of ``Backbone``.
+
     Args:
         arch (str | dict): 'tiny', 'small', 'base', or a dict of settings: ``depths`` (blocks of
             each stage) and ``stem_convs`` (3x3 convolutions in the stem), and optionally for each
             stage ``embed_dims`` (channels), ``mlp_ratios`` and ``aggregations`` (sides of the
             patches of the first and second half of the heads, or None for a stage that attends to
             positions); and ``head_dim`` (channels per head).
-        in_channels (int): Channels of the input. Defaults to 3.
-        out_indices (Sequence[int]): The stages whose features are returned, in this order. Stages
-            after the last one of them are not built. Defaults to (0, 1, 2, 3).
-        drop_path_rate (float): Stochastic depth of the last block of the architecture; it grows
-            linearly from 0 at the first one. On ImageNet the authors train with 0.1, 0.2 and 0.3.
-            Defaults to 0.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages:
-            their parameters get no gradients and they stay in evaluation mode. Defaults to -1.
-        norm_eval (bool): Whether the batch norms, which are in the stem alone, keep their running
-            statistics in training. Defaults to False.
+        drop_path_rate (float): On ImageNet the authors train with 0.1, 0.2 and 0.3. Defaults to 0.
+        norm_eval (bool): Batch norms are in the stem alone. Defaults to False.
         with_cp (bool): Whether to recompute each block's activations in the backward pass, which
             saves memory for time. Defaults to False.
-        init_cfg (dict | list[dict], optional): Initialisation, as MMEngine defines it. Defaults to
-            the authors': truncated normal linear weights with std 0.02, normal convolutions.
-
-    Attributes:
-        embed_dims (tuple[int]): Channels of all stages of the architecture.
-        out_channels (tuple[int]): Channels of the returned features.
-        out_strides (tuple[int]): Their strides in pixels.
+        init_cfg (dict | list[dict], optional): Defaults to the authors' initialisation: truncated
+            normal linear weights with std 0.02, normal convolutions.
 
     A published checkpoint loads as it is, and so does the backbone's part of one of a whole model,
     nested or with a prefix.
 
     Raises:
-        ValueError: If an argument is impossible, or a checkpoint is of another architecture.
+        ValueError: If an argument or an input is impossible, or a checkpoint of another network.
     """
 
     ARCHS = {
@@ -317,37 +314,12 @@ class ShuntedTransformer(Backbone):
             self.stages.append(Stage(downsample, blocks, norm, with_cp))
         self._freeze_stages()
 
-    @classmethod
-    def resolve_arch(cls, arch: str | dict) -> dict:
-        """Returns the complete settings of a named or custom architecture.
-
-        Raises:
-            ValueError: As for every backbone, and if heads of ``head_dim`` channels do not divide a
-                stage's channels, or half of them where there are two aggregations.
-        """
-        settings = super().resolve_arch(arch)
-        head_dim = settings['head_dim']
-        for dim, sizes in zip(settings['embed_dims'], settings['aggregations']):
-            parts = 1 if sizes is None else 2
-            if dim % (parts * head_dim):
-                raise ValueError(
-                    f'embed_dims={dim} cannot be divided into {parts} x heads of head_dim='
-                    f'{head_dim}: choose a multiple of {parts * head_dim}'
-                )
-        return settings
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the features of an image batch.
-
-        Args:
-            x (Tensor): Images of any size, (N, in_channels, H, W).
+        """Computes the features of images of any size, (N, in_channels, H, W).
 
         Returns:
             tuple[Tensor]: A contiguous feature (N, out_channels[i], H', W') for each of
             ``out_indices``, after the norm that ends its stage.
-
-        Raises:
-            ValueError: If the input has another number of dimensions or channels.
         """
         self.check_input(x)
         features = {}
