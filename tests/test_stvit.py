@@ -99,3 +99,9 @@ def test_logits_of_a_published_classifier() -> None:
     golden = peer.golden['small/1x3x65x97/logits']
     logits = classifier(drawn_image(1, 3, 65, 97)).numpy()
     assert abs(logits - golden).max() < 1e-4 * golden.std()
+
+
+def test_heads_that_do_not_fit_are_named() -> None:
+    peer = PEERS['stvit']
+    with pytest.raises(ValueError, match='embed_dims=16 cannot be divided into 3 heads'):
+        peer.network(dict(peer.small, heads=(1, 3, 2, 3)))

@@ -51,14 +51,10 @@ def to_cells(x: Tensor, size: int) -> Tensor:
 
 def from_cells(cells: Tensor, size: int, height: int, width: int) -> Tensor:
     """Undoes ``to_cells``, for a map of height x width positions."""
-    if isinstance(height, torch.SymInt):
-        # An export with dynamic sizes cannot follow what is cut out of a reshaped map.
-        y, x = (torch.arange(side, device=cells.device) for side in (height, width))
-        rows = (y // size * cells.shape[2] * size + y % size) * size
-        positions = rows[:, None] + x // size * size**2 + x % size
-        out = cells.flatten(1, 3).index_select(1, positions.flatten())
-        return out.view(-1, height, width, cells.shape[4])
     x = cells.unflatten(3, (size, size)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    if isinstance(height, torch.SymInt):
+        # Whether a slice is contiguous depends on the size, to which it would bind an export.
+        return F.pad(x, (0, 0, 0, width - x.shape[2], 0, height - x.shape[1]))
     return x[:, :height, :width]
 
 
@@ -82,6 +78,8 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
+        if channels % heads:
+            raise ValueError(f'embed_dims={channels} cannot be divided into {heads} heads')
         self.heads = heads
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
@@ -158,7 +156,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.position(x)
         x = x + self.run(self.attention_branch, x)
-        # Batch norm is not recomputed: its statistics would count the batch twice.
+        # Batch norm is not recomputed: its running statistics would count each batch twice.
         return x + self.run(self.mlp_branch, self.norm2(x))
 
     def run(self, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -179,9 +177,8 @@ class Stem(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         layers = []
-        for out_channels, stride in zip(
-            (channels // 2, channels // 2, channels, channels), (2, 1, 2, 1)
-        ):
+        half = channels // 2
+        for out_channels, stride in ((half, 2), (half, 1), (channels, 2), (channels, 1)):
             layers += [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)]
             layers += [nn.GELU(), nn.BatchNorm2d(out_channels)]
             in_channels = out_channels
@@ -219,39 +216,30 @@ class Stage(nn.Module):
 class STViT(Backbone):
     """STViT as a backbone with one feature per stage, of strides 4, 8, 16 and 32.
 
-    A drop-in at any input size: a feature of stride s has ceil(H / s) x ceil(W / s) positions. What
-    super tokens stand for, a forward hook on ``stages[0].blocks[0].attn.association`` sees.
+    At any input size a feature of stride s has ceil(H / s) x ceil(W / s) positions. A forward hook
+    on ``stages[0].blocks[0].attn.association`` sees what super tokens stand for.
+
+    Arguments that are not listed here, and the attributes, are those of ``Backbone``.
 
     Args:
         arch (str | dict): 'small', 'base', 'large', or a dict of settings, each with a value for
             each stage: ``embed_dims`` (channels), ``heads``, ``depths`` (blocks), and optionally
             ``cells`` (positions along a side of a super token's cell; 1: attention between
             positions), ``mlp_ratios`` and ``layer_scales`` (initial value, or None for none).
-        in_channels (int): Channels of the input. Defaults to 3.
-        out_indices (Sequence[int]): The stages whose features are returned, in this order. Stages
-            after the last one of them are not built. Defaults to (0, 1, 2, 3).
-        drop_path_rate (float): Stochastic depth of the last block of the architecture; it grows
-            linearly from 0 at the first one. On ImageNet the authors train with 0.1, 0.4 and 0.4,
-            'large' with 0.6 at the end. Defaults to 0.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages:
-            their parameters get no gradients and they stay in evaluation mode. Defaults to -1.
-        norm_eval (bool): Whether the batch norms, of which every block has one, keep their running
-            statistics in training. Defaults to False.
+        drop_path_rate (float): On ImageNet the authors train with 0.1, 0.4 and 0.4, 'large' with
+            0.6 at the end. Defaults to 0.
+        norm_eval (bool): Every block has a batch norm: with few images per GPU its statistics
+            should stay fixed, or be synchronised. Defaults to False.
         with_cp (bool): Whether to recompute what is inside each block's attention and MLP in the
             backward pass, which saves memory for time. Defaults to False.
-        init_cfg (dict | list[dict], optional): Initialisation, as MMEngine defines it. Defaults to
-            None: all layers start as PyTorch starts them, as the authors' do.
-
-    Attributes:
-        embed_dims (tuple[int]): Channels of all stages of the architecture.
-        out_channels (tuple[int]): Channels of the returned features.
-        out_strides (tuple[int]): Their strides in pixels.
+        init_cfg (dict | list[dict], optional): Defaults to None: all layers start as PyTorch starts
+            them, as the authors' do, whose 1x1 convolutions start as linear layers here.
 
     A published checkpoint loads as it is, and so does the backbone's part of one of a whole model,
-    nested or with a prefix. Its constant kernels are skipped.
+    nested or with a prefix.
 
     Raises:
-        ValueError: If an argument is impossible, or a checkpoint is of another architecture.
+        ValueError: If an argument or an input is impossible, or a checkpoint of another network.
     """
 
     ARCHS = {
@@ -303,8 +291,6 @@ class STViT(Backbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        # No default of init_cfg: the published layers are convolutions, 1x1 where ours are linear,
-        # and both start in the same way, as norms do.
         settings = self.resolve_arch(arch)
         super().__init__(
             *(settings, in_channels, out_indices, drop_path_rate, frozen_stages, norm_eval),
@@ -319,43 +305,22 @@ class STViT(Backbone):
             cell = settings['cells'][index]
             blocks = []
             for _ in range(settings['depths'][index]):
-                attn = (
-                    SuperTokenAttention(channels, heads, cell)
-                    if cell > 1
-                    else Attention(channels, heads)
-                )
+                if cell > 1:
+                    attn = SuperTokenAttention(channels, heads, cell)
+                else:
+                    attn = Attention(channels, heads)
                 blocks.append(Block(channels, attn, ratio, scale, next(drop_path_rates), with_cp))
-            downsample = (
-                Downsample(self.embed_dims[index - 1], channels) if index else nn.Identity()
-            )
+            before = self.embed_dims[index - 1]
+            downsample = Downsample(before, channels) if index else nn.Identity()
             self.stages.append(Stage(downsample, blocks))
         self._freeze_stages()
 
-    @classmethod
-    def resolve_arch(cls, arch: str | dict) -> dict:
-        """Returns the complete settings of a named or custom architecture.
-
-        Raises:
-            ValueError: As for every backbone, and if a stage's heads do not divide its channels.
-        """
-        settings = super().resolve_arch(arch)
-        for dim, heads in zip(settings['embed_dims'], settings['heads']):
-            if dim % heads:
-                raise ValueError(f'embed_dims={dim} cannot be divided into {heads} heads')
-        return settings
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the features of an image batch.
-
-        Args:
-            x (Tensor): Images of any size, (N, in_channels, H, W).
+        """Computes the features of images of any size, (N, in_channels, H, W).
 
         Returns:
             tuple[Tensor]: A contiguous feature (N, out_channels[i], ceil(H / s), ceil(W / s)) for
             each of ``out_indices``, with s = out_strides[i].
-
-        Raises:
-            ValueError: If the input has another number of dimensions or channels.
         """
         self.check_input(x)
         features = {}
