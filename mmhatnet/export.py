@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Compare, Timer
 
 NEEDED = dict(onnx=('onnx', 'onnxscript'), pt2=())
 FORMATS = tuple(NEEDED)
@@ -174,6 +175,39 @@ def runners(file: str | Path) -> Iterator[tuple[str, Callable[[Tensor], list[Ten
         )
         compiled = openvino.Core().compile_model(file, 'CPU', settings)
         yield 'OpenVINO', lambda x: _tensors(compiled(x.cpu().numpy()).values())
+
+
+def compare_speed(
+    model: nn.Module, file: str | Path, part: str, sizes: Sequence[tuple[int, int]]
+) -> Compare:
+    """Times a model and its file, whose path ``export_model`` got, with each of the ``runners``.
+
+    Args:
+        model (nn.Module): The model.
+        file (str | Path): The file.
+        part (str): The part that is in the file.
+        sizes (Sequence[tuple[int, int]]): (height, width) of single images.
+
+    Returns:
+        torch.utils.benchmark.Compare: Its text is a table of medians.
+    """
+    functions = {'PyTorch, eager': FromPixels(model, part).eval(), **dict(runners(file))}
+    with torch.no_grad():
+        return Compare(
+            [
+                Timer(
+                    stmt='run(image)',
+                    setup='run(image)',
+                    globals=dict(run=run, image=_image(model, 1, height, width)),
+                    label='One image, median time',
+                    sub_label=f'{height}x{width}',
+                    description=name,
+                    num_threads=torch.get_num_threads(),
+                ).blocked_autorange(min_run_time=3)
+                for height, width in sizes
+                for name, run in functions.items()
+            ]
+        )
 
 
 def _image(model: nn.Module, batch: int, height: int, width: int) -> Tensor:

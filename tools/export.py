@@ -6,12 +6,28 @@ in the order of colours that its metadata name, and normalises them itself. Clas
 file is run at another size than the one traced, and kept if it agrees with PyTorch.
 """
 
+import argparse
+import re
 from pathlib import Path
 
 from mmhatnet import cli
 from mmhatnet.checkpoint_files import ends_with_a_sentence
-from mmhatnet.export import FORMATS, PARTS, ExportError, export_model, require_exporter
+from mmhatnet.export import (
+    FORMATS,
+    PARTS,
+    ExportError,
+    compare_speed,
+    export_model,
+    require_exporter,
+)
 from mmhatnet.inference import build_inferencer, inference_parser, load_job
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r'[1-9]\d*x[1-9]\d*', text):
+        raise argparse.ArgumentTypeError(f'{text} is not a size HxW such as 224x224')
+    height, width = map(int, text.split('x'))
+    return height, width
 
 
 @ends_with_a_sentence()
@@ -21,6 +37,14 @@ def main() -> None:
     parser.add_argument('--format', choices=FORMATS, default='onnx', help='default: %(default)s')
     parser.add_argument('--part', choices=PARTS, default='model', help='default: %(default)s')
     parser.add_argument('--out', help='the file (default: work_dirs/exported/ and the config name)')
+    parser.add_argument(
+        '--benchmark',
+        nargs='+',
+        type=height_and_width,
+        default=[],
+        metavar='HxW',
+        help='also print the time that images of these sizes take, such as 224x224',
+    )
     args = parser.parse_args()
     out = Path(args.out or f'work_dirs/exported/{Path(args.config).stem}.{args.format}')
     if out.suffix != f'.{args.format}':
@@ -37,6 +61,8 @@ def main() -> None:
         print(f'{out} was not tried: onnxruntime is not installed (pip install onnxruntime).')
     else:
         print(f'{out} is at most {deviation:.1e} standard deviations from PyTorch.')
+    if args.benchmark:
+        print(compare_speed(model, out, args.part, args.benchmark))
 
 
 if __name__ == '__main__':
