@@ -162,7 +162,11 @@ def run_shell(block: Block, monkeypatch) -> None:
         if match := FROM_SHELL.fullmatch(line):
             name, value = match.groups()
             command = ['bash', '-ec', f'value={value}; printf %s "$value"']
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            # As a user has it who has activated the environment.
+            path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+            said = subprocess.run(
+                command, check=True, capture_output=True, text=True, env=os.environ | {'PATH': path}
+            ).stdout
             assert said, line
             monkeypatch.setenv(name, said)
             continue
