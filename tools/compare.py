@@ -134,13 +134,14 @@ def main() -> None:
         rows.setdefault((row['mode'], 'x'.join(map(str, row['shape']))), {})[row['backbone']] = row
     cases = sorted(rows, key=lambda case: (case[1].split('x')[0] == '1', case[0]))
     first = rows[cases[0]]
+    figures = {name: figures_of(entry) for name, entry in backbones.items()}
     published, times = [], []
-    for name, entry in backbones.items():
-        figures, row = figures_of(entry), first[name]
+    for name in backbones:
+        row = first[name]
         # A training step is recorded as three forward passes, a multiply-add as two operations.
         flops = row['flops'] / (3 if row['mode'] == 'train' else 1) / 2 / row['shape'][0]
         counted = [f'{row["parameters"] / 1e6:.1f}', f'{flops / 1e9:.2f}']
-        published.append([name, *counted, *(figures.get(job, '') for job in JOBS)])
+        published.append([name, *counted, *(figures[name].get(job, '') for job in JOBS)])
         cells = []
         for case in cases:
             memory = rows[case][name].get('memory')
@@ -172,7 +173,7 @@ def main() -> None:
         measured=table(head, times),
     )
     (args.docs / 'compare.md').write_text(text)
-    top1 = {name: figures_of(entry).get('Top 1 Accuracy') for name, entry in backbones.items()}
+    top1 = {name: of.get('Top 1 Accuracy') for name, of in figures.items()}
     known = [name for name, value in top1.items() if value]
     speed = {n: (first[n]['shape'][0] / first[n]['seconds'], top1[n]) for n in known}
     draw(speed, f'images/s, {words[cases[0][0]]} {cases[0][1]}', args.docs / 'compare_speed.png')
