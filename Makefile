@@ -18,8 +18,9 @@ toy := data/toy
 demo := work_dirs/demo
 config := configs/toy/maskrcnn_hatnet_toy.py
 
-# Packages of elsewhere would come before those of the environment.
-unexport PYTHONPATH
+# Packages of elsewhere would come before those of the environment; without its bytecode each
+# process would compile the frameworks again, which takes longer than importing them.
+unexport PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 .PHONY: help env clean demo test test-slow lint docs toy-data
 .DELETE_ON_ERROR:

@@ -1,5 +1,7 @@
 """Small generated data for the tests that train, and the tools as functions."""
 
+import functools
+import gc
 import json
 import runpy
 import subprocess
@@ -9,13 +11,17 @@ from pathlib import Path
 
 import pytest
 from experiments import ALL_CLASSES, as_text
-from mmengine.config import Config
+from mmengine.config import Config, utils
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).parents[1]
+# MMEngine reads all metafiles of a package for each of its configs, which takes a second.
+utils.load = functools.cache(utils.load)
+# What the frameworks have made until now stays, and is looked through in no later collection.
+gc.freeze()
 
 
 @pytest.fixture(scope='session')

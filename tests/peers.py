@@ -37,7 +37,7 @@ class Peer:
         network: Its class.
         features: The golden features in ``tests/data``.
         parameters: Exact number of each variant, with the 1000-class head. The first variant is
-            the smallest one: all golden sizes are computed of it alone unless slow tests are.
+            the smallest one, and the only one of which golden features are no slow test.
         head_parameters: Those of the head alone, by the channels of the last stage.
         small: Settings of an instance that takes seconds, with every kind of piece.
         names: Regular expressions and replacements, in turn, from our names to the published ones.

@@ -116,18 +116,23 @@ def test_compiled_for_one_size_has_no_padding() -> None:
     assert 'pad' not in counter.graphs[0].print_readable(print_output=False).split('"""')[-1]
 
 
+@pytest.mark.parametrize(
+    'options', [(), pytest.param(('--benchmark', '32x32'), marks=pytest.mark.slow)]
+)
 @torch.no_grad()
-def test_onnx_file_of_a_classifier(told: Callable, tmp_path: Path) -> None:
+def test_onnx_file_of_a_classifier(options: tuple, told: Callable, tmp_path: Path) -> None:
     import onnx
 
     backbone = dict(type='HATNet', arch=ONE, out_indices=(0,))
     config, checkpoint = random_job('imagenet', tmp_path, backbone, in_channels=16)
     file = tmp_path / 'exported' / 'classifier.onnx'
-    result = told('export', config, checkpoint, '--out', file, '--benchmark', '32x32')
+    result = told('export', config, checkpoint, '--out', file, *options)
     assert not result.returncode, result.stderr
     assert float(re.search(r'at most (\S+) standard deviations', result.stdout)[1]) < 1e-4
     assert list(file.parent.iterdir()) == [file]
-    assert re.search(r'PyTorch, eager +\| +onnxruntime.*\n.*\n +32x32 +\| +[.\d]+', result.stdout)
+    if options:
+        table = r'PyTorch, eager +\| +onnxruntime.*\n.*\n +32x32 +\| +[.\d]+'
+        assert re.search(table, result.stdout)
 
     about = {entry.key: json.loads(entry.value) for entry in onnx.load(file).metadata_props}
     assert about['classes'] == ['balloon', 'beach wagon', 'umbrella', 'daisy']

@@ -33,7 +33,11 @@ def test_counts_are_the_known_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    'limits', [[(500, 10), (551, 10), (602, 10)], [(99, 300), (99, 340), (99, 380)]]
+    'limits',
+    [
+        [(500, 10), (551, 10), (602, 10)],
+        pytest.param([(99, 300), (99, 340), (99, 380)], marks=pytest.mark.slow),
+    ],
 )
 def test_counts_as_many_proposals_and_detections_as_are_kept(limits: list) -> None:
     """More than NMS would leave, and no score is high enough, whatever the weights."""

@@ -319,7 +319,12 @@ def test_export_gives_the_same(size: tuple[int, int]) -> None:
 
 # Inductor takes long to compile all stages, which would show nothing new.
 @pytest.mark.parametrize(
-    ('backend', 'out_indices'), [('aot_eager', (0, 1, 2, 3)), ('inductor', (0,))]
+    ('backend', 'out_indices'),
+    [
+        ('eager', (0, 1, 2, 3)),
+        pytest.param('aot_eager', (0, 1, 2, 3), marks=pytest.mark.slow),
+        pytest.param('inductor', (0,), marks=pytest.mark.slow),
+    ],
 )
 def test_compile_has_no_graph_break(backend: str, out_indices: tuple[int, ...]) -> None:
     image = drawn_image(1, 3, 61, 90)

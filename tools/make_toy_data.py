@@ -4,8 +4,8 @@
     FOLDER/ade/ADEChallengeData2016/{images,annotations}/{training,validation}   labelled scenes
     FOLDER/imagenet/{train,val}/WNID                               one object per picture
 
-The same seed writes the same bytes under the same versions of NumPy, OpenCV and Pillow. Every
-picture has its own random stream, so that their numbers do not change the pictures themselves.
+The same seed writes the same bytes under the same versions of NumPy, OpenCV and Pillow, and the
+same first pictures whatever their number.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import cycle, product
+from itertools import cycle, pairwise, product
 from pathlib import Path
 
 import cv2
@@ -53,10 +53,10 @@ def oval(x: float, y: float, across: float, down: float | None = None) -> np.nda
 def panels(half_width: np.ndarray, down: np.ndarray, hem: float, *paints: np.ndarray) -> Shapes:
     """Draw the upright panels of something round, given half its width at some heights."""
     edges, shapes = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 8)), []
-    for left, right, paint in zip(edges, edges[1:], cycle(paints)):
-        sides = [np.stack([edge * half_width, down], 1) for edge in (left, right)]
-        middle = [((left + right) / 2 * half_width[-1], hem)]
-        shapes.append((np.concatenate([sides[0], middle, sides[1][::-1]]), paint))
+    for pair, paint in zip(pairwise(edges), cycle(paints)):
+        left, right = (np.stack([edge * half_width, down], 1) for edge in pair)
+        middle = [(sum(pair) / 2 * half_width[-1], hem)]
+        shapes.append((np.concatenate([left, middle, right[::-1]]), paint))
     return shapes
 
 
@@ -88,17 +88,16 @@ def kite(rng: Rng) -> Shapes:
     corners = np.array([(0, -1), (0.66, -0.35), (0, 0.6), (-0.66, -0.35), (0, -1)])
     bows = product((-0.1, 0.1), (0.73, 0.93))
     tail = [(box(-0.03, 0.5, 0.03, 1), BLACK), *((oval(*bow, 0.1, 0.07), blue) for bow in bows)]
-    sides = zip(corners, corners[1:], cycle((blue, cyan)))
-    return tail + [(np.array([start, end, (0, -0.35)]), paint) for start, end, paint in sides]
+    sides = zip(pairwise(corners), cycle((blue, cyan)))
+    return tail + [(np.array([*side, (0, -0.35)]), paint) for side, paint in sides]
 
 
 def balloon(rng: Rng) -> Shapes:
     angle, violet = np.linspace(-np.pi / 2, 0.5, 24), colour(rng, rng.uniform(220, 280), 0.8, 0.75)
-    half_width = np.append(0.7 * np.cos(angle), 0.16)
-    down = np.append(0.66 * np.sin(angle) - 0.34, 0.5)
-    basket = [(box(x - 0.02, 0.5, x + 0.02, 0.8), BLACK) for x in (-0.13, 0.13)]
-    basket += [(box(-0.17, 0.74, 0.17, 1), BROWN)]
-    return basket + panels(half_width, down, 0.52, violet, colour(rng, 50, 0.75, 0.98))
+    outline = np.append(0.7 * np.cos(angle), 0.16), np.append(0.66 * np.sin(angle) - 0.34, 0.5)
+    ropes = [(box(x - 0.02, 0.5, x + 0.02, 0.8), BLACK) for x in (-0.13, 0.13)]
+    basket = [*ropes, (box(-0.17, 0.74, 0.17, 1), BROWN)]
+    return basket + panels(*outline, 0.52, violet, colour(rng, 50, 0.75, 0.98))
 
 
 def daisy(rng: Rng) -> Shapes:
@@ -118,11 +117,10 @@ def tree(rng: Rng) -> Shapes:
 def building(rng: Rng) -> Shapes:
     wall, pane = colour(rng, 18, 0.45, 0.7), rng.choice([0.25, 0.9]) * np.array([0.8, 0.95, 1])
     width, storeys = rng.uniform(0.45, 0.8), rng.integers(3, 6)
-    shapes = [(box(-width, -1, width, 1), wall), (box(-0.1, 0.72, 0.1, 1), BROWN)]
-    shapes += [(box(-width - 0.03, -1, width + 0.03, -0.9), wall * 0.55)]
-    for x, y in product((-0.65, -0.22, 0.22, 0.65), np.linspace(-0.75, 0.4, storeys)):
-        shapes.append((box((x - 0.13) * width, y, (x + 0.13) * width, y + 0.2), pane))
-    return shapes
+    door, roof = box(-0.1, 0.72, 0.1, 1), box(-width - 0.03, -1, width + 0.03, -0.9)
+    panes = product((-0.65, -0.22, 0.22, 0.65), np.linspace(-0.75, 0.4, storeys))
+    panes = [(box((x - 0.13) * width, y, (x + 0.13) * width, y + 0.2), pane) for x, y in panes]
+    return [(box(-width, -1, width, 1), wall), (door, BROWN), (roof, wall * 0.55), *panes]
 
 
 # With the ids of the real data sets, where n02814533 is 'beach wagon'.
@@ -140,8 +138,8 @@ def placed(rng: Rng, shapes: Shapes, centre: np.ndarray, radius: float, tilt: fl
 
 def fill(target: np.ndarray, shapes: Shapes, value: int | None = None) -> np.ndarray:
     for points, paint in shapes:
-        corners = [np.round(points * SCALE - 0.5).astype(np.int32)]
-        cv2.fillPoly(target, corners, value or tuple(paint))
+        corners = np.round(points * SCALE - 0.5).astype(np.int32)
+        cv2.fillPoly(target, [corners], value or tuple(paint))
     return target
 
 
@@ -333,8 +331,7 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
             for thing in things:
                 thing.update(id=len(content['annotations']) + 1, image_id=image['id'])
                 content['annotations'].append(thing)
-        path = folder / 'coco' / 'annotations' / f'instances_{split}.json'
-        path.write_text(json.dumps(content))
+        (folder / 'coco/annotations' / f'instances_{split}.json').write_text(json.dumps(content))
     ade = folder / 'ade' / 'ADEChallengeData2016'
     for split, short, count in zip(('training', 'validation'), ('train', 'val'), counts['ade']):
         for index, picture, labels in pictures(draw_ade, f'ade/{split}', seed, count):
@@ -360,8 +357,8 @@ def main(argv: list[str] | None = None) -> None:
     counts = {name: getattr(args, name) for name in DEFAULT_COUNTS}
     if (least := min(args.seed, *sum(counts.values(), []))) < 0:
         parser.error(f'the seed or a number of pictures is {least}; give 0 or more')
-    state = 'is' if make_toy_data(args.folder, args.seed, counts) else 'was already'
-    print(f"The toy data {state} in '{args.folder}'.")
+    made = make_toy_data(args.folder, args.seed, counts)
+    print(f"The toy data {'is' if made else 'was already'} in '{args.folder}'.")
 
 
 if __name__ == '__main__':
