@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_tables_hold_the_record_and_the_published_figures(run_tool, tmp_path: Path) -> None:
     names = [*yaml.safe_load((ROOT / 'docs' / 'compare.yml').read_text())]
+    names += ['hatnet_small_cp', 'literal_small']
     results = [
         dict(
             *[dict(backbone=name, mode=mode, shape=[8, 3, 224, 224], dtype='float32')],
@@ -30,5 +31,18 @@ def test_tables_hold_the_record_and_the_published_figures(run_tool, tmp_path: Pa
     assert '| HAT-Net small | 20.0 | 4.00 | 82.6 | 45.2 / 41.6 | 44.8 | 46.6 |  |' in lines
     assert '| STViT small | 23.0 | 7.00 | 83.6 | 47.6 / 43.1 |  |  | 48.6 |' in lines
     assert '| P2T small | 2 | 0.20 | 6 | 0.60 |' in lines
+    # The last one of eleven, beside the first and the tenth.
+    for case, factor in (('forward', 1), ('training step', 3)):
+        of_case = f'| {case} 8x3x224x224 |'
+        for title, i, ratio, share in (
+            ('Published formulation', 10, '1.00', '1.00'),
+            ('`HATNet`', 0, '11.00', '0.09'),
+            ('`HATNet`, `with_cp=True`', 9, '1.10', '0.91'),
+        ):
+            line = next(line for line in lines if line.startswith(f'{of_case} {title} |'))
+            seconds, faster, _, memory, of_literal = line.split(' | ')[2:]
+            assert seconds == f'{factor * (i + 1)} ({factor * (i + 1)}, {factor * (i + 1)})'
+            assert (faster, memory) == (ratio, f'{factor * (i + 1) / 10:.2f}')
+            assert of_literal == f'{share} |'
     for plot in ('compare_speed.png', 'compare_memory.png'):
         assert (tmp_path / plot).read_bytes().startswith(b'\x89PNG')

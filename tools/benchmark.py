@@ -131,7 +131,9 @@ def peak_memory(args: argparse.Namespace, row: dict) -> int | None:
     try:
         if args.device == 'cuda':  # PyTorch's allocator knows what is in use, in any process
             return memory_of_step(None, *case)
-        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+        processes = multiprocessing.get_context('forkserver')
+        processes.set_forkserver_preload(['mmhatnet', 'mmdet.models', 'mmpretrain.models'])
+        with ProcessPoolExecutor(1, processes) as process:
             return process.submit(memory_of_step, args.config, *case).result()
     except Exception as error:  # the system ends a process that takes too much
         print(f'The memory of {row["backbone"]} could not be measured: {error!r}', file=sys.stderr)

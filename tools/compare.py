@@ -17,9 +17,15 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 SHAPES = ['8x3x224x224', '1x3x896x1344']
+FORMULATIONS = {
+    'literal_small': 'Published formulation',
+    'HAT-Net small': '`HATNet`',
+    'hatnet_small_cp': '`HATNet`, `with_cp=True`',
+}
 JOBS = ['Top 1 Accuracy', 'Mask R-CNN 1x', 'RetinaNet 1x', 'Semantic FPN 80k', 'UPerNet 160k']
 TITLES = ['ImageNet-1K top-1', 'Mask R-CNN 1x box / mask AP', 'RetinaNet 1x box AP']
 TITLES += ['Semantic FPN 80k mIoU', 'UPerNet 160k mIoU']
+WORDS = dict(forward='forward', train='training step')
 TEXT = """# Side by side
 
 The small variant of each network here, beside what they are compared with, written by
@@ -46,6 +52,14 @@ the cases, in their order: where these differ much, the machine was busy and cas
 
 ![Speed against published accuracy](compare_speed.png)
 ![Memory of a training step against published accuracy](compare_memory.png)
+
+## HAT-Net and its published formulation
+
+The small variant in the same run. The published formulation is `LiteralHATNet` in
+`mmhatnet/backbones/hatnet_literal.py`, which computes the same numbers and to which the tests hold
+`HATNet`. [Performance](performance.md) says how it is done.
+
+{formulations}
 
 ## Learned
 
@@ -87,6 +101,22 @@ def table(head: list[str], rows: list[list]) -> str:
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
+def formulations(rows: dict[tuple, dict[str, dict]], cases: list[tuple]) -> str:
+    head = ['Case', '', 's (from, to)', 'times faster', 'of a matrix product', 'GB', 'ratio']
+    lines = []
+    for mode, shape in cases:
+        of_case = [rows[mode, shape][name] for name in FORMULATIONS]
+        for title, row in zip(FORMULATIONS.values(), of_case):
+            seconds, memory = row['seconds'], row.get('memory')
+            cells = [f'{seconds:.3g} ({min(row["times"]):.3g}, {max(row["times"]):.3g})']
+            cells.append(f'{of_case[0]["seconds"] / seconds:.2f}')
+            cells.append(f'{row["flops"] / seconds / row["ceiling"]:.0%}')
+            if memory:
+                cells += [f'{memory / 1e9:.2f}', f'{memory / of_case[0]["memory"]:.2f}']
+            lines.append([f'{WORDS[mode]} {shape}', title, *cells])
+    return table(head, lines)
+
+
 def described(machine: dict[str, str]) -> str:
     return f'{machine["date"]}, {machine["device"]}, PyTorch {machine["torch"]}'
 
@@ -122,7 +152,8 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         settings = {name: entry['settings'] for name, entry in backbones.items()}
         (work / 'backbones.py').write_text(f'backbones = {settings!r}\n')
-        command = [sys.executable, ROOT / 'tools' / 'benchmark.py', *backbones]
+        names = dict.fromkeys([*backbones, *FORMULATIONS])
+        command = [sys.executable, ROOT / 'tools' / 'benchmark.py', *names]
         command += ['--config', work / 'backbones.py', '--out', work]
         subprocess.run([*command, '--shapes', *SHAPES, *args.measure], check=True)
         record.write_text((work / 'benchmark.json').read_text())
@@ -148,8 +179,7 @@ def main() -> None:
             cells.append(f'{rows[case][name]["seconds"]:.3g}')
             cells.append(f'{memory / 1e9:.2f}' if memory else '')
         times.append([name, *cells])
-    words = dict(forward='forward', train='training step')
-    head = [f'{words[mode]} {shape}, {unit}' for mode, shape in cases for unit in ('s', 'GB')]
+    head = [f'{WORDS[mode]} {shape}, {unit}' for mode, shape in cases for unit in ('s', 'GB')]
     head = ['Backbone', *head]
     any_row = next(iter(first.values()))
     toy = json.loads((ROOT / 'docs' / 'compare_toy.json').read_text())
@@ -171,16 +201,17 @@ def main() -> None:
         ceilings=', '.join(f'{next(iter(rows[c].values()))["ceiling"] / 1e9:.0f}' for c in cases),
         precision=any_row['dtype'],
         measured=table(head, times),
+        formulations=formulations(rows, cases),
     )
     (args.docs / 'compare.md').write_text(text)
     top1 = {name: of.get('Top 1 Accuracy') for name, of in figures.items()}
     known = [name for name, value in top1.items() if value]
     speed = {n: (first[n]['shape'][0] / first[n]['seconds'], top1[n]) for n in known}
-    draw(speed, f'images/s, {words[cases[0][0]]} {cases[0][1]}', args.docs / 'compare_speed.png')
+    draw(speed, f'images/s, {WORDS[cases[0][0]]} {cases[0][1]}', args.docs / 'compare_speed.png')
     case = next((c for c in reversed(cases) if all('memory' in r for r in rows[c].values())), None)
     if case and all(rows[case][name]['memory'] for name in known):
         memory = {n: (rows[case][n]['memory'] / 1e9, top1[n]) for n in known}
-        label = f'GB, {words[case[0]]} {case[1]}'
+        label = f'GB, {WORDS[case[0]]} {case[1]}'
         draw(memory, label, args.docs / 'compare_memory.png')
 
 

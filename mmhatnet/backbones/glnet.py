@@ -211,6 +211,8 @@ class GLNet(Backbone):
     published code of 'stl' and 'stl_paramslot' drops the rows and columns that fill no patch; here
     zeros fill it, and where the sizes divide it is the published function.
 
+    Arguments that are not listed here, and the attributes, are those of ``Backbone``.
+
     Args:
         arch (str | dict): '4g', '9g', '16g', 'stl' (patches that do not overlap, as Swin's),
             'stl_paramslot' (the same with learned slots), '4g_tklb', '9g_tklb' (the networks of
@@ -221,32 +223,19 @@ class GLNet(Backbone):
             attention and in MLPs), ``layer_scale`` (initial value, or None for none),
             ``learned_slots``, ``num_slots`` (a square number) and ``head_dim`` (channels per
             head). Only the first two have no default.
-        in_channels (int): Channels of the input. Defaults to 3.
-        out_indices (Sequence[int]): The stages whose features are returned, in this order; later
-            ones are not built. Defaults to (0, 1, 2, 3).
-        drop_path_rate (float): Stochastic depth of the last block, growing linearly from 0 at the
-            first. On ImageNet the authors train with 0.15 ('4g'), 0.3 ('9g'), 0.4 ('16g') and 0.1
-            (the others). Defaults to 0.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages.
-            Defaults to -1.
-        norm_eval (bool): Whether the batch norms, which are between stages, keep their running
-            statistics in training. Defaults to False.
+        drop_path_rate (float): On ImageNet the authors train with 0.15 ('4g'), 0.3 ('9g'), 0.4
+            ('16g') and 0.1 (the others). Defaults to 0.
+        norm_eval (bool): Batch norms are between stages alone. Defaults to False.
         with_cp (bool): Whether to recompute each block in the backward pass, which saves memory for
             time. Defaults to False.
-        init_cfg (dict | list[dict], optional): Initialisation, as MMEngine defines it. Defaults to
-            None: layers start as the authors' do.
-
-    Attributes:
-        embed_dims (tuple[int]): Channels of all stages of the architecture.
-        out_channels (tuple[int]): Channels of the returned features.
-        out_strides (tuple[int]): Their strides in pixels.
+        init_cfg (dict | list[dict], optional): Defaults to None: layers start as the authors' do.
 
     A published checkpoint loads as it is, and so does the backbone's part of one of a whole model,
     nested or with a prefix. Of '16g' the authors publish the accuracy of the averaged weights under
     ``model_ema``; those under ``model`` are taken where a file has both.
 
     Raises:
-        ValueError: If an argument is impossible, or a checkpoint is of another architecture.
+        ValueError: If an argument or an input is impossible, or a checkpoint of another network.
     """
 
     ARCHS = {
@@ -362,17 +351,11 @@ class GLNet(Backbone):
         return settings
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the features of an image batch.
-
-        Args:
-            x (Tensor): Images of any size, (N, in_channels, H, W).
+        """Computes the features of images of any size, (N, in_channels, H, W).
 
         Returns:
             tuple[Tensor]: A contiguous feature (N, out_channels[i], ceil(H / s), ceil(W / s)) for
             each of ``out_indices``, with s = out_strides[i].
-
-        Raises:
-            ValueError: If the input has another number of dimensions or channels.
         """
         self.check_input(x)
         features = {}

@@ -145,33 +145,23 @@ class P2T(Backbone):
     For any input size: a feature of stride s has ceil(H / s) x ceil(W / s) positions. It is the
     function of the published code, which needs 65 pixels a side.
 
+    Arguments that are not listed here, and the attributes, are those of ``Backbone``.
+
     Args:
         arch (str | dict): 'tiny', 'small', 'base', 'large', or a dict of settings: for each stage
             ``embed_dims`` (channels), ``num_heads``, ``depths`` (blocks), and optionally
             ``mlp_ratios`` and ``pool_ratios`` (several: how many times smaller each pooled map is).
-        in_channels (int): Channels of the input. Defaults to 3.
-        out_indices (Sequence[int]): The stages whose features are returned, in this order. Stages
-            after the last one of them are not built. Defaults to (0, 1, 2, 3).
-        drop_path_rate (float): Stochastic depth of the last block of the architecture; it grows
-            linearly from 0 at the first one. Defaults to 0.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages:
-            their parameters get no gradients and they stay in evaluation mode. Defaults to -1.
         with_cp (bool): Whether to recompute each block's activations in the backward pass, which
             saves memory for time. Defaults to False.
-        init_cfg (dict | list[dict], optional): Initialisation, as MMEngine defines it. Defaults to
-            the authors': truncated normal weights with std 0.02 in the attention's linear layers
-            and PyTorch's own initialisation in what is a convolution there.
-
-    Attributes:
-        embed_dims (tuple[int]): Channels of all stages of the architecture.
-        out_channels (tuple[int]): Channels of the returned features.
-        out_strides (tuple[int]): Their strides in pixels.
+        init_cfg (dict | list[dict], optional): Defaults to the authors' initialisation: truncated
+            normal weights with std 0.02 in the attention's linear layers, and PyTorch's own in what
+            is a convolution there.
 
     A published checkpoint loads as it is, and so does the backbone's part of one of a whole model,
     nested or with a prefix.
 
     Raises:
-        ValueError: If an argument is impossible, or a checkpoint is of another architecture.
+        ValueError: If an argument or an input is impossible, or a checkpoint of another network.
     """
 
     # Paper, table 1, and the published code, where `small` has 9 blocks in stage 3.
@@ -260,17 +250,11 @@ class P2T(Backbone):
         return settings
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the features of an image batch.
-
-        Args:
-            x (Tensor): Images of any size, (N, in_channels, H, W).
+        """Computes the features of images of any size, (N, in_channels, H, W).
 
         Returns:
             tuple[Tensor]: A contiguous feature (N, out_channels[i], ceil(H / s), ceil(W / s)) for
             each of ``out_indices``, with s = out_strides[i].
-
-        Raises:
-            ValueError: If the input has another number of dimensions or channels.
         """
         self.check_input(x)
         x = self.stem(x.permute(0, 2, 3, 1))
