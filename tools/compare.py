@@ -124,7 +124,8 @@ def described(machine: dict[str, str]) -> str:
 def draw(points: dict[str, tuple[float, float]], label: str, path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
-    for index, (name, point) in enumerate(points.items()):
+    by_accuracy = sorted(points.items(), key=lambda item: -item[1][1])
+    for index, (name, point) in enumerate(by_accuracy):
         axes.scatter(*point, color='tab:red' if name.startswith('HAT-Net') else 'tab:blue')
         offset = (5, -11 if index % 2 else 5)
         axes.annotate(name, point, offset, textcoords='offset points', fontsize=9)
