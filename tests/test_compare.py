@@ -30,7 +30,7 @@ def test_tables_hold_the_record_and_the_published_figures(run_tool, tmp_path: Pa
     lines = (tmp_path / 'compare.md').read_text().splitlines()
     assert '| HAT-Net small | 20.0 | 4.00 | 82.6 | 45.2 / 41.6 | 44.8 | 46.6 |  |' in lines
     assert '| STViT small | 23.0 | 7.00 | 83.6 | 47.6 / 43.1 |  |  | 48.6 |' in lines
-    assert '| P2T small | 2 | 0.20 | 6 | 0.60 |' in lines
+    assert '| P2T small | 2 / 0.20 | 6 / 0.60 |' in lines
     # The last one of eleven, beside the first and the tenth.
     for case, factor in (('forward', 1), ('training step', 3)):
         of_case = f'| {case} 8x3x224x224 |'

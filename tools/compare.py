@@ -127,8 +127,8 @@ def draw(points: dict[str, tuple[float, float]], label: str, path: Path) -> None
     by_accuracy = sorted(points.items(), key=lambda item: -item[1][1])
     for index, (name, point) in enumerate(by_accuracy):
         axes.scatter(*point, color='tab:red' if name.startswith('HAT-Net') else 'tab:blue')
-        offset = (5, -11 if index % 2 else 5)
-        axes.annotate(name, point, offset, textcoords='offset points', fontsize=9)
+        offset, side = ((5, -11), 'left') if index % 2 else ((-5, 5), 'right')
+        axes.annotate(name, point, offset, textcoords='offset points', ha=side, fontsize=9)
     axes.set(xlabel=label, ylabel='published ImageNet-1K top-1, %')
     axes.margins(x=0.2, y=0.1)
     figure.savefig(path, dpi=120)
@@ -176,12 +176,10 @@ def main() -> None:
         published.append([name, *counted, *(figures[name].get(job, '') for job in JOBS)])
         cells = []
         for case in cases:
-            memory = rows[case][name].get('memory')
-            cells.append(f'{rows[case][name]["seconds"]:.3g}')
-            cells.append(f'{memory / 1e9:.2f}' if memory else '')
+            seconds, memory = rows[case][name]['seconds'], rows[case][name].get('memory')
+            cells.append(f'{seconds:.3g} / {memory / 1e9:.2f}' if memory else f'{seconds:.3g}')
         times.append([name, *cells])
-    head = [f'{WORDS[mode]} {shape}, {unit}' for mode, shape in cases for unit in ('s', 'GB')]
-    head = ['Backbone', *head]
+    head = ['Backbone', *(f'{WORDS[mode]} {shape}, s / GB' for mode, shape in cases)]
     any_row = next(iter(first.values()))
     toy = json.loads((ROOT / 'docs' / 'compare_toy.json').read_text())
     metrics = [f'coco/{kind}_mAP{level}' for kind in ('bbox', 'segm') for level in ('_50', '')]
