@@ -2,13 +2,16 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.benchmark import Compare, Timer
 
@@ -133,7 +136,7 @@ def export_model(
     with TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder, f'exported.{file_format}')
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _upsampling_at_any_size():
                 write(module, traced, names, about, file)
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), repr(error))
@@ -143,7 +146,15 @@ def export_model(
         run = next(runners(file), (None, None))[1]
         deviation = None
         if run is not None:
-            deviation = max(map(_deviation, run(tried), expected))
+            try:
+                outputs = run(tried)
+            except Exception as error:
+                raise ExportError(
+                    f'The exported file does not take images {tuple(tried.shape)}, because PyTorch '
+                    f'bound it to other sizes: {error}. It is not kept; another --format or --part '
+                    'may do.'
+                ) from error
+            deviation = max(map(_deviation, outputs, expected))
             if not deviation <= MOST:
                 raise ExportError(
                     f'The exported file is wrong: for images {tuple(tried.shape)} it is '
@@ -152,6 +163,29 @@ def export_model(
                 )
         os.replace(file, path)
     return deviation
+
+
+@contextmanager
+def _upsampling_at_any_size() -> Iterator[None]:
+    """MMSegmentation's Upsample computes a size with ``int``, which fixes it as it was traced."""
+    if 'mmseg' not in sys.modules:
+        yield
+        return
+    from mmseg.models.utils import Upsample
+
+    forward = Upsample.forward
+
+    def upsample(self: nn.Module, x: Tensor) -> Tensor:
+        if self.size or not float(self.scale_factor).is_integer():
+            return forward(self, x)
+        size = [side * int(self.scale_factor) for side in x.shape[2:]]
+        return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
+
+    Upsample.forward = upsample
+    try:
+        yield
+    finally:
+        Upsample.forward = forward
 
 
 def runners(file: str | Path) -> Iterator[tuple[str, Callable[[Tensor], list[Tensor]]]]:

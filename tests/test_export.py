@@ -158,6 +158,38 @@ def export_settings(config: Path) -> dict:
     return dict(cfg['model'], data_preprocessor=cfg['data_preprocessor'])
 
 
+FPN_HEAD = dict(type='FPNHead', in_index=[0, 1], feature_strides=[4, 8], channels=8, num_classes=3)
+
+
+@pytest.fixture
+def segmentor() -> nn.Module:
+    settings = dict(
+        type='EncoderDecoder',
+        data_preprocessor=dict(type='SegDataPreProcessor'),
+        backbone=dict(
+            *[dict(type='ResNet', depth=18, stem_channels=8, base_channels=8, num_stages=2)],
+            strides=(1, 2),
+            dilations=(1, 1),
+            out_indices=(0, 1),
+        ),
+        decode_head=FPN_HEAD | dict(in_channels=[8, 16]),
+        test_cfg=ConfigDict(mode='whole'),
+    )
+    return build('mmseg', settings)
+
+
+def test_upsampling_in_a_head_is_not_bound_to_the_traced_size(segmentor, tmp_path: Path) -> None:
+    """As that of Semantic FPN was, and the file was refused. A small backbone shows it as well."""
+    assert export_model(segmentor, tmp_path / 'segmentor.onnx', 'onnx') < 1e-4
+
+
+def test_a_file_that_takes_few_sizes_is_refused(segmentor, tmp_path: Path) -> None:
+    """PyTorch binds max pooling to sizes of the traced parity."""
+    with pytest.raises(ExportError, match=r'does not take images \(1, 3, 161, 243\), .*Guard'):
+        export_model(segmentor, tmp_path / 'segmentor.pt2', 'pt2')
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_exported_program_of_a_segmentor(tmp_path: Path) -> None:
@@ -167,9 +199,7 @@ def test_exported_program_of_a_segmentor(tmp_path: Path) -> None:
             type='SegDataPreProcessor', mean=[120.0, 110, 100], std=[60.0, 50, 40], bgr_to_rgb=True
         ),
         backbone=dict(type='HATNet', arch=TWO, out_indices=(0, 1)),
-        decode_head=dict(
-            type='FCNHead', in_channels=32, channels=8, in_index=1, num_convs=1, num_classes=3
-        ),
+        decode_head=FPN_HEAD | dict(in_channels=[16, 32]),
         test_cfg=ConfigDict(mode='whole'),
     )
     model, file = build('mmseg', settings), tmp_path / 'segmentor.pt2'
