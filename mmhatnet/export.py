@@ -139,9 +139,9 @@ def export_model(
             with torch.no_grad(), _upsampling_at_any_size():
                 write(module, traced, names, about, file)
         except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), repr(error))
             raise ExportError(
-                f'PyTorch cannot export {type(model).__name__} ({part}) at any size: {reason}'
+                f'PyTorch cannot export {type(model).__name__} ({part}) at any size: '
+                f'{_first_line(error)}'
             ) from error
         run = next(runners(file), (None, None))[1]
         deviation = None
@@ -151,8 +151,8 @@ def export_model(
             except Exception as error:
                 raise ExportError(
                     f'The exported file does not take images {tuple(tried.shape)}, because PyTorch '
-                    f'bound it to other sizes: {error}. It is not kept; another --format or --part '
-                    'may do.'
+                    f'bound it to other sizes: {_first_line(error)}. It is not kept; another '
+                    '--format or --part may do.'
                 ) from error
             deviation = max(map(_deviation, outputs, expected))
             if not deviation <= MOST:
@@ -274,6 +274,10 @@ def _write_pt2(
     any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     program = torch.export.export(module, (traced,), dynamic_shapes=(any_size,))
     torch.export.save(program, file, extra_files=about)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), repr(error))
 
 
 def _tensors(arrays: list[np.ndarray]) -> list[Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from drawn import draw, drawn_image
+from experiments import rest_slow
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from predicting import random_job
@@ -116,9 +117,7 @@ def test_compiled_for_one_size_has_no_padding() -> None:
     assert 'pad' not in counter.graphs[0].print_readable(print_output=False).split('"""')[-1]
 
 
-@pytest.mark.parametrize(
-    'options', [(), pytest.param(('--benchmark', '32x32'), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('options', rest_slow([(), ('--benchmark', '32x32')], ()))
 @torch.no_grad()
 def test_onnx_file_of_a_classifier(options: tuple, told: Callable, tmp_path: Path) -> None:
     import onnx

@@ -11,6 +11,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
+from experiments import rest_slow
 from mmengine.config import Config
 from processes import Script
 
@@ -176,7 +177,7 @@ def test_toy_configs_are_inherited_by_their_earlier_names(tmp_path):
     assert earlier.to_dict() == now.to_dict()
 
 
-@pytest.mark.parametrize('tool', ['mmhatnet', pytest.param('mmdet', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('tool', rest_slow(['mmhatnet', 'mmdet'], 'mmhatnet'))
 def test_downstream_project_trains_outside_the_checkout(tool, wheel, tmp_path):
     project = tmp_path / 'kites'
     shutil.copytree(ROOT / 'examples' / 'kites', project)

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn import drawn_checkpoint, drawn_image
+from drawn import drawn_image, published_shapes
+from experiments import rest_slow
 from peers import PEERS, Peer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -38,15 +39,10 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     assert deviation < tolerance, f'{deviation:.1e} of the spread'
 
 
-@pytest.mark.parametrize(
-    ('name', 'arch'),
-    [
-        pytest.param(name, arch, marks=[pytest.mark.slow] if arch != SMALLEST[name] else [])
-        for name, arch in VARIANTS
-    ],
-)
+@pytest.mark.parametrize('variant', rest_slow(VARIANTS, *SMALLEST.items()), ids='-'.join)
 @torch.no_grad()
-def test_features_agree_with_golden_figures(name: str, arch: str) -> None:
+def test_features_agree_with_golden_figures(variant: tuple[str, str]) -> None:
+    name, arch = variant
     peer, golden = PEERS[name], PEERS[name].golden
     sizes = sorted({key.split('/')[1] for key in golden.files if key.startswith(f'{arch}/')})
     model = peer.network(arch).eval()
@@ -236,7 +232,7 @@ def test_another_network_is_refused(peer: Peer, other: str, native: bool, tmp_pa
     path = str(tmp_path / 'other.pth')
     with torch.device('meta'):  # whose weights are shapes alone
         if other == 'hatnet':
-            weights = HATNet('tiny').state_dict() if native else drawn_checkpoint('tiny')
+            weights = HATNet('tiny').state_dict() if native else published_shapes('tiny')
         elif native:
             weights = PEERS[other].network(SMALLEST[other]).state_dict()
         else:

@@ -109,14 +109,17 @@ def formulations(rows: dict[tuple, dict[str, dict]], cases: list[tuple]) -> str:
     head = ['Case', '', 's (from, to)', 'times faster', 'of a matrix product', 'GB', 'ratio']
     lines = []
     for mode, shape in cases:
-        of_case = [rows[mode, shape][name] for name in FORMULATIONS]
-        for title, row in zip(FORMULATIONS.values(), of_case):
+        literal = rows[mode, shape]['literal_small']
+        for name, title in FORMULATIONS.items():
+            row = rows[mode, shape][name]
             seconds, memory = row['seconds'], row.get('memory')
             cells = [f'{seconds:.3g} ({min(row["times"]):.3g}, {max(row["times"]):.3g})']
-            cells.append(f'{of_case[0]["seconds"] / seconds:.2f}')
+            cells.append(f'{literal["seconds"] / seconds:.2f}')
             cells.append(f'{row["flops"] / seconds / row["ceiling"]:.0%}')
-            if memory:
-                cells += [f'{memory / 1e9:.2f}', f'{memory / of_case[0]["memory"]:.2f}']
+            cells.append(f'{memory / 1e9:.2f}' if memory else '')
+            # The literal one takes most, and is the first that may not fit.
+            known = memory and literal.get('memory')
+            cells.append(f'{memory / literal["memory"]:.2f}' if known else '')
             lines.append([f'{WORDS[mode]} {shape}', title, *cells])
     return table(head, lines)
 
