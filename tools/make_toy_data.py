@@ -159,16 +159,20 @@ class Canvas:
 
     def draw(self, shapes: Shapes, label: int = 0, shadow: float = 0) -> None:
         """Draw something, in a light from the upper left if it throws a shadow of some pixels."""
-        mask = fill(np.zeros_like(self.labels), shapes, 1)
-        drawn = fill(self.image.copy(), shapes)
-        if reach := int(shadow * SCALE):
-            dark = cv2.blur(mask.astype(float), (reach, reach), anchor=(reach - 1, reach - 1))
-            self.image *= 1 - 0.4 * dark[..., None]
-            x, y, width, height = cv2.boundingRect(mask)
+        mask, reach = fill(np.zeros_like(self.labels), shapes, 1), int(shadow * SCALE)
+        x, y, width, height = cv2.boundingRect(mask)
+        around = np.s_[max(y - reach, 0) : y + height + reach, max(x - reach, 0) : x + width + reach]
+        if reach:
+            dark = cv2.blur(mask[around] * 1.0, (reach, reach), anchor=(reach - 1, reach - 1))
+            self.image[around] *= 1 - 0.4 * dark[..., None]
+        fill(self.image, shapes)
+        inside = np.s_[y : y + height, x : x + width]
+        mask = mask[inside] > 0
+        if reach:
             down, across = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
             light = 1.13 - 0.3 * np.hypot(across + 0.4, down + 0.5)
-            drawn[y : y + height, x : x + width] *= light[..., None]
-        self.image[mask > 0], self.labels[mask > 0] = drawn[mask > 0], label
+            self.image[inside][mask] *= light[mask, None]
+        self.labels[inside][mask] = label
 
     def ground(self, top: float, unevenness: float, paint: np.ndarray, label: int = 0) -> None:
         """Fill the picture below a line of hills, in shares of the height."""
