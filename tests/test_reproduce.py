@@ -69,7 +69,7 @@ test_dataloader = dict(
     batch_size=4, num_workers=0, persistent_workers=False,
     dataset=dict(
         data_root='data/toy/imagenet',
-        metainfo=dict(classes=('balloon', 'beach wagon', 'umbrella', 'daisy')),
+        metainfo=dict(classes=('beach wagon', 'soccer ball', 'umbrella')),
     ),
 )
 """)

@@ -1,7 +1,7 @@
 # Classification of the generated data of tools/make_toy_data.py in ImageNet's folders.
 _base_ = '../imagenet_hatnet.py'
 
-classes = ('balloon', 'beach wagon', 'umbrella', 'daisy')
+classes = ('beach wagon', 'soccer ball', 'umbrella')
 data_preprocessor = dict(num_classes=len(classes))
 model = dict(
     backbone=dict(arch='tiny', drop_path_rate=0.0),
