@@ -50,7 +50,8 @@ def check(monkeypatch):
         ONEDL,
         ORIGINAL,
         {'mmengine': '0.10.0'},
-        {'onedl-mmengine': '0.10.12', 'onedl-mmdetection': '3.6.0'},
+        {'onedl-mmengine': '0.10.12', 'onedl-mmdetection': '3.6.0', 'transformers': '5.24.0'},
+        {**ONEDL, 'transformers': '4.57.6'},
         {'torch': '2.13.0+cpu', 'mmengine': '0.10.7', 'mmcv': '2.0.0', 'mmpretrain': '1.2.0'},
     ],
 )
@@ -86,6 +87,14 @@ def test_unsupported_version_is_named_with_a_way_out(
 def test_all_problems_are_told_at_once(check):
     with pytest.raises(ImportError, match=r'mmengine 0\.9\.1 .* mmdet 2\.28\.2 '):
         check({'torch': '2.12.1', **ORIGINAL, 'mmengine': '0.9.1', 'mmdet': '2.28.2'})
+
+
+@pytest.mark.parametrize('family', [ONEDL, ORIGINAL])
+def test_transformers_that_mmpretrain_cannot_be_imported_with(check, family):
+    """What it says by itself is `TypeError: NoneType takes no arguments`."""
+    sentence = r'transformers 5\.24\.0 .* but <5 is .*: `pip install transformers==4\.57\.6`'
+    with pytest.raises(ImportError, match=sentence):
+        check({'torch': '2.12.1', **family, 'transformers': '5.24.0'})
 
 
 def test_missing_mmengine_names_both_families(check):

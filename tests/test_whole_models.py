@@ -131,7 +131,7 @@ def learned(job: Job, model: nn.Module) -> dict[str, Tensor]:
     assert all(gradient is not None for gradient in gradients.values())
     to_native_keys(gradients, hatnet.HATNet.CHECKPOINT, {}, 'backbone.')
     # A linear layer may be a 1x1 convolution there.
-    gradients = {f'gradient of {name}': g.squeeze() for name, g in gradients.items()}
+    gradients = {f'gradient of {name}': g.squeeze().cpu() for name, g in gradients.items()}
     return tensors_of(losses) | gradients
 
 
@@ -151,9 +151,9 @@ def tensors_of(node: object, name: str = '') -> dict[str, Tensor]:
     if isinstance(node, np.ndarray):
         node = torch.from_numpy(node)
     if isinstance(node, Tensor):
-        return {name: node.detach()}
+        return {name: node.detach().cpu()}
     if isinstance(node, BaseBoxes):
-        return {name: node.tensor}
+        return {name: node.tensor.cpu()}
     if isinstance(node, BaseDataElement):
         node = dict(node.items())
     if isinstance(node, (list, tuple)):
@@ -250,6 +250,14 @@ def test_with_hooks_on_every_module(path: Path) -> None:
 def test_whole_model_in_channels_last(path: Path) -> None:
     """Its neck then gives features that mmcv's RoIAlign would read wrongly."""
     assert_same(path, lambda model: model.to(memory_format=torch.channels_last))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('path', TOY.values(), ids=identify)
+def test_on_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared with the literal backbone on the CPU, without the rounding of TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    assert_same(path, lambda model: model.cuda())
 
 
 @pytest.mark.parametrize(

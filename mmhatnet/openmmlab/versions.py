@@ -54,15 +54,21 @@ REQUIREMENTS = (
     ),
 )
 
+# Without names that a later one lacks, mmpretrain cannot be imported, nor mmdet, which imports it.
+WITH_MMPRETRAIN = Requirement('transformers', SpecifierSet('<5'), {'transformers': '4.57.6'})
+
 
 def check_versions() -> None:
-    """Checks the installed versions of torch and the OpenMMLab packages.
+    """Checks the installed versions of torch, the OpenMMLab packages and what breaks these.
 
     Raises:
         ImportError: If a required package is missing, or a package has an unsupported version.
             The message says for each of them what was found and what to install.
     """
-    problems = [problem for requirement in REQUIREMENTS for problem in _problems(requirement)]
+    requirements = [*REQUIREMENTS]
+    if any(map(_installed_version, ('onedl-mmpretrain', 'mmpretrain'))):
+        requirements.append(WITH_MMPRETRAIN)
+    problems = [problem for requirement in requirements for problem in _problems(requirement)]
     if problems:
         raise ImportError('mmhatnet cannot work with what is installed. ' + ' '.join(problems))
 
