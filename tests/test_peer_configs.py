@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from drawn import drawn_image
-from experiments import CONFIGS, OF_PEERS, assert_trains_and_tests, identify
+from experiments import CONFIGS, OF_PEERS, assert_trains_and_tests, identify, rest_slow
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
@@ -28,13 +28,11 @@ METAFILE = {
     model['Config']: model
     for model in yaml.safe_load((CONFIGS / 'peers' / 'metafile.yml').read_text())['Models']
 }
-# Variants differ from the first one of their network by a few numbers.
-CHECKED = [
-    pytest.param(path, marks=pytest.mark.slow) if NAME.fullmatch(path.stem)['arch'] else path
-    for path in OF_PEERS
-]
+# The others differ from these by a few numbers.
+ORDINARY = [path for path in OF_PEERS if not NAME.fullmatch(path.stem)['arch']]
 # One job of each network, and each job once. The others train in the slow tests.
 TRAINED = ('maskrcnn_p2t', 'retinanet_shunted', 'semfpn_stvit', 'imagenet_glnet')
+TRAINED = [CONFIGS / 'peers' / f'{name}.py' for name in TRAINED]
 # Millions of the whole model, by the page of P2T.
 PUBLISHED = {
     f'{job}_p2t{variant}': millions
@@ -63,7 +61,7 @@ def test_every_network_has_the_four_jobs() -> None:
         assert f'maskrcnn_{peer}_toy' in names
 
 
-@pytest.mark.parametrize('path', CHECKED, ids=identify)
+@pytest.mark.parametrize('path', rest_slow(OF_PEERS, *ORDINARY), ids=identify)
 def test_config_is_what_it_is_called(path: Path) -> None:
     name, cfg = NAME.fullmatch(path.stem), Config.fromfile(path)
     import_modules_from_strings(**cfg.custom_imports)
@@ -103,11 +101,7 @@ def test_training_does_not_start_without_the_weights(tmp_path: Path, monkeypatch
     require_pretrained(cfg)
 
 
-@pytest.mark.parametrize(
-    'path',
-    [p if p.stem in TRAINED else pytest.param(p, marks=pytest.mark.slow) for p in OF_PEERS],
-    ids=identify,
-)
+@pytest.mark.parametrize('path', rest_slow(OF_PEERS, *TRAINED), ids=identify)
 def test_train_and_test(path: Path, run_tool, monkeypatch, tmp_path: Path) -> None:
     assert_trains_and_tests(path, Config.fromfile(path), run_tool, monkeypatch, tmp_path)
 
