@@ -82,6 +82,15 @@ def test_a_single_file_is_divided(run_tool, tmp_path: Path) -> None:
     assert not parts[0] & parts[1]
 
 
+def test_dividing_writes_over_nothing(run_tool, tmp_path: Path) -> None:
+    annotate(tmp_path / 'result.json', tmp_path / 'images', 'images/')
+    (tmp_path / 'result_val.json').write_text('[1, 2]')
+    with pytest.raises(SystemExit, match=r'--split would write over .*result_val\.json: move'):
+        written(run_tool, tmp_path, '--split')
+    assert (tmp_path / 'result_val.json').read_text() == '[1, 2]'
+    assert not (tmp_path / 'result_train.json').exists()
+
+
 @pytest.mark.parametrize(
     ('images', 'masks', 'splits'),
     [

@@ -58,10 +58,12 @@ def divide(file: Path) -> Iterator[Path]:
     content = read_coco(file)
     images = random.Random(0).sample(content['images'], len(content['images']))
     fifth = max(1, len(images) // 5)
-    for split, part in dict(train=images[fifth:], val=images[:fifth]).items():
+    paths = [file.with_name(f'{file.stem}_{split}.json') for split in ('train', 'val')]
+    if there := [path for path in paths if path.exists()]:
+        raise SystemExit(f'--split would write over {there[0]}: move that away, or rename {file}.')
+    for path, part in zip(paths, (images[fifth:], images[:fifth])):
         ids = {image['id'] for image in part}
         things = [thing for thing in content['annotations'] if thing['image_id'] in ids]
-        path = file.with_name(f'{file.stem}_{split}.json')
         path.write_text(json.dumps({**content, 'images': part, 'annotations': things}))
         yield path
 
