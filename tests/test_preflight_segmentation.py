@@ -230,7 +230,8 @@ def test_what_may_be_meant_is_not_refused(look, arguments, says):
     assert any(says in note for note in report.notes), report.notes
 
 
-def test_classes_are_counted(look):
-    shares = look(mask=np.where(np.eye(16), 0, HALVES)).counts['Pixels of the masks read']
+@pytest.mark.parametrize('value, name', [(0, 'ignored'), (7, 'value 7')])
+def test_classes_are_counted(look, value, name):
+    shares = look(mask=np.where(np.eye(16), value, HALVES)).counts['Pixels of the masks read']
     shown = {name: split['train'] for name, split in shares.items()}
-    assert shown == {'cat': '46.9 %', 'dog': '46.9 %', 'ignored': '6.2 %'}
+    assert shown == {'cat': '46.9 %', 'dog': '46.9 %', name: '6.2 %'}

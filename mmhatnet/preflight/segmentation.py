@@ -349,13 +349,11 @@ def _check_used(job: Job, masks: dict[str, Mask], paths: list[str], found: str) 
 
 def _show(job: Job, masks: dict[str, Mask]) -> None:
     """Adds the share of each class."""
+    names = dict.fromkeys(job.ignored, 'ignored') | dict(enumerate(job.classes))
     pixels = Counter()
     for mask in masks.values():
         for value, count in mask.values.items():
-            pixels[job.label(value)] += count
-    names = dict.fromkeys(job.ignored, 'ignored') | dict(enumerate(job.classes))
-    shares = {
-        str(names.get(label, label)): f'{100 * count / pixels.total():.1f} %'
-        for label, count in pixels.most_common()
-    }
+            pixels[names.get(job.label(value), f'value {value}')] += count
+    total = pixels.total()
+    shares = {name: f'{100 * count / total:.1f} %' for name, count in pixels.most_common()}
     job.report.count('Pixels of the masks read', job.split, shares)
