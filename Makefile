@@ -61,7 +61,7 @@ sources := $(wildcard configs/maskrcnn_hatnet.py configs/_base_/*.py configs/toy
     mmhatnet/*.py mmhatnet/*/*.py tools/train.py)
 $(demo)/trained: $(toy)/toy.json $(sources)
 	@rm -rf $(demo)
-	@echo '==> Training Mask R-CNN with HAT-Net: about 4 minutes on 2 cores'
+	@echo '==> Training Mask R-CNN with HAT-Net: about 5 minutes on 2 cores'
 	@$(python) tools/train.py $(config) --work-dir $(demo)
 	@touch $@
 
