@@ -29,6 +29,8 @@ fi
 export PATH="$VENV/bin:$PATH"  # where torch finds ninja
 echo "==> Installing torch in $VENV, for Python $version: up to 5 GB, 2 minutes"
 pip setuptools wheel ninja packaging psutil torch torchvision
+# nvcc may be a link, or a script, far from its headers: it knows where they are.
+export CUDA_HOME="${CUDA_HOME:-$(nvcc --dryrun -E -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')}"
 set -- $(python -c 'import sysconfig, torch, torch.utils.cpp_extension as build
 print(torch.__version__, torch.version.cuda, torch.cuda.is_available(), build.CUDA_HOME)
 print(*(f"-I{path}" for path in [*build.include_paths(), sysconfig.get_path("include")]))')
