@@ -131,7 +131,7 @@ def learned(job: Job, model: nn.Module) -> dict[str, Tensor]:
     assert all(gradient is not None for gradient in gradients.values())
     to_native_keys(gradients, hatnet.HATNet.CHECKPOINT, {}, 'backbone.')
     # A linear layer may be a 1x1 convolution there.
-    gradients = {f'gradient of {name}': g.squeeze().cpu() for name, g in gradients.items()}
+    gradients = {f'gradient of {name}': g.squeeze() for name, g in gradients.items()}
     return tensors_of(losses) | gradients
 
 
@@ -151,9 +151,9 @@ def tensors_of(node: object, name: str = '') -> dict[str, Tensor]:
     if isinstance(node, np.ndarray):
         node = torch.from_numpy(node)
     if isinstance(node, Tensor):
-        return {name: node.detach().cpu()}
+        return {name: node.detach()}
     if isinstance(node, BaseBoxes):
-        return {name: node.tensor.cpu()}
+        return {name: node.tensor}
     if isinstance(node, BaseDataElement):
         node = dict(node.items())
     if isinstance(node, (list, tuple)):
@@ -169,7 +169,7 @@ def deviations(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[s
     gradients = [g.abs().max() for name, g in expected.items() if name.startswith('gradient of')]
     found = {}
     for name, tensor in expected.items():
-        other = actual[name]
+        other = actual[name].cpu()
         if other.shape != tensor.shape:
             found[name] = math.inf
         elif not tensor.is_floating_point():
