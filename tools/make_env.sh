@@ -27,16 +27,14 @@ if ! "$VENV/bin/python" -m pip -V 2>/dev/null | grep -q "(python $version)"; the
         fail "$base cannot make $VENV, see above: apt install python$version-venv"
 fi
 export PATH="$VENV/bin:$PATH"  # where torch finds ninja
-echo "==> Installing torch in $VENV, for Python $version: up to 5 GB, 2 minutes"
+echo "==> Installing torch, then all else, in $VENV, for Python $version: up to 5 GB, 3 minutes"
 pip setuptools wheel ninja packaging psutil torch torchvision
 # nvcc may be a link, or a script, far from its headers: it knows where they are.
 export CUDA_HOME="${CUDA_HOME:-$(nvcc --dryrun -E -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')}"
 set -- $(python -c 'import sysconfig, torch, torch.utils.cpp_extension as build
 print(torch.__version__, torch.version.cuda, torch.cuda.is_available(), build.CUDA_HOME)
 print(*(f"-I{path}" for path in [*build.include_paths(), sysconfig.get_path("include")]))')
-mmcv="$(grep ^onedl-mmcv== requirements.txt) for torch $1 with CUDA"
-torch_cuda=$2 gpu=$3 cuda_home=$4 && shift 4
-echo '==> Installing everything else: up to a minute'
+mmcv="$(grep ^onedl-mmcv== requirements.txt) for torch $1 with CUDA" torch_cuda=$2 gpu=$3 cuda_home=$4; shift 4
 grep -v ^onedl-mmcv= requirements.txt | { pip -q opencv-python &&  # replaced by its headless one
     pip -q --no-build-isolation -r /dev/stdin -e .; } & others=$!  # beside the compilation
 if [ "$built" != "$mmcv $CUDA" ]; then
@@ -47,16 +45,18 @@ if [ "$built" != "$mmcv $CUDA" ]; then
         why='no GPU is visible (for an H100 elsewhere: CUDA=1 TORCH_CUDA_ARCH_LIST=9.0)'
     elif [ "${nvcc%.*}" = "${torch_cuda%.*}" ]; then cuda=1 why="nvcc $nvcc fits this torch"; fi
     [ "${CUDA:-$cuda}" = $cuda ] || fail "CUDA=$CUDA is not possible, CUDA=$cuda is: $why."
-    echo "==> Compiling mmcv with CUDA=$cuda, silently, 5 minutes on 2 cores: $why"
+    echo "==> Compiling mmcv with CUDA=$cuda, about $((5 + 45 * cuda)) minutes on 2 cores: $why"
     # Most of the work is to parse PyTorch's header: it is precompiled, with the flags that torch
     # adds. Ours replace Python's own, whose -g doubles the time. CPATH is what nvcc may lack.
-    flags='-O2 -g0 -DNDEBUG' header=$VENV/torch.hpp && echo '#include <torch/types.h>' >"$header"
+    flags='-O2 -g0 -DNDEBUG' header=$VENV/torch.hpp; rm -f "$header"*; echo '#include <torch/types.h>' >"$header"
     ${CXX:-c++} $flags -fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext \
         "$@" -x c++-header "$header" -o "$header.gch"
     [ $cuda = 1 ] || export CUDA_VISIBLE_DEVICES=
     export FORCE_CUDA=$cuda CFLAGS="$flags -include $header"
     export CPATH="$(echo "$VENV"/lib/*/*/nvidia/*/include | tr ' ' :)"
-    pip -q --force-reinstall --no-deps --no-build-isolation --no-cache-dir --no-binary=:all: onedl-mmcv
+    tail -F --pid=$$ "$header.log" 2>/dev/null | sed -un 's|^[^[]*\[\([0-9]*0/[0-9]*\)\] .*|    \1 files|p' &
+    pip -q --log "$header.log" --force-reinstall --no-deps --no-build-isolation --no-cache-dir \
+        --no-binary=:all: onedl-mmcv || fail "mmcv: $(grep -im1 error: "$header.log"), see $header.log"
     rm "$header"* && echo "$mmcv $cuda" >"$VENV/mmcv"
 fi
 wait $others && python -c 'import cv2, mmcv.ops' && fingerprint >"$VENV/stamp" && echo "==> $VENV is complete"

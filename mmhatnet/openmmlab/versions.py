@@ -30,6 +30,9 @@ class Requirement(NamedTuple):
     required: bool = False
 
 
+MMPRETRAIN = Requirement(
+    'mmpretrain', SpecifierSet('>=1.2,<2'), {'onedl-mmpretrain': '1.3.6', 'mmpretrain': '1.2.0'}
+)
 REQUIREMENTS = (
     Requirement('torch', SpecifierSet('>=2.5'), {'torch': '2.12.1'}, required=True),
     Requirement(
@@ -47,11 +50,7 @@ REQUIREMENTS = (
         SpecifierSet('>=1.2.2,<2'),
         {'onedl-mmsegmentation': '1.4.2', 'mmsegmentation': '1.2.2'},
     ),
-    Requirement(
-        'mmpretrain',
-        SpecifierSet('>=1.2,<2'),
-        {'onedl-mmpretrain': '1.3.6', 'mmpretrain': '1.2.0'},
-    ),
+    MMPRETRAIN,
 )
 
 # Without names that a later one lacks, mmpretrain cannot be imported, nor mmdet, which imports it.
@@ -66,7 +65,7 @@ def check_versions() -> None:
             The message says for each of them what was found and what to install.
     """
     requirements = [*REQUIREMENTS]
-    if any(map(_installed_version, ('onedl-mmpretrain', 'mmpretrain'))):
+    if any(map(_installed_version, MMPRETRAIN.tested)):
         requirements.append(WITH_MMPRETRAIN)
     problems = [problem for requirement in requirements for problem in _problems(requirement)]
     if problems:
