@@ -7,13 +7,12 @@
 # make clean      removes the virtual environment, data/toy and work_dirs/demo
 #
 # VENV=/a/folder chooses where the virtual environment lies, PYTHON=python3.12 what it is made with,
-# CUDA=1 or CUDA=0 whether mmcv is compiled for GPUs; default: where there are a GPU and nvcc.
+# FAMILY=openmmlab has the original OpenMMLab packages in an environment of their own.
 
-VENV ?= .venv
+FAMILY ?= onedl
+VENV ?= $(if $(filter openmmlab,$(FAMILY)),.venv-openmmlab,.venv)
 PYTHON ?=
-CUDA ?=
-# A GPU is hidden from an mmcv that was compiled for the CPU.
-python = $(if $(shell grep -s 'CUDA 0' $(VENV)/mmcv),CUDA_VISIBLE_DEVICES= )$(VENV)/bin/python
+python = $(VENV)/bin/python
 toy := data/toy
 demo := work_dirs/demo
 config := configs/toy/maskrcnn_hatnet_toy.py
@@ -26,10 +25,10 @@ unexport PYTHONPATH PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \(make\|VENV\|CUDA\)/\1/p' Makefile
+	@sed -n 's/^# \(make\|VENV\|FAMILY\)/\1/p' Makefile
 
 env:
-	@VENV='$(abspath $(VENV))' PYTHON='$(PYTHON)' CUDA='$(CUDA)' sh tools/make_env.sh
+	@VENV='$(abspath $(VENV))' PYTHON='$(PYTHON)' FAMILY='$(FAMILY)' sh tools/make_env.sh
 
 clean:
 	rm -rf $(toy) $(demo) $(patsubst %/stamp,%,$(wildcard $(VENV)/stamp))

@@ -10,9 +10,11 @@ from mmhatnet.backbones.p2t import P2T
 from mmhatnet.backbones.shunted import ShuntedTransformer
 from mmhatnet.backbones.stvit import STViT
 from mmhatnet.openmmlab.config_inheritance import config_path, register_config_packages
+from mmhatnet.openmmlab.operators import provide
 from mmhatnet.openmmlab.roi_layers import accept_any_memory_format
 
 register_config_packages()
+provide()
 accept_any_memory_format()
 
 __version__ = '0.1.0'

@@ -28,7 +28,10 @@ def forward_and_backward(layer, rois: Tensor, memory_format: torch.memory_format
 @pytest.mark.parametrize('name', LAYERS)
 def test_channels_last_gives_the_same(name: str) -> None:
     layer, rois = LAYERS[name]
-    expected = forward_and_backward(layer, rois, torch.contiguous_format)
+    try:
+        expected = forward_and_backward(layer, rois, torch.contiguous_format)
+    except NotImplementedError as error:
+        pytest.skip(str(error))
     actual = forward_and_backward(layer, rois, torch.channels_last)
     torch.testing.assert_close(actual, expected)
 

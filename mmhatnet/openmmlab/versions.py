@@ -41,7 +41,11 @@ REQUIREMENTS = (
         {'onedl-mmengine': '0.10.12', 'mmengine': '0.10.7'},
         required=True,
     ),
-    Requirement('mmcv', SpecifierSet('>=2.0,<2.4'), {'onedl-mmcv': '2.3.6', 'mmcv': '2.1.0'}),
+    Requirement(
+        'mmcv',
+        SpecifierSet('>=2.0,<2.4'),
+        {'onedl-mmcv': '2.3.6', 'mmcv-lite': '2.1.0', 'mmcv': '2.1.0'},
+    ),
     Requirement(
         'mmdet', SpecifierSet('>=3.3,<4'), {'onedl-mmdetection': '3.5.1', 'mmdet': '3.3.0'}
     ),

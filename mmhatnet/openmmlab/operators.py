@@ -1,0 +1,132 @@
+"""Gives mmcv operators where it was installed without compiled ones.
+
+mmcv looks for ``mmcv._ext``, a compiled module. `install` copies ``mmcv_ext.py``, which has the
+operators in Python, to ``mmcv/_ext.py``, where every process finds it, whatever it imports first:
+OneDL's MMDetection replaces operators that are missing at its import by functions that raise, for
+good. Python prefers a compiled module that lies beside it.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import cache_from_source, find_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+SOURCE = Path(__file__).with_name('mmcv_ext.py')
+MARK = b'python -m mmhatnet.install_ops'  # in each version of it
+
+
+class OperatorsError(Exception):
+    """Operators cannot be installed or removed. The message says why, and what to do."""
+
+
+def install() -> str:
+    """Installs the operators in mmcv, or renews them. Compiled ones that work are left alone.
+
+    Returns:
+        str: What was done.
+
+    Raises:
+        OperatorsError: If mmcv is not installed, has compiled operators that cannot be imported or
+            an ``_ext.py`` of somebody else, or if its folder cannot be written.
+    """
+    folder = _mmcv_folder()
+    if folder is None or not (folder / '__init__.py').is_file():
+        raise OperatorsError(
+            'mmcv is not installed: `pip install onedl-mmcv==2.3.6` or, beside the original '
+            'packages, `pip install mmcv-lite==2.1.0`.'
+        )
+    target, content = folder / '_ext.py', SOURCE.read_bytes()
+    spec = PathFinder.find_spec('mmcv._ext', [str(folder)])
+    if spec is not None and spec.origin != str(target):
+        _require_importable(spec.origin)
+        return f'mmcv has compiled operators, which are used: {spec.origin}. Nothing was installed.'
+    if target.exists():
+        _require_ours(target)
+        if target.read_bytes() == content:
+            return f'mmcv has these operators already: {target}.'
+    try:
+        _write(target, content)
+    except OSError as error:
+        raise OperatorsError(f'{target} cannot be written: {error.strerror}.') from error
+    return f'Installed operators that need no compiler: {target}.'
+
+
+def remove() -> str:
+    """Removes the operators from mmcv, also where mmcv itself has been removed since.
+
+    Returns:
+        str: What was done.
+
+    Raises:
+        OperatorsError: If ``_ext.py`` is somebody else's, or cannot be removed.
+    """
+    folder = _mmcv_folder()
+    if folder is None or not (folder / '_ext.py').exists():
+        return 'mmcv has no operators that mmhatnet has installed.'
+    target = folder / '_ext.py'
+    _require_ours(target)
+    try:
+        target.unlink()
+    except OSError as error:
+        raise OperatorsError(f'{target} cannot be removed: {error.strerror}.') from error
+    # Where pip has removed mmcv before, the file has kept an empty package alive.
+    Path(cache_from_source(str(target))).unlink(missing_ok=True)
+    for leftover in (folder / '__pycache__', folder):
+        with suppress(OSError):  # it is not empty, or not there
+            leftover.rmdir()
+    return f'Removed {target}.'
+
+
+def provide() -> None:
+    """Lets this process find the operators where neither compiled ones nor these are installed."""
+    if not any(isinstance(finder, _OperatorsFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_OperatorsFinder())  # the last one, which is asked when no other knows
+
+
+class _OperatorsFinder(MetaPathFinder):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return spec_from_file_location(name, SOURCE) if name == 'mmcv._ext' else None
+
+
+def _mmcv_folder() -> Path | None:
+    spec = find_spec('mmcv')
+    return Path(spec.submodule_search_locations[0]) if spec else None
+
+
+def _require_importable(compiled: str) -> None:
+    try:
+        import_module('mmcv._ext')
+    except ImportError as error:
+        raise OperatorsError(
+            f'mmcv has compiled operators that cannot be imported, and are found before others: '
+            f'{compiled} ({error}). They were compiled for another PyTorch. Reinstall mmcv: '
+            '`pip install --force-reinstall --no-deps --no-cache-dir onedl-mmcv==2.3.6` or, beside '
+            'the original packages, `pip uninstall -y mmcv`, then `pip install mmcv-lite==2.1.0`.'
+        ) from error
+
+
+def _require_ours(file: Path) -> None:
+    if MARK not in file.read_bytes():
+        raise OperatorsError(f'{file} is not from mmhatnet: move it away first.')
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Writes a file at once: a process that imports mmcv meanwhile never sees half of it."""
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, suffix='.tmp')
+    try:
+        with open(descriptor, 'wb') as file:
+            file.write(content)
+        os.chmod(temporary, SOURCE.stat().st_mode)
+        os.replace(temporary, target)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
