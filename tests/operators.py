@@ -189,7 +189,7 @@ CASES: dict[Callable[..., list[Tensor]], float] = {
     soft_nms_cases: 2e-7,  # one rounding of the exponential function
     bbox_overlaps_cases: 0,
     roi_align_cases: 0,
-    max_roi_align_cases: 2e-6,
+    max_roi_align_cases: 4e-6,  # whose samples are placed with other roundings
     deform_conv_cases: 2e-6,
     modulated_deform_conv_cases: 2e-6,
     psa_mask_cases: 0,
@@ -200,9 +200,6 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float) 
     """Compares all, whole numbers exactly, others with a tolerance relative to the largest."""
     assert len(actual) == len(expected)
     for one, other in zip(actual, expected):
-        assert one.shape == other.shape and one.dtype == other.dtype
-        if not one.is_floating_point() or not tolerance:
-            assert torch.equal(one, other)
-        elif one.numel():
-            largest = max(other.abs().max().item(), 1e-30)
-            torch.testing.assert_close(one, other, rtol=0, atol=tolerance * largest)
+        largest = other.abs().nan_to_num().max().item() if other.numel() else 0
+        atol = tolerance * largest if other.is_floating_point() else 0
+        torch.testing.assert_close(one, other, rtol=0, atol=atol, equal_nan=True)

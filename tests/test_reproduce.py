@@ -159,7 +159,7 @@ class Malicious:
     ('fault', 'what'),
     [
         ('cut', 'is cut off'),
-        ('malicious', 'holds pathlib.Path, a part'),
+        ('malicious', f'holds {Path.__module__}.Path, a part'),
         ('pickle', 'is a pickle'),
         ('page', 'is a web page'),
     ],

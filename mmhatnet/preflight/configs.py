@@ -144,7 +144,8 @@ def wrong_settings_in_a_sentence(cfg: Config) -> Iterator[None]:
         yield
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         message = ' '.join(str(error.args[0] if error.args else '').split()).rstrip('.')
-        unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword .* '(\w+)'", message)
+        # Python 3.13 goes on with what may be meant.
+        unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword \w+ '(\w+)'", message)
         missing = re.search(r'\w+\.__init__\(\) missing .*', message)
         nowhere = re.search(r'(\S+) is not in the (\S+) registry', message)
         kind = _being_built(error)
