@@ -53,6 +53,7 @@ def check(monkeypatch):
         {'onedl-mmengine': '0.10.12', 'onedl-mmdetection': '3.6.0', 'transformers': '5.24.0'},
         {**ONEDL, 'transformers': '4.57.6'},
         {'torch': '2.13.0+cpu', 'mmengine': '0.10.7', 'mmcv': '2.0.0', 'mmpretrain': '1.2.0'},
+        {'mmengine': '0.10.7', 'mmcv-lite': '2.1.0', 'mmdet': '3.3.0'},
     ],
 )
 def test_supported_packages_pass_in_silence(check, distributions):
@@ -110,6 +111,11 @@ def test_module_without_metadata_is_accepted(check, monkeypatch):
         check({'torch': '2.12.1'})
     monkeypatch.setattr(versions, 'find_spec', lambda module: object())
     versions.check_versions()
+
+
+def test_mmcv_and_mmcv_lite_are_a_trap(check):
+    with pytest.warns(UserWarning, match=r'pip uninstall -y mmcv-lite mmcv\)'):
+        check({'torch': '2.12.1', **ORIGINAL, 'mmcv-lite': '2.1.0'})
 
 
 def test_both_families_of_one_module_are_a_trap(check):

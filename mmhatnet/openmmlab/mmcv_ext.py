@@ -14,11 +14,19 @@ from importlib import metadata
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor
-from torchvision.ops import deform_conv2d
-from torchvision.ops import nms as torchvision_nms
-from torchvision.ops import roi_align as torchvision_roi_align
+
+try:
+    import torchvision
+    from torchvision.ops import deform_conv2d
+    from torchvision.ops import nms as torchvision_nms
+    from torchvision.ops import roi_align as torchvision_roi_align
+except (ImportError, RuntimeError) as error:
+    # Not an ImportError, which OneDL's MMDetection would take for missing operators, and hide.
+    raise RuntimeError(
+        "mmcv's operators need torchvision, in the version that was published with torch "
+        f'{torch.__version__}: {error}.'
+    ) from error
 
 SMALLEST_FLOAT = torch.finfo(torch.float32).tiny  # FLT_MIN of the kernels
 

@@ -9,6 +9,7 @@ good. Python prefers a compiled module that lies beside it.
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -42,6 +43,8 @@ def install() -> str:
             'mmcv is not installed: `pip install onedl-mmcv==2.3.6` or, beside the original '
             'packages, `pip install mmcv-lite==2.1.0`.'
         )
+    if find_spec('torchvision') is None:
+        raise OperatorsError('The operators need torchvision: `pip install torchvision`.')
     target, content = folder / '_ext.py', SOURCE.read_bytes()
     spec = PathFinder.find_spec('mmcv._ext', [str(folder)])
     if spec is not None and spec.origin != str(target):
@@ -54,7 +57,10 @@ def install() -> str:
     try:
         _write(target, content)
     except OSError as error:
-        raise OperatorsError(f'{target} cannot be written: {error.strerror}.') from error
+        raise OperatorsError(
+            f'{target} cannot be written: {error.strerror}. Run this as who has installed mmcv, or '
+            'install mmcv in a virtual environment of your own.'
+        ) from error
     return f'Installed operators that need no compiler: {target}.'
 
 
@@ -85,7 +91,19 @@ def remove() -> str:
 
 
 def provide() -> None:
-    """Lets this process find the operators where neither compiled ones nor these are installed."""
+    """Lets this process find the operators where neither compiled ones nor these are installed.
+
+    It warns of those that another version of mmhatnet has installed.
+    """
+    folder = _mmcv_folder()
+    installed = folder / '_ext.py' if folder else None
+    if installed and installed.is_file() and 'mmhatnet.install_ops' not in sys.orig_argv:
+        if installed.read_bytes() != SOURCE.read_bytes():
+            warnings.warn(
+                f'{installed} differs from the operators of this mmhatnet: run '
+                '`python -m mmhatnet.install_ops`.',
+                stacklevel=3,
+            )
     if not any(isinstance(finder, _OperatorsFinder) for finder in sys.meta_path):
         sys.meta_path.append(_OperatorsFinder())  # the last one, which is asked when no other knows
 

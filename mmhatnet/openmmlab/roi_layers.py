@@ -29,7 +29,7 @@ def accept_any_memory_format() -> None:
     """
     try:
         import mmcv.ops  # noqa: F401
-    except ImportError:
+    except (ImportError, RuntimeError):  # the latter where torchvision does not fit
         return
     for module, name in FUNCTIONS.items():
         function = getattr(sys.modules[f'mmcv.ops.{module}'], name)
