@@ -25,7 +25,18 @@ from mmcv.ops.multi_scale_deform_attn import (
     MultiScaleDeformableAttnFunction,
     multi_scale_deformable_attn_pytorch,
 )
-from operators import CASES, OURS, SEED, STORED, Draw, assert_same, normal, rois, use
+from operators import (
+    CASES,
+    OURS,
+    SEED,
+    STORED,
+    Draw,
+    assert_same,
+    normal,
+    rois,
+    use,
+    with_gradients,
+)
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -81,7 +92,7 @@ COVERED = [name for name in CALLS if name in vars(OURS)]
 
 def test_mmcv_asks_for_what_is_known() -> None:
     assert len(CALLS) in (112, 113)  # mmcv 2.1, 2.3
-    assert len(COVERED) == 32
+    assert len(COVERED) == 34
 
 
 @pytest.mark.parametrize('name', COVERED)
@@ -323,6 +334,27 @@ def test_batch_normalisation_over_processes(process_group) -> None:
     torch.testing.assert_close(grads[own], grads[pytorch])
 
 
+def test_deformable_roi_pooling() -> None:
+    draw, double = Draw(0), torch.float64
+    features, regions = normal(draw, 2, 2, 8, 9, dtype=double), rois(draw, 3).double()
+    plain = mmcv.ops.roi_align(features, regions, (2, 3), 0.1)
+    settings = ((2, 3), 0.1, 0, 0.1)
+    offsets = torch.zeros(3, 2, 2, 3, dtype=double)
+    for offset in (None, offsets):
+        pooled = mmcv.ops.deform_roi_pool(features, regions, offset, *settings)
+        torch.testing.assert_close(pooled, plain)
+    # A whole side across, each bin sees what a region that far away sees.
+    offsets[:, 0] = 10
+    moved, width = regions.clone(), regions[:, 3] - regions[:, 1]
+    moved[:, 1] += width
+    moved[:, 3] += width
+    actual = mmcv.ops.deform_roi_pool(features, regions, offsets, *settings)
+    torch.testing.assert_close(actual, mmcv.ops.roi_align(features, moved, (2, 3), 0.1))
+    offsets = normal(draw, 3, 2, 2, 3, dtype=double) * 0.5
+    inputs = (features.requires_grad_(), regions, offsets.requires_grad_(), *settings)
+    assert gradcheck(mmcv.ops.deform_roi_pool, inputs)
+
+
 def test_half_precision_is_computed_in_float32() -> None:
     features, regions = normal(Draw(0), 2, 3, 13, 17), rois(Draw(0))
     for dtype in (torch.bfloat16, torch.float16):
@@ -374,15 +406,20 @@ def test_deterministic_algorithms(case: Callable) -> None:
     assert_same(*results, tolerance=0)
 
 
-def test_deterministic_gradient_of_roi_align(monkeypatch) -> None:
+@pytest.mark.parametrize('aligned', [True, False])
+@pytest.mark.parametrize('ratio', [0, 2])
+def test_deterministic_gradient_of_roi_align(ratio: int, aligned: bool, monkeypatch) -> None:
     """On a GPU torchvision's kernel raises then. What is done there instead runs here as well."""
-    features, regions = normal(Draw(0), 2, 2, 8, 9).requires_grad_(), rois(Draw(0), 3)
-    args = (normal(Draw(1), 3, 2, 3, 3), regions, (3, 3), 0.1, features, 0, True)
-    expected = OURS._roi_align_backward(*args)
+    features, regions = normal(Draw(0), 2, 2, 8, 9), rois(Draw(0))
+    regions[0, 3:] = regions[0, 1:3]  # an empty one
+    layer = mmcv.ops.RoIAlign((3, 2), 0.1, ratio, aligned=aligned)
+    expected = with_gradients(Draw(1), layer, features.clone(), regions)
     monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: True)
     monkeypatch.setattr(OURS, '_on_gpu', lambda tensor: True)
-    monkeypatch.delattr(OURS.torch.ops.torchvision, '_roi_align_backward')
-    torch.testing.assert_close(OURS._roi_align_backward(*args), expected)
+    monkeypatch.setattr(OURS, 'REGIONS', 3)
+    actual = with_gradients(Draw(1), layer, features.clone(), regions)
+    assert not torch.equal(actual[1], torch.zeros_like(actual[1]))
+    torch.testing.assert_close(actual, expected)
 
 
 # ---------------------------------------------------------------------------------------------

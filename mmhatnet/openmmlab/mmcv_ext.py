@@ -7,7 +7,7 @@ compiled ones; ``docs/operators.md`` says how exact and how fast they are. Each 
 ``mmcv._ext`` can be imported, and says what it needs when it is called.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 
@@ -20,7 +20,6 @@ try:
     import torchvision
     from torchvision.ops import deform_conv2d
     from torchvision.ops import nms as torchvision_nms
-    from torchvision.ops import roi_align as torchvision_roi_align
 except (ImportError, RuntimeError) as error:
     # Not an ImportError, which OneDL's MMDetection would take for missing operators, and hide.
     raise RuntimeError(
@@ -29,6 +28,8 @@ except (ImportError, RuntimeError) as error:
     ) from error
 
 SMALLEST_FLOAT = torch.finfo(torch.float32).tiny  # FLT_MIN of the kernels
+OUTSIDE = -2  # a position that sees no pixel
+REGIONS = 64  # at a time, where each of their samples is kept
 
 
 def __getattr__(name: str) -> Callable:
@@ -226,17 +227,18 @@ def roi_align_forward(
     input, rois = _computable(input), _computable(rois)
     size = (aligned_height, aligned_width)
     if pool_mode == 1:
-        args = (spatial_scale, sampling_ratio, aligned)
-        output.copy_(torchvision_roi_align(input, rois, size, *args))
+        args = (spatial_scale, *size, sampling_ratio, aligned)
+        output.copy_(torch.ops.torchvision.roi_align(input, rois, *args))
         return
-    # A bin for each sample gives the samples, whose maximum is then taken.
-    for chosen, samples in _by_samples(rois, size, spatial_scale, sampling_ratio, aligned):
-        bins = (size[0] * samples[0], size[1] * samples[1])
-        values = torchvision_roi_align(input, rois[chosen], bins, spatial_scale, 1, aligned)
-        pooled, index = F.max_pool2d(values, samples, return_indices=True)
-        output[chosen] = pooled.to(output.dtype)
-        argmax_y[chosen] = (index // bins[1]).to(argmax_y.dtype)
-        argmax_x[chosen] = (index % bins[1]).to(argmax_x.dtype)
+    argmax_y.fill_(OUTSIDE)
+    argmax_x.fill_(OUTSIDE)
+    for chosen, y, x in _samples(rois, size, spatial_scale, sampling_ratio, aligned):
+        values = _interpolated(input, rois[chosen], y, x)
+        best, index = values.flatten(4).max(dim=4, keepdim=True)
+        output[chosen] = best[..., 0].to(output.dtype)
+        for argmax, places in ((argmax_y, y), (argmax_x, x)):
+            places = places.expand_as(values).flatten(4).gather(4, index)
+            argmax[chosen] = places[..., 0].to(argmax.dtype)
 
 
 def roi_align_backward(
@@ -255,62 +257,119 @@ def roi_align_backward(
     """Adds the gradient of the features to ``grad_input`` (N, C, H, W)."""
     grad, rois = _computable(grad_output), _computable(rois)
     size = (aligned_height, aligned_width)
+    # torchvision's kernel refuses to run on a GPU where the result has to be the same each time.
+    repeatable = torch.are_deterministic_algorithms_enabled() and _on_gpu(grad)
+    if pool_mode == 1 and not repeatable:
+        args = (spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned)
+        grad_input += torch.ops.torchvision._roi_align_backward(grad, rois, *args)
+        return
 
-    def add(grad: Tensor, rois: Tensor, size: tuple[int, int], ratio: int) -> None:
-        grad_input.add_(
-            _roi_align_backward(grad, rois, size, spatial_scale, grad_input, ratio, aligned)
-        )
+    def add(chosen: Tensor, y: Tensor, x: Tensor) -> None:
+        with torch.enable_grad():
+            features = torch.zeros_like(grad_input, dtype=grad.dtype, requires_grad=True)
+            values = _interpolated(features, rois[chosen], y, x)
+            pooled = values.flatten(4).mean(dim=4) if values.dim() > 4 else values
+        grad_input.add_(torch.autograd.grad(pooled, features, grad[chosen])[0])
 
     if pool_mode == 1:
-        add(grad, rois, size, sampling_ratio)
-        return
-    for chosen, samples in _by_samples(rois, size, spatial_scale, sampling_ratio, aligned):
-        bins = (size[0] * samples[0], size[1] * samples[1])
-        index = (argmax_y[chosen].long() * bins[1] + argmax_x[chosen].long()).flatten(2)
-        values = grad.new_zeros(*index.shape[:2], bins[0] * bins[1])
-        values.scatter_(2, index, grad[chosen].flatten(2))
-        add(values.unflatten(2, bins), rois[chosen], bins, 1)
+        for chosen, y, x in _samples(rois, size, spatial_scale, sampling_ratio, aligned):
+            add(chosen, y, x)
+    else:
+        add(torch.arange(len(rois), device=rois.device), argmax_y.to(grad), argmax_x.to(grad))
 
 
-def _roi_align_backward(
-    grad: Tensor,
-    rois: Tensor,
-    size: tuple[int, int],
-    scale: float,
+def deform_roi_pool_forward(
+    input: Tensor, rois: Tensor, offset: Tensor, output: Tensor, **settings: float
+) -> None:
+    """Fills ``output`` with means over bins that ``offset`` (R, 2, height, width) moves."""
+    output.copy_(_deform_roi_pool(input, offset, rois, **settings))
+
+
+def deform_roi_pool_backward(
+    grad_output: Tensor,
     input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    **settings: float,
+) -> None:
+    """Fills the gradients of features and offsets."""
+    function = partial(_deform_roi_pool, rois=rois, **settings)
+    if len(rois):
+        _fill_gradients(function, (input, offset), grad_output, (grad_input, grad_offset))
+
+
+def _deform_roi_pool(
+    input: Tensor,
+    offset: Tensor,
+    rois: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
     sampling_ratio: int,
-    aligned: bool,
+    gamma: float,
 ) -> Tensor:
-    if torch.are_deterministic_algorithms_enabled() and _on_gpu(grad):
-        # torchvision's kernel refuses. Its Python code, which it takes forwards then, does not.
-        with torch.enable_grad():
-            features = torch.zeros_like(input, dtype=grad.dtype, requires_grad=True)
-            pooled = torchvision_roi_align(features, rois, size, scale, sampling_ratio, aligned)
-        return torch.autograd.grad(pooled, features, grad)[0]
-    return torch.ops.torchvision._roi_align_backward(
-        grad, rois, scale, *size, *input.shape, sampling_ratio, aligned
-    )
+    """The offsets are fractions of a region's sides, across before down, or an empty tensor."""
+    size = (pooled_height, pooled_width)
+    output = input.new_zeros(len(rois), input.shape[1], *size)
+    for chosen, y, x in _samples(rois, size, spatial_scale, sampling_ratio, aligned=True):
+        if offset.numel():
+            sides = gamma * spatial_scale * (rois[chosen, 3:] - rois[chosen, 1:3])
+            across, down = (offset[chosen] * sides[:, :, None, None]).unbind(dim=1)
+            y, x = y + down[:, None, :, :, None, None], x + across[:, None, :, :, None, None]
+        values = _interpolated(input, rois[chosen], y, x)
+        output = output.index_copy(0, chosen, values.mean(dim=(4, 5)))
+    return output
 
 
 def _on_gpu(tensor: Tensor) -> bool:
-    return tensor.is_cuda
+    return tensor.device.type != 'cpu'
 
 
-def _by_samples(
+def _samples(
     rois: Tensor, size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
-) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Groups regions by the number of samples of a bin, down and across."""
-    if sampling_ratio > 0:
-        samples = rois.new_full((len(rois), 2), sampling_ratio)
-    else:
-        sides = rois[:, [4, 3]] * scale - rois[:, [2, 1]] * scale
-        samples = ((sides if aligned else sides.clamp(min=1)) / rois.new_tensor(size)).ceil()
-    groups = []
-    for down, across in samples.unique(dim=0).int().tolist():
-        if down > 0 and across > 0:  # an empty region stays zero
-            chosen = (samples == samples.new_tensor([down, across])).all(dim=1).nonzero()[:, 0]
-            groups.append((chosen, (down, across)))
-    return groups
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields regions with the positions of their samples, those of as many samples together.
+
+    The positions are (R, 1, height, 1, samples, 1) down and (R, 1, 1, width, 1, samples) across.
+    A region that is empty has none.
+    """
+    starts = rois[:, [2, 1]] * scale - (0.5 if aligned else 0)
+    sides = rois[:, [4, 3]] * scale - (0.5 if aligned else 0) - starts
+    bins = (sides if aligned else sides.clamp(min=1)) / rois.new_tensor(size)
+    counts = torch.full_like(bins, sampling_ratio) if sampling_ratio > 0 else bins.ceil()
+    for count in counts[(counts > 0).all(dim=1)].unique(dim=0):
+        for chosen in (counts == count).all(dim=1).nonzero()[:, 0].split(REGIONS):
+            positions = []
+            for axis in (0, 1):
+                place = torch.arange(size[axis], device=rois.device)[:, None]
+                step = torch.arange(int(count[axis]), device=rois.device) + 0.5
+                one_bin = bins[chosen, axis, None, None]
+                position = starts[chosen, axis, None, None] + place * one_bin
+                positions.append(position + step * one_bin / count[axis])
+            yield (
+                chosen,
+                positions[0][:, None, :, None, :, None],
+                positions[1][:, None, None, :, None],
+            )
+
+
+def _interpolated(features: Tensor, rois: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Features at positions (R, 1 or C, ...) between pixels, 0 more than a pixel outside."""
+    height, width = features.shape[2:]
+    outside = (y < -1) | (y > height) | (x < -1) | (x > width)
+    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    top, left = y.long(), x.long()
+    bottom, right = (top + 1).clamp(max=height - 1), (left + 1).clamp(max=width - 1)
+    down, across = y - top, x - left
+    image = rois[:, 0].long().view(-1, *[1] * (y.dim() - 1))
+    channel = torch.arange(features.shape[1], device=rois.device).view(-1, *[1] * (y.dim() - 2))
+    values = (1 - down) * (1 - across) * features[image, channel, top, left]
+    values = values + (1 - down) * across * features[image, channel, top, right]
+    values = values + down * (1 - across) * features[image, channel, bottom, left]
+    values = values + down * across * features[image, channel, bottom, right]
+    return values.masked_fill(outside, 0)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -639,8 +698,10 @@ def _fill_gradients(
     with torch.enable_grad():
         inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
         output = function(*inputs)
-    for result, grad in zip(results, torch.autograd.grad(output, inputs, grad_output)):
-        result.copy_(grad)
+    grads = torch.autograd.grad(output, inputs, grad_output, allow_unused=True)
+    for result, grad in zip(results, grads):
+        if grad is not None:
+            result.copy_(grad)
 
 
 def psamask_forward(input: Tensor, output: Tensor, psa_type: int, num_: int, **sizes: int) -> None:
