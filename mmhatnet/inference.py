@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import inspect
 import os
 import warnings
 from collections.abc import Sequence
@@ -105,7 +106,10 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str) -> object:
             from mmseg.apis import MMSegInferencer
 
             cfg.visualizer = dict(type='SegLocalVisualizer', vis_backends=[], alpha=0.5)
-            inferencer = MMSegInferencer(cfg, device=device, show_progress=False)
+            # The original one has no such option.
+            known = inspect.signature(MMSegInferencer).parameters
+            quiet = dict(show_progress=False) if 'show_progress' in known else {}
+            inferencer = MMSegInferencer(cfg, device=device, **quiet)
         else:
             from mmpretrain import ImageClassificationInferencer
             from mmpretrain.utils import progress

@@ -56,6 +56,7 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
         folder = os.path.abspath(args.show_dir)
         if cfg.default_scope == 'mmseg':
             cfg.visualizer.save_dir = folder
+            hook['interval'] = 1  # which the original package heeds in tests as well
         else:
             hook['test_out_dir' if cfg.default_scope == 'mmdet' else 'out_dir'] = folder
 
