@@ -36,6 +36,20 @@ def test_channels_last_gives_the_same(name: str) -> None:
     torch.testing.assert_close(actual, expected)
 
 
+def test_modulated_convolution_in_channels_last() -> None:
+    torch.manual_seed(0)
+    x, offset = torch.randn(2, 4, 6, 7), torch.randn(2, 18, 6, 7)
+    mask, weight = torch.rand(2, 9, 6, 7), torch.randn(4, 4, 3, 3)
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        tensors = [t.clone(memory_format=memory_format) for t in (x, offset, mask, weight)]
+        tensors = [tensor.requires_grad_() for tensor in tensors]
+        output = mmcv.ops.modulated_deform_conv2d(*tensors, None, 1, 1)
+        grad = torch.arange(float(output.numel())).view(output.shape)
+        results.append([output, *torch.autograd.grad(output, tensors, grad)])
+    torch.testing.assert_close(*results)
+
+
 def test_roi_align_agrees_with_torchvision() -> None:
     def of_torchvision(features: Tensor, rois: Tensor) -> Tensor:
         return torchvision.ops.roi_align(features, rois, (5, 7), 0.5, 2, aligned=True)

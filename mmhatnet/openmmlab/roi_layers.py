@@ -1,4 +1,4 @@
-"""Makes mmcv's RoI operators right for features of any memory format.
+"""Makes mmcv's RoI operators and modulated deformable convolution right for any memory format.
 
 They read their inputs as if these were contiguous, and say nothing where they are not: a whole
 model that was converted to channels-last trains and predicts on garbage
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 FUNCTIONS = {
+    'modulated_deform_conv': 'ModulatedDeformConv2dFunction',
     'roi_align': 'RoIAlignFunction',
     'roi_align_rotated': 'RoIAlignRotatedFunction',
     'riroi_align_rotated': 'RiRoIAlignRotatedFunction',
