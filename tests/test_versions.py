@@ -71,7 +71,7 @@ def test_supported_packages_pass_in_silence(check, distributions):
         ('onedl-mmcv', '2.4.0', '<2.4,>=2.0', 'pip install onedl-mmcv==2.3.6'),
         ('mmsegmentation', '0.30.0', '<2,>=1.2.2', 'pip install mmsegmentation==1.2.2'),
         ('onedl-mmpretrain', '2.0.0', '<2,>=1.2', 'pip install onedl-mmpretrain==1.3.6'),
-        ('torch', '2.1.2+cu118', '>=2.5', 'pip install torch==2.12.1'),
+        ('torch', '2.1.2+cu118', '>=2.7', 'pip install torch==2.12.1'),
     ],
 )
 def test_unsupported_version_is_named_with_a_way_out(

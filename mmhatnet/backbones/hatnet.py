@@ -114,8 +114,8 @@ def concatenate(tensors: list[Tensor], dim: int) -> Tensor:
     return torch.cat(tensors, dim) if len(tensors) > 1 else tensors[0]
 
 
-def remainder_is_known(size: int, divisor: int) -> bool:
-    """Whether there can be code for the remainder of ``size`` alone.
+def remainders_are_known(sizes: Sequence[int], divisor: int) -> bool:
+    """Whether there can be code for the remainders of these sizes alone.
 
     Not in a graph for all sizes, as tracers record it, and compilers and exporters where sizes are
     dynamic. What depends on a remainder there makes a graph that is wrong for other sizes, or
@@ -126,7 +126,11 @@ def remainder_is_known(size: int, divisor: int) -> bool:
     # Imports SymPy.
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    return statically_known_true(size % divisor == 0) or statically_known_true(size % divisor != 0)
+    for size in sizes:  # the compiler of PyTorch 2.7 does not read a generator in all()
+        is_zero, is_not = size % divisor == 0, size % divisor != 0
+        if not statically_known_true(is_zero) and not statically_known_true(is_not):
+            return False
+    return True
 
 
 def lacking(size: int, divisor: int) -> int:
@@ -163,7 +167,7 @@ class HierarchicalAttention(nn.Module):
 
     def add_local_attention(self, x: Tensor) -> Tensor:
         x, normed = x.permute(0, 2, 3, 1), self.norm(x).permute(0, 2, 3, 1)
-        known = all(remainder_is_known(size, self.window) for size in x.shape[1:3])
+        known = remainders_are_known(x.shape[1:3], self.window)
         add = self.add_in_cut_windows if known else self.add_in_padded_windows
         return add(x, normed).permute(0, 3, 1, 2)
 
@@ -219,7 +223,7 @@ class HierarchicalAttention(nn.Module):
 
     def pool(self, y: Tensor) -> Tensor:
         """(N, C, H, W) to the means of cells, (N, C, ceil(H / pooling), ceil(W / pooling))."""
-        if all(remainder_is_known(size, self.pooling) for size in y.shape[2:]):
+        if remainders_are_known(y.shape[2:], self.pooling):
             return F.avg_pool2d(y, self.pooling, ceil_mode=True)
         bottom, right = (lacking(size, self.pooling) for size in y.shape[2:])
         means, inside = (

@@ -34,7 +34,7 @@ MMPRETRAIN = Requirement(
     'mmpretrain', SpecifierSet('>=1.2,<2'), {'onedl-mmpretrain': '1.3.6', 'mmpretrain': '1.2.0'}
 )
 REQUIREMENTS = (
-    Requirement('torch', SpecifierSet('>=2.5'), {'torch': '2.12.1'}, required=True),
+    Requirement('torch', SpecifierSet('>=2.7'), {'torch': '2.12.1'}, required=True),
     Requirement(
         'mmengine',
         SpecifierSet('>=0.10,<0.11'),
