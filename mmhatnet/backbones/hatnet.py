@@ -109,6 +109,9 @@ def window_runs(size: int, window: int) -> Iterator[tuple[int, int, int]]:
         yield whole * window, 1, size % window
 
 
+COMPILER_KNOWS_SIZES = torch.__version__ >= '2.8'
+
+
 def concatenate(tensors: list[Tensor], dim: int) -> Tensor:
     """Spares the copy that ``torch.cat`` makes of a single tensor."""
     return torch.cat(tensors, dim) if len(tensors) > 1 else tensors[0]
@@ -123,10 +126,13 @@ def remainders_are_known(sizes: Sequence[int], divisor: int) -> bool:
     """
     if not torch.compiler.is_compiling():
         return not torch.jit.is_tracing()
+    # Before 2.8 PyTorch's compiler cannot ask for it: windows are whole then, as for any size.
+    if torch.compiler.is_dynamo_compiling() and not COMPILER_KNOWS_SIZES:
+        return False
     # Imports SymPy.
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    for size in sizes:  # the compiler of PyTorch 2.7 does not read a generator in all()
+    for size in sizes:
         is_zero, is_not = size % divisor == 0, size % divisor != 0
         if not statically_known_true(is_zero) and not statically_known_true(is_not):
             return False
