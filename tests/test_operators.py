@@ -387,12 +387,34 @@ def test_nothing_to_do() -> None:
         assert not empty.any()
 
 
-def test_regions_of_negative_size_end_no_process() -> None:
-    assert (
-        mmcv.ops.roi_align(torch.rand(1, 2, 4, 4), torch.tensor([[0, 3.0, 3, 1, 1]]), 3)
-        .isfinite()
-        .all()
-    )
+@pytest.mark.parametrize('pool_mode', ['avg', 'max'])
+@pytest.mark.parametrize('region', [[30.0, 5, 5, 30], [30.0, 30, 5, 5], [5.0, 30, 30, 5]])
+def test_regions_of_negative_size_are_empty(region: list[float], pool_mode: str) -> None:
+    features = torch.rand(1, 2, 40, 40, requires_grad=True)
+    for ratio in (0, 2):
+        layer = mmcv.ops.RoIAlign(3, 1.0, ratio, pool_mode)
+        pooled = layer(features, torch.tensor([[0, *region]]))
+        pooled.sum().backward()
+        assert pooled.isfinite().all() and features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('pool_mode', ['avg', 'max'])
+def test_regions_that_are_not_finite_are_refused(pool_mode: str) -> None:
+    """A kernel would read memory far away."""
+    for value in (float('nan'), float('inf'), -float('inf')):
+        regions = torch.tensor([[0, 1.0, 1, value, 9]])
+        with pytest.raises(ValueError, match='not finite'):
+            mmcv.ops.RoIAlign(3, 1.0, 2, pool_mode)(torch.rand(1, 2, 40, 40), regions)
+
+
+def test_soft_nms_refuses_whole_numbers() -> None:
+    with pytest.raises(TypeError, match='floating-point numbers, not of torch.int64'):
+        mmcv.ops.soft_nms(torch.tensor([[0, 0, 10, 10]]), torch.tensor([0.9]))
+
+
+def test_a_file_that_cannot_be_imported_is_named(site: Path) -> None:
+    (site / 'mmcv' / '_ext.py').write_text('nms = None')
+    assert 'is not from mmhatnet: move it away first' in install(site)
 
 
 @by_name

@@ -124,6 +124,8 @@ def softnms(
     Equal scores are taken in the order that the compiled operator gives them: it moves the best
     box to the front and fills the place of a discarded one with the last.
     """
+    if not boxes.is_floating_point():
+        raise TypeError(f'Soft-NMS takes boxes of floating-point numbers, not of {boxes.dtype}.')
     count = len(boxes)
     x1, y1, x2, y2 = boxes.detach().float().numpy().T
     areas = (x2 - x1 + offset) * (y2 - y1 + offset)
@@ -224,7 +226,7 @@ def roi_align_forward(
     aligned: bool,
 ) -> None:
     """Fills ``output`` (R, C, aligned_height, aligned_width) with pooled features."""
-    input, rois = _computable(input), _computable(rois)
+    input, rois = _computable(input), _regions(rois, aligned)
     size = (aligned_height, aligned_width)
     if pool_mode == 1:
         args = (spatial_scale, *size, sampling_ratio, aligned)
@@ -255,7 +257,7 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Adds the gradient of the features to ``grad_input`` (N, C, H, W)."""
-    grad, rois = _computable(grad_output), _computable(rois)
+    grad, rois = _computable(grad_output), _regions(rois, aligned)
     size = (aligned_height, aligned_width)
     # torchvision's kernel refuses to run on a GPU where the result has to be the same each time.
     repeatable = torch.are_deterministic_algorithms_enabled() and _on_gpu(grad)
@@ -321,6 +323,16 @@ def _deform_roi_pool(
         values = _interpolated(input, rois[chosen], y, x)
         output = output.index_copy(0, chosen, values.mean(dim=(4, 5)))
     return output
+
+
+def _regions(rois: Tensor, aligned: bool) -> Tensor:
+    """Regions (R, 5) that torchvision's kernels take: those of negative size are empty."""
+    rois = _computable(rois)
+    if not _on_gpu(rois) and not rois.isfinite().all():
+        raise ValueError('Regions of interest hold values that are not finite.')
+    if aligned:
+        rois = torch.cat([rois[:, :3], torch.maximum(rois[:, 3:], rois[:, 1:3])], dim=1)
+    return rois
 
 
 def _on_gpu(tensor: Tensor) -> bool:

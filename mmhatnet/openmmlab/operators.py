@@ -97,7 +97,8 @@ def provide() -> None:
     """
     folder = _mmcv_folder()
     installed = folder / '_ext.py' if folder else None
-    if installed and installed.is_file() and 'mmhatnet.install_ops' not in sys.orig_argv:
+    found = PathFinder.find_spec('mmcv._ext', [str(folder)]) if folder else None
+    if found and found.origin == str(installed) and 'mmhatnet.install_ops' not in sys.orig_argv:
         if installed.read_bytes() != SOURCE.read_bytes():
             warnings.warn(
                 f'{installed} differs from the operators of this mmhatnet: run '
@@ -117,7 +118,8 @@ class _OperatorsFinder(MetaPathFinder):
 
 def _mmcv_folder() -> Path | None:
     spec = find_spec('mmcv')
-    return Path(spec.submodule_search_locations[0]) if spec else None
+    folders = spec and spec.submodule_search_locations
+    return Path(folders[0]) if folders else None
 
 
 def _require_importable(compiled: str) -> None:

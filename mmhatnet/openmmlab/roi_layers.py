@@ -30,7 +30,7 @@ def accept_any_memory_format() -> None:
     """
     try:
         import mmcv.ops  # noqa: F401
-    except (ImportError, RuntimeError):  # the latter where torchvision does not fit
+    except Exception:  # whatever is wrong with them is said where they are used
         return
     for module, name in FUNCTIONS.items():
         function = getattr(sys.modules[f'mmcv.ops.{module}'], name)
