@@ -23,18 +23,7 @@ from mmengine.dist import barrier, get_rank
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, in one sentence."""
-
-
-@contextmanager
-def ends_with_a_sentence() -> Iterator[None]:
-    """Ends a tool with the sentence of a CheckpointError; also a decorator."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise SystemExit(str(error)) from None
+from mmhatnet.errors import CheckpointError
 
 
 def _statistic_of_history(owner: type, name: str) -> object:

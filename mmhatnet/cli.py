@@ -3,6 +3,8 @@
 import argparse
 import copy
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,6 +13,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmhatnet.errors import MMHATNetError
 from mmhatnet.preflight import datasets_of, require_sound_data
 from mmhatnet.preflight.configs import read_config, require_channels, require_known_settings
 from mmhatnet.preflight.options import SettingsAction, merge_options
@@ -29,6 +32,15 @@ TOY_CONFIGS = dict(
     mmseg='semfpn_hatnet_toy.py',
     mmpretrain='imagenet_hatnet_toy.py',
 )
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Ends a tool with the message of an error of this package. Also works as a decorator."""
+    try:
+        yield
+    except MMHATNetError as error:
+        raise SystemExit(str(error)) from None
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,8 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 from torch import nn
 
 from mmhatnet import HATNet
-from mmhatnet.checkpoint_files import CheckpointError, load_weights_only, read_checkpoint
+from mmhatnet.checkpoint_files import load_weights_only, read_checkpoint
+from mmhatnet.errors import CheckpointError
 from mmhatnet.preflight.checkpoints import (
     find_checkpoint,
     require_fitting,

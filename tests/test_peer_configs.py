@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 from peers import PEERS
 
-from mmhatnet.checkpoint_files import CheckpointError
+from mmhatnet.errors import CheckpointError
 from mmhatnet.preflight.checkpoints import require_pretrained
 from mmhatnet.preflight.configs import require_channels, require_complete, require_known_settings
 

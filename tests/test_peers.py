@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmhatnet import HATNet
 from mmhatnet.backbones.layers import DropPath
-from mmhatnet.checkpoint_files import CheckpointError
+from mmhatnet.errors import CheckpointError
 
 VARIANTS = [(name, arch) for name, peer in PEERS.items() for arch in peer.parameters]
 SMALLEST = {name: next(iter(peer.parameters)) for name, peer in PEERS.items()}

@@ -17,7 +17,8 @@ from drawn import drawn_checkpoint
 from processes import Script
 
 from mmhatnet import HATNet
-from mmhatnet.checkpoint_files import CheckpointError, fetch_weights
+from mmhatnet.checkpoint_files import fetch_weights
+from mmhatnet.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))

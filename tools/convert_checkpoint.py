@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 
 import mmhatnet  # noqa: F401  defines the networks
+from mmhatnet import cli
 from mmhatnet.backbones.base import Backbone
 from mmhatnet.backbones.checkpoint import lift_backbone
-from mmhatnet.checkpoint_files import CheckpointError, ends_with_a_sentence, read_checkpoint
+from mmhatnet.checkpoint_files import read_checkpoint
+from mmhatnet.errors import CheckpointError
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,7 +46,7 @@ def identify(weights: dict) -> tuple[Backbone, dict] | None:
     return None
 
 
-@ends_with_a_sentence()
+@cli.exit_on_error()
 def main() -> None:
     args = parse_args()
     content = dict(read_checkpoint(args.src))

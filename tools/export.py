@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import ends_with_a_sentence
 from mmhatnet.export import (
     FORMATS,
     PARTS,
@@ -30,7 +29,7 @@ def height_and_width(text: str) -> tuple[int, int]:
     return height, width
 
 
-@ends_with_a_sentence()
+@cli.exit_on_error()
 def main() -> None:
     parser = inference_parser(__doc__)
     parser.set_defaults(device='cpu')

@@ -18,7 +18,6 @@ import numpy as np
 from rich.progress import track
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import ends_with_a_sentence
 from mmhatnet.inference import (
     Frame,
     build_inferencer,
@@ -120,7 +119,7 @@ def append(films: dict, frame: Frame, drawn: str) -> None:
     os.remove(drawn)
 
 
-@ends_with_a_sentence()
+@cli.exit_on_error()
 def main() -> None:
     args = parse_args()
     cfg = load_job(args)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import ends_with_a_sentence, fetch_weights
+from mmhatnet.checkpoint_files import fetch_weights
 from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def run(tool: str, *words: object, processes: int = 1, options: dict | None = No
         raise SystemExit(f'This failed with status {status}: {shlex.join(command)}')
 
 
-@ends_with_a_sentence()
+@cli.exit_on_error()
 def main() -> None:
     args = parse_args()
     experiments = {model['Name']: model for model in yaml.safe_load(METAFILE.read_text())['Models']}

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
+from mmhatnet.checkpoint_files import load_weights_only
 from mmhatnet.preflight import datasets_of
 from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
 from mmhatnet.preflight.configs import require_complete, wrong_settings_in_a_sentence
@@ -110,7 +110,7 @@ def require_folders(cfg: Config, args: argparse.Namespace) -> None:
         cli.require_writable('--show-dir', args.show_dir)
 
 
-@ends_with_a_sentence()
+@cli.exit_on_error()
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)

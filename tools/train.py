@@ -8,7 +8,7 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import ends_with_a_sentence, load_weights_only
+from mmhatnet.checkpoint_files import load_weights_only
 from mmhatnet.preflight.checkpoints import (
     find_checkpoint,
     require_checkpoint,
@@ -76,7 +76,7 @@ def tell_about_earlier_training(cfg: Config) -> None:
         )
 
 
-@ends_with_a_sentence()
+@cli.exit_on_error()
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)

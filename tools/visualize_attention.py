@@ -21,7 +21,6 @@ from torch import Tensor
 from mmhatnet import cli
 from mmhatnet.attention_maps import AttentionMap, attention_maps, recorded_inputs
 from mmhatnet.backbones.hatnet import HATNet
-from mmhatnet.checkpoint_files import ends_with_a_sentence
 from mmhatnet.inference import build_inferencer, find_pictures, inference_parser, load_job, predict
 
 FORMATS = ('.pdf', '.png', '.svg')
@@ -142,7 +141,7 @@ def draw_figure(
     return figure
 
 
-@ends_with_a_sentence()
+@cli.exit_on_error()
 def main() -> None:
     args = parse_args()
     cli.require_writable('--out', Path(args.out).parent)

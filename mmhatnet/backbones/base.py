@@ -17,7 +17,8 @@ from mmhatnet.backbones.checkpoint import (
     lift_backbone,
     to_native_keys,
 )
-from mmhatnet.checkpoint_files import CheckpointError, load_weights_only
+from mmhatnet.checkpoint_files import load_weights_only
+from mmhatnet.errors import CheckpointError
 
 
 class Backbone(BaseModule):

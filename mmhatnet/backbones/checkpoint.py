@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmhatnet.checkpoint_files import CheckpointError
+from mmhatnet.errors import CheckpointError
 
 if TYPE_CHECKING:
     from mmhatnet.backbones.base import Backbone

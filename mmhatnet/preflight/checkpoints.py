@@ -15,11 +15,11 @@ from torch import nn
 
 from mmhatnet.backbones.base import Backbone
 from mmhatnet.checkpoint_files import (
-    CheckpointError,
     fetch_weights,
     load_weights_only,
     read_checkpoint,
 )
+from mmhatnet.errors import CheckpointError
 from mmhatnet.preflight.pictures import class_of, kind, parts_of
 
 

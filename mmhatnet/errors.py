@@ -1,0 +1,25 @@
+"""The errors that the package raises about what a user gave it.
+
+Each message names the problem, the value and the way to fix it. The library raises these errors;
+only the command line turns them into an exit.
+"""
+
+
+class MMHATNetError(ValueError):
+    """Base class of the errors of this package."""
+
+
+class ConfigError(MMHATNetError):
+    """A config or one of its settings cannot be used."""
+
+
+class DataError(MMHATNetError):
+    """The data of a job are missing or wrong."""
+
+
+class CheckpointError(MMHATNetError):
+    """A checkpoint cannot be used."""
+
+
+class ExportError(MMHATNetError):
+    """A model cannot be exported."""
