@@ -233,7 +233,7 @@ PEERS = {
         head_parameters=lambda channels: 1024 * channels + 1024 + 2 * 1024 + 1000 * 1024 + 1000,
         small=dict(
             embed_dims=(8, 16, 16, 24),
-            heads=(1, 2, 2, 3),
+            num_heads=(1, 2, 2, 3),
             depths=(1, 2, 1, 1),
             layer_scales=(None, None, 1e-6, 1e-6),
         ),

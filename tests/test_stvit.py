@@ -33,7 +33,7 @@ def literal(attn: SuperTokenAttention, x: Tensor, constant: bool = True) -> Tens
     tokens = torch.einsum('hwyx,yxc->hwc', q, x) / (total + 1e-12)
 
     queries, keys, values = [], [], []
-    head_dim = channels // attn.heads
+    head_dim = channels // attn.num_heads
     for part in attn.qkv(tokens.flatten(0, 1)).split(3 * head_dim, dim=1):
         for tensors, tensor in zip((queries, keys, values), part.split(head_dim, dim=1)):
             tensors.append(tensor)
@@ -45,7 +45,7 @@ def literal(attn: SuperTokenAttention, x: Tensor, constant: bool = True) -> Tens
 @pytest.mark.parametrize('size', [(9, 14), (4, 3), (12, 8)])
 def test_gradients_are_those_of_the_page(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    attn = SuperTokenAttention(12, heads=3, cell=4).double()
+    attn = SuperTokenAttention(12, num_heads=3, cell=4).double()
     x = (2 * torch.randn(1, *size, 12, dtype=torch.float64)).requires_grad_()
     inputs = [x, *attn.parameters()]
     expected, out, learned = literal(attn, x[0]), attn(x)[0], literal(attn, x[0], constant=False)
@@ -103,5 +103,5 @@ def test_logits_of_a_published_classifier() -> None:
 
 def test_heads_that_do_not_fit_are_named() -> None:
     peer = PEERS['stvit']
-    with pytest.raises(ValueError, match='embed_dims=16 cannot be divided into 3 heads'):
-        peer.network(dict(peer.small, heads=(1, 3, 2, 3)))
+    with pytest.raises(ValueError, match='embed_dims=16 cannot be divided by num_heads=3'):
+        peer.network(dict(peer.small, num_heads=(1, 3, 2, 3)))

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mmhatnet.backbones.hatnet_literal  # noqa: F401  registers the other backbone
-from mmhatnet.backbones import hatnet
+from mmhatnet import HATNet
+from mmhatnet.backbones import memory
 from mmhatnet.backbones.checkpoint import to_native_keys
 
 BEYOND = [CONFIGS / f'{name}.py' for name in ('cascademaskrcnn_hatnet_3x', 'dino_hatnet_12e')]
@@ -129,7 +130,7 @@ def learned(job: Job, model: nn.Module) -> dict[str, Tensor]:
     total.backward()
     gradients = {name: p.grad for name, p in bare.named_parameters() if '.proj_norm.' not in name}
     assert all(gradient is not None for gradient in gradients.values())
-    to_native_keys(gradients, hatnet.HATNet.CHECKPOINT, {}, 'backbone.')
+    to_native_keys(gradients, HATNet.CHECKPOINT, {}, 'backbone.')
     # A linear layer may be a 1x1 convolution there.
     gradients = {f'gradient of {name}': g.squeeze() for name, g in gradients.items()}
     return tensors_of(losses) | gradients
@@ -232,7 +233,7 @@ def test_recomputing(path: Path, option: str) -> None:
 
 @pytest.mark.parametrize('path', rest_slow(TOY.values(), DETECTOR), ids=identify)
 def test_hidden_layers_in_parts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', 10_000)
+    monkeypatch.setattr(memory, 'CHUNK_BYTES', 10_000)
     assert_same(path)
 
 
