@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from drawn import drawn_image
+from drawn import drawn_image, drawn_value
 from mmpretrain.registry import MODELS
 from peers import PEERS
 from torch import Tensor
@@ -90,7 +90,7 @@ def test_logits_of_a_published_classifier() -> None:
         )
     ).eval()
     weights = {
-        f'head.{key}': peer.value(key.replace('fc.', 'head.'), tuple(value.shape))
+        f'head.{key}': drawn_value(key.replace('fc.', 'head.'), tuple(value.shape))
         for key, value in classifier.head.state_dict().items()
     }
     weights |= {f'backbone.{k}': v for k, v in peer.drawn(classifier.backbone).items()}
