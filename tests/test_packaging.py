@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 INHERITED = ['semfpn_hatnet.py', 'toy/maskrcnn_hatnet_toy.py']
 BUILD_FILES = (
     *('pyproject.toml', 'setup.py', 'MANIFEST.in'),
-    *('LICENSE', 'README.md', 'model-index.yml'),
+    *('LICENSE', 'NOTICE', 'README.md', 'model-index.yml'),
 )
 INHERIT = """
 import json, sys
@@ -104,9 +104,14 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert modules == {name for name in originals if not name.startswith('.mim')}
 
 
-def test_wheel_holds_the_licence(wheel: Path) -> None:
-    (licence,) = wheel.glob('*.dist-info/licenses/LICENSE')
-    assert licence.read_text() == (ROOT / 'LICENSE').read_text()
+@pytest.mark.parametrize('name', ['LICENSE', 'NOTICE'])
+def test_wheel_holds_the_licence(wheel: Path, name: str) -> None:
+    (licence,) = wheel.glob(f'*.dist-info/licenses/{name}')
+    assert licence.read_text() == (ROOT / name).read_text()
+
+
+def test_wheel_is_typed(wheel: Path) -> None:
+    assert (wheel / 'mmhatnet' / 'py.typed').is_file()
 
 
 def test_wheel_requires_neither_package_family(wheel):
