@@ -11,6 +11,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
+import yaml
 from experiments import rest_slow
 from mmengine.config import Config
 from processes import Script
@@ -204,3 +205,9 @@ def test_downstream_project_trains_outside_the_checkout(tool, wheel, tmp_path):
     assert (project / 'work_dirs' / 'config' / 'epoch_1.pth').is_file()
     (results,) = project.glob('work_dirs/config/*/vis_data/scalars.json')
     assert '"coco/segm_mAP"' in results.read_text()
+
+
+def test_ci_runs_on_every_supported_python() -> None:
+    workflow = yaml.safe_load((ROOT / '.github' / 'workflows' / 'ci.yml').read_text())
+    supported = re.findall(r'Python :: (3\.\d+)"', (ROOT / 'pyproject.toml').read_text())
+    assert workflow['jobs']['run']['strategy']['matrix']['python'] == supported
