@@ -49,6 +49,8 @@ class Neighbours(nn.Module):
 
 
 class SuperTokenAttention(nn.Module):
+    constant_association = True  # in the backward pass
+
     def __init__(self, channels, heads, cell):
         super().__init__()
         self.cell = cell
@@ -63,9 +65,10 @@ class SuperTokenAttention(nn.Module):
         x = F.pad(x, (0, -width % size, 0, -height % size))
         positions = to_tokens(x)
         start = F.avg_pool2d(x, size)
-        with torch.no_grad():
-            q = self.associate(positions, to_tokens(start), x)
-            total = q.sum(dim=1).unsqueeze(2)
+        q = self.associate(positions, to_tokens(start), x)
+        if self.constant_association:
+            q = q.detach()
+        total = q.sum(dim=1).unsqueeze(2)
         tokens = q.transpose(1, 2) @ positions / (total + 1e-12)
         tokens = to_tokens(self.stoken_refine(to_map(tokens, start)))
         return to_map(q @ tokens, x)[:, :, :height, :width]
