@@ -43,6 +43,7 @@ test-slow: env
 lint: env
 	@$(python) -m ruff check
 	@$(python) -m ruff format --check
+	@$(python) -m mypy
 
 # Ruff, which formats signatures, is looked for in PATH.
 docs: env

@@ -6,8 +6,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PAGES = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'examples/kites/README.md')
-OTHERS = ('CITATION.cff', 'LICENSE')
+PAGES = (
+    *('README.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md'),
+    *('examples/kites/README.md', 'tests/data/README.md'),
+)
+OTHERS = ('CITATION.cff', 'LICENSE', 'NOTICE')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -18,6 +21,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page, **_) -> str:
     """The pages of docs/ lie beside the README on the site, and below it in the repository."""
+    up = '../' * page.file.src_uri.count('/')
     if page.file.src_uri in PAGES:
-        return markdown.replace('](docs/', '](')
-    return markdown.replace('](../', '](')
+        return markdown.replace(f']({up}docs/', f']({up}')
+    return markdown.replace(f'](../{up}', f']({up}')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from drawn import drawn_image
+from drawn import drawn_image, drawn_value
 from experiments import CONFIGS, OF_PEERS, assert_trains_and_tests, identify, rest_slow
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -117,7 +117,7 @@ def test_published_classifier(network: str, run_tool, tmp_path: Path) -> None:
         model = MODELS.build(cfg.model).eval()
     head = {'head.weight': model.head.fc.weight.shape, 'head.bias': model.head.fc.bias.shape}
     published = peer.drawn(peer.network(arch))
-    published |= {name: peer.value(name, tuple(shape)) for name, shape in head.items()}
+    published |= {name: drawn_value(name, tuple(shape)) for name, shape in head.items()}
     torch.save({'model': published}, tmp_path / 'published.pth')
     run_tool(
         'convert_checkpoint', tmp_path / 'published.pth', tmp_path / 'ours.pth', '--classifier'
