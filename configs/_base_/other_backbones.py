@@ -1,20 +1,20 @@
-# The variants of the other networks as backbones of detectors and segmentors. None of their weights
-# can be downloaded by address: fetch a file by hand from the page that is named here. Put it where
-# init_cfg looks, or name it with --cfg-options model.backbone.init_cfg.checkpoint=FILE. Where there
-# is none training does not start, unless model.backbone.init_cfg=None asks for random weights.
+# The variants of the other backbones for detectors and segmentors. Their weights have no direct
+# download links: fetch a file by hand from the page given here. Save it where init_cfg looks, or
+# pass --cfg-options model.backbone.init_cfg.checkpoint=FILE. Training does not start without it,
+# unless model.backbone.init_cfg=None asks for random weights.
 networks = dict(
-    # https://github.com/yuhuan-wu/P2T. The authors' rates, of all jobs.
+    # https://github.com/yuhuan-wu/P2T. The authors' rates for all tasks.
     p2t=('P2T', dict(tiny=0.1, small=0.1, base=0.3, large=0.3), {}),
-    # https://github.com/OliverRensu/Shunted-Transformer. The rate of PVT v2, whose code they name.
+    # https://github.com/OliverRensu/Shunted-Transformer. The rate of PVT v2, to which they refer.
     shunted=('ShuntedTransformer', dict(tiny=0.1, small=0.1, base=0.1), {}),
-    # https://github.com/hhb072/STViT. Not published: HAT-Net's rates for these sizes. RMT, from the
-    # same laboratory, keeps the statistics of batch normalisation in detection.
+    # https://github.com/hhb072/STViT. The rates are not published; these are HAT-Net's at these
+    # sizes. RMT, from the same laboratory, freezes batch normalisation statistics in detection.
     stvit=('STViT', dict(small=0.1, base=0.3, large=0.3), dict(norm_eval=True)),
-    # https://github.com/rayleizhu/GLMix. Not published: the rates of ImageNet. BiFormer, by the
-    # same first author, keeps the statistics of batch normalisation in detection.
+    # https://github.com/rayleizhu/GLMix. The rates are not published; these are ImageNet's.
+    # BiFormer, by the same first author, freezes batch normalisation statistics in detection.
     glnet=('GLNet', {'4g': 0.15, '9g': 0.3, '16g': 0.4, 'stl': 0.1}, dict(norm_eval=True)),
 )
-peers = {
+other_backbones = {
     name: {
         arch: dict(
             type=network,

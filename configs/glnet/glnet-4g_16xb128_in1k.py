@@ -1,7 +1,7 @@
-# ImageNet-1K with GLNet 4g: 300 epochs, batch 2048, 224 px.
-# The authors' recipe: HAT-Net's with twice the batch and rate, clipping and an average of the
-# weights.
-_base_ = '../imagenet_hatnet.py'
+# ImageNet-1K with GLNet 4g: 300 epochs, batch 2048 (16 GPUs x 128 images), 224 px.
+# The authors' recipe: HAT-Net's with twice the batch size and learning rate, gradient clipping and
+# an exponential moving average of the weights.
+_base_ = '../hatnet/hatnet-small_8xb128_in1k.py'
 
 model = dict(
     backbone=dict(

@@ -1,7 +1,7 @@
 # ImageNet-1K with GLNet 9g_tklb.
-# The second classifier of token labelling, whose training with labels of positions is not here:
-# for the published weights.
-_base_ = 'imagenet_glnet.py'
+# Adds the dense classifier of token labelling, so that the published weights load. Training with
+# token labels is not implemented.
+_base_ = 'glnet-4g_16xb128_in1k.py'
 
 model = dict(
     backbone=dict(arch='9g_tklb', drop_path_rate=0.1),

@@ -1,5 +1,5 @@
 # ImageNet-1K with GLNet 9g.
-_base_ = 'imagenet_glnet.py'
+_base_ = 'glnet-4g_16xb128_in1k.py'
 
 model = dict(
     backbone=dict(arch='9g', drop_path_rate=0.3),

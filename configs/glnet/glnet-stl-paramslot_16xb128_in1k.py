@@ -1,5 +1,5 @@
 # ImageNet-1K with GLNet stl_paramslot.
-_base_ = 'imagenet_glnet.py'
+_base_ = 'glnet-4g_16xb128_in1k.py'
 
 model = dict(
     backbone=dict(arch='stl_paramslot', drop_path_rate=0.1),

@@ -1,8 +1,8 @@
 # Cascade Mask R-CNN 3x on COCO with HAT-Net small, multi-scale training and mixed precision:
-# 36 epochs, batch 16 (8 GPUs x 2 images). The heads are those of Swin and ConvNeXt (four
-# convolutions, SyncBN, GIoU loss), the optimizer is Swin's.
+# 36 epochs, batch 16 (8 GPUs x 2 images). The heads are Swin's and ConvNeXt's (four
+# convolutions, SyncBN, GIoU loss); the optimizer is Swin's.
 _base_ = [
-    '_base_/hatnet.py',
+    '../_base_/hatnet.py',
     'mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py',
 ]
 custom_imports = dict(imports=['mmhatnet'], allow_failed_imports=False)

@@ -1,10 +1,10 @@
 # ImageNet-1K with HAT-Net large.
-_base_ = 'imagenet_hatnet.py'
+_base_ = 'hatnet-small_8xb128_in1k.py'
 
 model = dict(
     backbone=dict(
         arch='large',
-        # Not published for HAT-Net: the rate of P2T, by the same authors, for this size.
+        # HAT-Net's rate is not published. P2T, by the same authors, has this one at this size.
         drop_path_rate=0.3,
     ),
     head=dict(in_channels=640),

@@ -1,8 +1,8 @@
 # Semantic FPN on ADE20K with HAT-Net small: 80k iterations, batch 16 (4 GPUs x 4 images), 512x512.
 
-# 'mmseg::...' would be shorter, but MMEngine looks for a distribution named mmsegmentation, which
-# OneDL's is not.
-_base_ = ['_base_/hatnet.py'] + [
+# Not 'mmseg::...', because MMEngine would look for a distribution named mmsegmentation, and OneDL's
+# has another name.
+_base_ = ['../_base_/hatnet.py'] + [
     f'{__import__("mmseg").__path__[0]}/.mim/configs/_base_/{part}.py'
     for part in ('models/fpn_r50', 'datasets/ade20k', 'schedules/schedule_80k', 'default_runtime')
 ]

@@ -1,10 +1,10 @@
 # UPerNet on ADE20K with HAT-Net small, layer-wise decay of the learning rate and mixed precision:
-# 160k iterations, batch 16 (8 GPUs x 2 images), 512x512. The recipe is ConvNeXt's, with the decay
-# per block as BEiT has it.
+# 160k iterations, batch 16 (8 GPUs x 2 images), 512x512. The recipe is ConvNeXt's, with a decay
+# per block as in BEiT.
 
-# For 'mmseg::...' see semfpn_hatnet.py.
+# Not 'mmseg::...': see hatnet-s_fpn_4xb4-80k_ade20k-512x512.py.
 _base_ = [
-    '_base_/hatnet.py',
+    '../_base_/hatnet.py',
     f'{__import__("mmseg").__path__[0]}/.mim/configs/'
     'convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py',
 ]

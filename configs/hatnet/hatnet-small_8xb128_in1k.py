@@ -14,7 +14,7 @@ model = dict(
         type='HATNet',
         arch='small',
         out_indices=(3,),
-        # Not published for HAT-Net: the rate of P2T, by the same authors, for this size.
+        # HAT-Net's rate is not published. P2T, by the same authors, has this one at this size.
         drop_path_rate=0.1,
     ),
     neck=dict(type='GlobalAveragePooling'),
@@ -31,9 +31,9 @@ model = dict(
     ),
 )
 
-# The inherited pipeline is the recipe's: RandAugment m9-mstd0.5-inc1 and random erasing 0.25. Its
-# colour jitter of 0.4 has no effect there, because timm leaves it out where RandAugment is given.
-# MMPretrain's own tools set the loaders' defaults; they are given here so that any tool can run.
+# The inherited pipeline is the recipe's: RandAugment m9-mstd0.5-inc1 and random erasing 0.25. The
+# recipe's colour jitter of 0.4 has no effect, because timm skips it if RandAugment is on.
+# MMPretrain's tools fill in the loaders' defaults. They are set here, so that any tool can run it.
 loader = dict(collate_fn=dict(type='default_collate'), pin_memory=True, persistent_workers=True)
 train_dataloader = dict(
     batch_size=128, sampler=dict(_delete_=True, type='RepeatAugSampler', shuffle=True), **loader

@@ -1,5 +1,5 @@
 # ImageNet-1K with HAT-Net tiny.
-_base_ = 'imagenet_hatnet.py'
+_base_ = 'hatnet-small_8xb128_in1k.py'
 
 model = dict(
     backbone=dict(

@@ -1,6 +1,6 @@
 # Mask R-CNN 1x on COCO with HAT-Net small: 12 epochs, batch 16 (8 GPUs x 2 images), 1333x800.
 _base_ = [
-    '_base_/hatnet.py',
+    '../_base_/hatnet.py',
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
     'mmdet::_base_/schedules/schedule_1x.py',

@@ -1,8 +1,8 @@
 # Mask2Former on ADE20K with HAT-Net small: 160k iterations, batch 16 (8 GPUs x 2 images), 512x512.
 
-# For 'mmseg::...' see semfpn_hatnet.py.
+# Not 'mmseg::...': see hatnet-s_fpn_4xb4-80k_ade20k-512x512.py.
 _base_ = [
-    '_base_/hatnet.py',
+    '../_base_/hatnet.py',
     f'{__import__("mmseg").__path__[0]}/.mim/configs/'
     'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
 ]

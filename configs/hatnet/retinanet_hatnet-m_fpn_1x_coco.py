@@ -1,5 +1,5 @@
 # RetinaNet 1x on COCO with HAT-Net medium.
-_base_ = 'retinanet_hatnet.py'
+_base_ = 'retinanet_hatnet-s_fpn_1x_coco.py'
 
 model = dict(
     backbone=_base_.hatnet.medium,

@@ -1,6 +1,6 @@
 # RetinaNet 1x on COCO with HAT-Net small: 12 epochs, batch 16 (8 GPUs x 2 images), 1333x800.
 _base_ = [
-    '_base_/hatnet.py',
+    '../_base_/hatnet.py',
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
     'mmdet::_base_/schedules/schedule_1x.py',

@@ -1,13 +1,15 @@
-# Semantic FPN on ADE20K with Shunted small: 80k iterations, batch 16, 512x512.
-# Not published; the recipe of PVT: HAT-Net's, tested in multiples of 32 pixels.
-_base_ = ['../semfpn_hatnet.py', '../_base_/peers.py']
+# Semantic FPN on ADE20K with Shunted small: 80k iterations, batch 16 (4 GPUs x 4 images),
+# 512x512.
+# The authors do not publish their recipe. This one is PVT's: HAT-Net's, tested at multiples of 32
+# pixels.
+_base_ = ['../hatnet/hatnet-s_fpn_4xb4-80k_ade20k-512x512.py', '../_base_/other_backbones.py']
 
 model = dict(
-    backbone=dict(_base_.peers.shunted.small, _delete_=True),
+    backbone=dict(_base_.other_backbones.shunted.small, _delete_=True),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
 
-# The published figures are of images whose sides are stretched to multiples of 32.
+# The published results are for images resized to sides that are multiples of 32.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),

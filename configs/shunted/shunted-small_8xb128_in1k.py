@@ -1,6 +1,6 @@
-# ImageNet-1K with Shunted small: 300 epochs, batch 1024, 224 px.
-# The authors' recipe: HAT-Net's; with base they clip gradients.
-_base_ = '../imagenet_hatnet.py'
+# ImageNet-1K with Shunted small: 300 epochs, batch 1024 (8 GPUs x 128 images), 224 px.
+# The authors' recipe, which equals HAT-Net's. The base variant clips gradients.
+_base_ = '../hatnet/hatnet-small_8xb128_in1k.py'
 
 model = dict(
     backbone=dict(

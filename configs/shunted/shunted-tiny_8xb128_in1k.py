@@ -1,5 +1,5 @@
 # ImageNet-1K with Shunted tiny.
-_base_ = 'imagenet_shunted.py'
+_base_ = 'shunted-small_8xb128_in1k.py'
 
 model = dict(
     backbone=dict(arch='tiny', drop_path_rate=0.1),

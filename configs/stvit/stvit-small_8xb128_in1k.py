@@ -1,6 +1,6 @@
-# ImageNet-1K with STViT small: 300 epochs, batch 1024, 224 px.
-# The authors' recipe: HAT-Net's with an average of the weights.
-_base_ = '../imagenet_hatnet.py'
+# ImageNet-1K with STViT small: 300 epochs, batch 1024 (8 GPUs x 128 images), 224 px.
+# The authors' recipe: HAT-Net's with an exponential moving average of the weights.
+_base_ = '../hatnet/hatnet-small_8xb128_in1k.py'
 
 model = dict(
     backbone=dict(
