@@ -6,8 +6,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PAGES = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'examples/kites/README.md')
-OTHERS = ('CITATION.cff', 'LICENSE')
+PAGES = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'examples/kites/README.md']
+PAGES += [path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/README.md')]
+OTHERS = ['CITATION.cff', 'LICENSE']
+# The READMEs of configs/ link to them.
+OTHERS += [path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/*.py')]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -19,5 +22,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page, **_) -> str:
     """The pages of docs/ lie beside the README on the site, and below it in the repository."""
     if page.file.src_uri in PAGES:
-        return markdown.replace('](docs/', '](')
+        return markdown.replace('](docs/', '](').replace('](../../docs/', '](../../')
     return markdown.replace('](../', '](')
