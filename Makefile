@@ -57,8 +57,8 @@ toy-data: env
 # Its date changes only when the data do.
 $(toy)/toy.json: toy-data ;
 
-sources := $(wildcard configs/maskrcnn_hatnet.py configs/_base_/*.py configs/toy/*.py \
-    mmhatnet/*.py mmhatnet/*/*.py tools/train.py)
+sources := $(wildcard configs/hatnet/mask-rcnn_hatnet-s_fpn_1x_coco.py \
+    configs/_base_/*.py configs/toy/*.py mmhatnet/*.py mmhatnet/*/*.py tools/train.py)
 $(demo)/trained: $(toy)/toy.json $(sources)
 	@rm -rf $(demo)
 	@echo '==> Training Mask R-CNN with HAT-Net: about 5 minutes on 2 cores'

@@ -6,11 +6,12 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    *('README.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md'),
-    *('examples/kites/README.md', 'tests/data/README.md'),
-)
-OTHERS = ('CITATION.cff', 'LICENSE', 'NOTICE')
+PAGES = ['README.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md']
+PAGES += ['examples/kites/README.md', 'tests/data/README.md']
+PAGES += [path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/README.md')]
+OTHERS = ['CITATION.cff', 'LICENSE', 'NOTICE']
+# The READMEs of configs/ link to them.
+OTHERS += [path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/*.py')]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

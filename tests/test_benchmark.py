@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
 
-# Multiply-adds of the small variant at 224x224 in configs/metafile.yml, less those of its head.
+# Multiply-adds of the small variant at 224x224 in configs/hatnet/metafile.yml, without its head.
 SMALL_FLOPS = 2 * (4548314112 - 512 * 1000)
 
 

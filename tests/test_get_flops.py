@@ -14,16 +14,16 @@ import get_flops  # noqa: E402
 # Parameters (M), and GFLOPs without and with the attention products. The paper's GFLOPs are 2.0,
 # 4.3, 8.3 and 11.5: they leave these products out, and contain the additions of biases.
 KNOWN = {
-    'imagenet_hatnet_tiny': (12.65, 1.970, 2.13),
-    'imagenet_hatnet': (25.74, 4.293, 4.55),
-    'imagenet_hatnet_medium': (42.93, 8.295, 8.78),
-    'imagenet_hatnet_large': (63.11, 11.440, 12.07),
+    'hatnet-tiny_8xb128_in1k': (12.65, 1.970, 2.13),
+    'hatnet-small_8xb128_in1k': (25.74, 4.293, 4.55),
+    'hatnet-medium_8xb128_in1k': (42.93, 8.295, 8.78),
+    'hatnet-large_8xb128_in1k': (63.11, 11.440, 12.07),
 }
 
 
 @pytest.mark.parametrize('name', KNOWN)
 def test_counts_are_the_known_ones(name: str) -> None:
-    cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    cfg = Config.fromfile(ROOT / 'configs' / 'hatnet' / f'{name}.py')
     result = get_flops.count(cfg, (224, 224))
     parameters, layers, attention = result['model']
     figures = round(layers / 1e9, 3), round((layers + attention) / 1e9, 2)

@@ -19,7 +19,11 @@ from processes import Script
 import mmhatnet
 
 ROOT = Path(__file__).parents[1]
-INHERITED = ['semfpn_hatnet.py', 'toy/maskrcnn_hatnet_toy.py']
+INHERITED = [
+    'semfpn_hatnet.py',
+    'hatnet/mask-rcnn_hatnet-s_fpn_1x_coco.py',
+    'toy/maskrcnn_hatnet_toy.py',
+]
 BUILD_FILES = (
     *('pyproject.toml', 'setup.py', 'MANIFEST.in'),
     *('LICENSE', 'NOTICE', 'README.md', 'model-index.yml'),

@@ -32,18 +32,33 @@ from mmhatnet import HATNet
 from mmhatnet.backbones import memory
 from mmhatnet.backbones.checkpoint import to_native_keys
 
-BEYOND = [CONFIGS / f'{name}.py' for name in ('cascademaskrcnn_hatnet_3x', 'dino_hatnet_12e')]
-BEYOND += [CONFIGS / f'{name}.py' for name in ('mask2former_hatnet_50e', 'upernet_hatnet_160k')]
+UPERNET = 'hatnet-s_upernet_8xb2-amp-160k_ade20k-512x512'
+BEYOND = [
+    CONFIGS / 'hatnet' / f'{name}.py'
+    for name in (
+        'cascade-mask-rcnn_hatnet-s_fpn_4conv1fc-giou_amp-ms-crop-3x_coco',
+        'dino-4scale_hatnet-s_8xb2-12e_coco',
+        'mask2former_hatnet-s_8xb2-lsj-50e_coco',
+        UPERNET,
+    )
+]
 # Float32 rounding, in units of the largest value of a tensor; for masks and labels, the share that
 # differs.
 TOLERANCE = 1e-4
 # Batch normalisation of one pooled cell in each of two images makes much of little differences.
-LOOSE = {'upernet_hatnet_160k': 1e-2}
+LOOSE = {UPERNET: 1e-2}
 
 # What stands for the others in an ordinary run: they differ by a few numbers, which the tests of
 # configs and of golden features see as well, or by a head that some other config has too.
 DETECTOR = TOY['maskrcnn_hatnet_toy']
-ORDINARY = [CONFIGS / f'{name}_hatnet.py' for name in ('retinanet', 'semfpn', 'imagenet')]
+ORDINARY = [
+    CONFIGS / 'hatnet' / f'{name}.py'
+    for name in (
+        'retinanet_hatnet-s_fpn_1x_coco',
+        'hatnet-s_fpn_4xb4-80k_ade20k-512x512',
+        'hatnet-small_8xb128_in1k',
+    )
+]
 ORDINARY += [DETECTOR, *(path for path in BEYOND if re.match('dino|mask2former', path.stem))]
 
 pytestmark = pytest.mark.usefixtures('all_coco_classes')

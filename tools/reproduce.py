@@ -1,10 +1,10 @@
 """Repeats an experiment with the published weights, and prints the paper's result beside its own.
 
-    python tools/reproduce.py imagenet_hatnet_tiny        # tests the published classifier
-    python tools/reproduce.py maskrcnn_hatnet --gpus 8    # trains from the published backbone
+    python tools/reproduce.py hatnet-tiny_8xb128_in1k   # tests the published classifier
+    python tools/reproduce.py maskrcnn_hatnet --gpus 8  # trains from the published backbone
 
 An interrupted training goes on when the same command is given again. The experiments, the paper's
-results and the published classifiers are those in configs/metafile.yml.
+results and the published classifiers are those in configs/hatnet/metafile.yml.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from mmhatnet.checkpoint_files import fetch_weights
 from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-METAFILE = ROOT / 'configs' / 'metafile.yml'
+METAFILE = ROOT / 'configs' / 'hatnet' / 'metafile.yml'
 # What the frameworks call the results of the metafile, and the factors that make them per cent.
 METRICS = {
     'Top 1 Accuracy': ('accuracy/top1', 1),
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('experiment', help='the name of a config in configs/, without .py')
+    parser.add_argument('experiment', help='a name or alias of configs/hatnet/metafile.yml')
     parser.add_argument('--checkpoint', help='the published weights, if they are already here')
     parser.add_argument('--gpus', type=int, default=1, help='processes to start, one for each GPU')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
@@ -64,9 +64,10 @@ def run(tool: str, *words: object, processes: int = 1, options: dict | None = No
 def main() -> None:
     args = parse_args()
     experiments = {model['Name']: model for model in yaml.safe_load(METAFILE.read_text())['Models']}
-    if args.experiment not in experiments:
+    aliases = {alias: model for model in experiments.values() for alias in model.get('Alias', [])}
+    experiment = (experiments | aliases).get(args.experiment)
+    if experiment is None:
         raise SystemExit(f'There is no experiment {args.experiment}, only {", ".join(experiments)}')
-    experiment = experiments[args.experiment]
     args.config = str(ROOT / experiment['Config'])
     if args.checkpoint:
         require_checkpoint(args.checkpoint)
