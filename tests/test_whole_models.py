@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mmhatnet.backbones.hatnet_literal  # noqa: F401  registers the other backbone
 from mmhatnet.backbones import hatnet
-from mmhatnet.backbones.checkpoint import to_native_keys
+from mmhatnet.checkpoints.keys import to_native_keys
 
 BEYOND = [CONFIGS / f'{name}.py' for name in ('cascademaskrcnn_hatnet_3x', 'dino_hatnet_12e')]
 BEYOND += [CONFIGS / f'{name}.py' for name in ('mask2former_hatnet_50e', 'upernet_hatnet_160k')]

@@ -11,13 +11,13 @@ from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmhatnet.backbones.checkpoint import (
+from mmhatnet.checkpoints.keys import (
     Published,
     check_architecture,
     lift_backbone,
     to_native_keys,
 )
-from mmhatnet.checkpoint_files import load_weights_only
+from mmhatnet.checkpoints.safe_loader import load_weights_only
 from mmhatnet.errors import CheckpointError
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones.base import Backbone
-from mmhatnet.backbones.checkpoint import Published
 from mmhatnet.backbones.layers import (
     DropPath,
     LayerScale,
@@ -26,6 +25,7 @@ from mmhatnet.backbones.layers import (
     multi_head_attention,
     pointwise,
 )
+from mmhatnet.checkpoints.keys import Published
 
 
 def linear(in_channels: int, out_channels: int) -> nn.Linear:

@@ -24,7 +24,6 @@ from torch.nn.modules import module as hooks_of_all_modules
 from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones.base import Backbone, check_rate
-from mmhatnet.backbones.checkpoint import Published
 from mmhatnet.backbones.layers import (
     DropPath,
     conv,
@@ -32,6 +31,7 @@ from mmhatnet.backbones.layers import (
     multi_head_attention,
     pointwise,
 )
+from mmhatnet.checkpoints.keys import Published
 
 # Where larger tensors come from fresh memory, which the system has to clear page by page, a CPU
 # waits for that longer than for the arithmetic: glibc gives out memory again up to about this size.

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones.base import Backbone
-from mmhatnet.backbones.checkpoint import Published
 from mmhatnet.backbones.layers import DropPath, convolve, depthwise_conv, multi_head_attention
+from mmhatnet.checkpoints.keys import Published
 
 
 class PatchEmbed(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones.base import Backbone
-from mmhatnet.backbones.checkpoint import Published
 from mmhatnet.backbones.layers import DropPath, LayerScale, depthwise_conv, pointwise
+from mmhatnet.checkpoints.keys import Published
 
 NEIGHBOURS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
 
