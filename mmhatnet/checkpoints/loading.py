@@ -147,7 +147,8 @@ def _verify_backbone(
     except (TypeError, ValueError):
         return  # The tool reports it when it builds the model.
     try:
-        backbone.load_state_dict(content, strict=False, assign=True)
+        # A copy without metadata, in which PyTorch would note assign=True for later loads as well.
+        backbone.load_state_dict(dict(content), strict=False, assign=True)
         backbone.require_loaded()
     except CheckpointError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from error

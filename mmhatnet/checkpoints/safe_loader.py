@@ -12,13 +12,13 @@ from pickle import UnpicklingError
 from threading import Lock
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_http, load_from_local
 
 from mmhatnet.checkpoints.files import (
-    SAVE_WEIGHTS,
     MapLocation,
     fetch_and_read,
     first_reason,
@@ -140,9 +140,15 @@ def _load_checkpoint(
         try:
             with force_weights_only():
                 content = _original['load'].__func__(cls, filename, map_location, logger)
-        except UnpicklingError as error:
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # A server, a damaged file or a refused one may raise anything.
+            # MMEngine tries again after a refusal, and a stream is at its end then.
+            refusal = error.__context__
+            reason = first_reason(refusal if isinstance(refusal, UnpicklingError) else error)
             raise CheckpointError(
-                f'{filename} holds more than weights ({first_reason(error)}): {SAVE_WEIGHTS}.'
+                f'{filename} cannot be loaded ({reason}): name a local file that holds weights '
+                'alone.'
             ) from error
     _texts.update({text: filename for text in _texts_in(content)})
     return content
