@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from tarfile import is_tarfile
@@ -50,7 +51,9 @@ class Unread:
         pass
 
 
-_multiarray: Any = (np.core if np.__version__.startswith('1.') else np._core).multiarray
+# NumPy 1 and 2 name the same module differently.
+_core = 'core' if np.__version__.startswith('1.') else '_core'
+_multiarray = import_module(f'numpy.{_core}.multiarray')
 SETTINGS = ['argparse.Namespace', 'types.SimpleNamespace'] + [
     f'{module}.{pure}{system}Path'
     for module in ('pathlib', 'pathlib._local')
@@ -66,7 +69,6 @@ READABLE: list[Any] = [
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']},
-    # NumPy 1 and 2 name the same functions differently.
     *(
         (getattr(_multiarray, name), f'numpy.{core}.multiarray.{name}')
         for core in ('core', '_core')

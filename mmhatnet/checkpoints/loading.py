@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -222,7 +222,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 def _unwrapped(model: nn.Module) -> nn.Module:
     """Returns a model without its wrappers for distributed training and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+        model = cast(nn.Module, model.module)
     return model
 
 
@@ -249,7 +249,8 @@ def _missing_keys(model: nn.Module, weights: dict[str, Any]) -> set[str]:
     tensors = dict(loading.named_parameters(remove_duplicate=False))
     tensors.update(loading.named_buffers(remove_duplicate=False))
     on_meta = {name: tensor.detach().to('meta') for name, tensor in tensors.items()}
-    return functional_call(loading, on_meta, (weights,), tie_weights=False)
+    missing: set[str] = functional_call(loading, on_meta, (weights,), tie_weights=False)
+    return missing
 
 
 def _other_classes(meta: Mapping[str, Any], dataset_meta: Mapping[str, Any]) -> str:

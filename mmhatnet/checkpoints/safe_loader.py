@@ -54,7 +54,10 @@ class Checkpoint:
     def content(self) -> dict[str, Any]:
         """The content, with tensors on the CPU. Users of it must not change it."""
         with load_weights_only():
-            return CheckpointLoader.load_checkpoint(self.place, 'cpu', logger='silent')
+            content: dict[str, Any] = CheckpointLoader.load_checkpoint(
+                self.place, 'cpu', logger='silent'
+            )
+        return content
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -74,7 +77,8 @@ class Checkpoint:
         Returns:
             dict[str, Any] | None: None if it was not read, or was handed over before.
         """
-        return self.__dict__.pop('content', None)
+        content: dict[str, Any] | None = self.__dict__.pop('content', None)
+        return content
 
 
 _lock = Lock()
