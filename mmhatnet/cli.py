@@ -13,6 +13,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmhatnet.checkpoints.files import force_weights_only
 from mmhatnet.errors import MMHATNetError
 from mmhatnet.preflight import datasets_of, require_sound_data
 from mmhatnet.preflight.configs import read_config, require_channels, require_known_settings
@@ -125,6 +126,11 @@ def build_runner(cfg: Config, args: argparse.Namespace, dump: bool) -> Runner:
             self.cfg = recipe  # checkpoints hold it as well
             if dump and target.resolve() != Path(args.config).resolve():
                 super().dump_config()
+
+        def load_or_resume(self) -> None:
+            # Strategies such as DeepSpeed's read without MMEngine's loader.
+            with force_weights_only():
+                super().load_or_resume()
 
     return JobRunner.from_cfg(cfg)
 

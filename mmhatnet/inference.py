@@ -13,13 +13,12 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import load_weights_only
+from mmhatnet.checkpoints.loading import find_checkpoint, load_weights, verify_checkpoint
+from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.preflight import build_unread, datasets_of
-from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
 from mmhatnet.preflight.configs import (
     require_channels,
     require_known_settings,
@@ -61,8 +60,7 @@ def load_job(args: argparse.Namespace) -> Config:
         )
     # The inferencers look for the pipeline in the outermost dataset.
     cfg.test_dataloader.dataset = datasets[0]
-    args.checkpoint = find_checkpoint(args.checkpoint) or args.checkpoint
-    require_checkpoint(args.checkpoint)
+    args.checkpoint = Checkpoint(find_checkpoint(args.checkpoint) or args.checkpoint)
     require_known_settings(cfg)
     require_channels(cfg, 'test')
     args.device = args.device or get_device()
@@ -76,13 +74,13 @@ def load_job(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def build_inferencer(cfg: Config, checkpoint: str, device: str) -> object:
+def build_inferencer(cfg: Config, checkpoint: str | Checkpoint, device: str) -> object:
     """Builds the framework's own inferencer, with the weights of a checkpoint.
 
     Args:
         cfg (Config): The config, as ``load_job`` gives it.
-        checkpoint (str): The checkpoint, of which nothing is executed. Its names of classes are
-            taken; where it has none, those of the test dataset.
+        checkpoint (str | Checkpoint): The checkpoint, of which nothing is executed. The names of
+            classes come from it, or if it has none, from the test dataset.
         device (str): Where the model goes.
 
     Returns:
@@ -93,6 +91,8 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str) -> object:
         CheckpointError: If the checkpoint is of another model.
         SystemExit: If a class of the config does not know a setting.
     """
+    if isinstance(checkpoint, str):
+        checkpoint = Checkpoint(checkpoint)
     init_default_scope(cfg.default_scope)
     with wrong_settings_in_a_sentence(cfg), warnings.catch_warnings():
         # The weights come below, where nothing stays random unnoticed.
@@ -117,10 +117,9 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str) -> object:
             progress.disable_progress_bar = True  # the tools show one of all batches
             inferencer = ImageClassificationInferencer(cfg, pretrained=False, device=device)
         meta = dict(build_unread(cfg.test_dataloader.dataset).metainfo)
-    require_fitting(inferencer.model, checkpoint)
-    with load_weights_only():
-        content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
-    meta.update((content.get('meta') or {}).get('dataset_meta') or {})
+    verify_checkpoint(checkpoint, inferencer.model)
+    load_weights(inferencer.model, checkpoint)
+    meta.update(checkpoint.meta.get('dataset_meta') or {})
     inferencer.classes = meta.get('classes')
     if cfg.default_scope != 'mmpretrain':
         if inferencer.classes is None:

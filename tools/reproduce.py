@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import fetch_weights
-from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint
+from mmhatnet.checkpoints.files import fetch_weights
+from mmhatnet.checkpoints.loading import find_checkpoint
+from mmhatnet.checkpoints.safe_loader import Checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 METAFILE = ROOT / 'configs' / 'hatnet' / 'metafile.yml'
@@ -70,7 +71,7 @@ def main() -> None:
         raise SystemExit(f'There is no experiment {args.experiment}, only {", ".join(experiments)}')
     args.config = str(ROOT / experiment['Config'])
     if args.checkpoint:
-        require_checkpoint(args.checkpoint)
+        Checkpoint(args.checkpoint)  # which refuses an unusable file
 
     options = args.cfg_options or {}
     if 'Weights' in experiment:

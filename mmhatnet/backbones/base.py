@@ -4,7 +4,7 @@ A network supplies a stem, a downsampling and the blocks of its stages.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.logging import print_log
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmhatnet.backbones.checkpoint import (
+from mmhatnet.backbones.layers import to_channels_last
+from mmhatnet.checkpoints.keys import (
     Published,
     check_architecture,
     lift_backbone,
     to_native_keys,
 )
-from mmhatnet.backbones.layers import to_channels_last
-from mmhatnet.checkpoint_files import load_weights_only
+from mmhatnet.checkpoints.safe_loader import load_weights_only
 from mmhatnet.errors import CheckpointError
 
 
@@ -87,9 +87,9 @@ class Backbone(BaseModule):
         ValueError: If an argument is impossible.
     """
 
-    ARCHS: dict[str, dict[str, Any]]
-    ARCH_DEFAULTS: dict[str, Any] = {}
-    CHECKPOINT: Published
+    ARCHS: ClassVar[dict[str, dict[str, Any]]]
+    ARCH_DEFAULTS: ClassVar[dict[str, Any]] = {}
+    CHECKPOINT: ClassVar[Published]
 
     stem: nn.Module
     stages: nn.ModuleList
@@ -272,7 +272,7 @@ class Backbone(BaseModule):
         Raises:
             CheckpointError: If the checkpoint cannot be used, or no tensor of it is the backbone's.
         """
-        self._loaded = None
+        self._loaded: int | None = None
         try:
             with load_weights_only():
                 super().init_weights()
