@@ -5,7 +5,9 @@
 # optim_wrapper.clip_grad (MMEngine measures the norm of one process's pieces alone), and
 # paramwise_cfg.flat_decay_mult (it exempts one-dimensional parameters, which all pieces are).
 _base_ = 'maskrcnn_hatnet_large.py'
-custom_imports = dict(imports=['mmhatnet', 'mmhatnet.openmmlab.fsdp'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['mmhatnet.openmmlab.setup', 'mmhatnet.openmmlab.fsdp'], allow_failed_imports=False
+)
 
 runner_type = 'FlexibleRunner'
 strategy = dict(

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import HistoryBuffer
-from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmhatnet.errors import CheckpointError
 
@@ -203,6 +202,11 @@ def load_weights_only() -> Iterator[None]:
     environment asks for, while the training records that MMEngine itself stores in its checkpoints
     are still read, so that training can be resumed.
     """
+    try:
+        from mmengine.runner.checkpoint import CheckpointLoader
+    except ImportError:  # it imports OpenCV, without which MMEngine reads no checkpoint at all
+        yield
+        return
     variables = {name: os.environ.pop(name, None) for name in (FORCE, FORCE_NOT)}
     schemes = CheckpointLoader._schemes
     # PyTorch's context forbids at its end what it allowed, even if it was allowed before.

@@ -18,6 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mmhatnet import cli
 from mmhatnet.checkpoint_files import load_weights_only
+from mmhatnet.openmmlab.patches import apply_patches
 from mmhatnet.preflight import build_unread, datasets_of
 from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
 from mmhatnet.preflight.configs import (
@@ -93,6 +94,7 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str) -> object:
         CheckpointError: If the checkpoint is of another model.
         SystemExit: If a class of the config does not know a setting.
     """
+    apply_patches()
     init_default_scope(cfg.default_scope)
     with wrong_settings_in_a_sentence(cfg), warnings.catch_warnings():
         # The weights come below, where nothing stays random unnoticed.

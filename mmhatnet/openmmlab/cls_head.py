@@ -1,4 +1,8 @@
-"""The classifiers of the networks for MMPretrain. The only module here that needs MMPretrain."""
+"""The classifiers of the networks for MMPretrain, which only this module needs."""
+
+from mmhatnet.openmmlab.versions import require_supported
+
+require_supported('mmpretrain')  # MMPretrain's own error about transformers 5 does not name it
 
 import torch.nn.functional as F
 from mmpretrain.models.heads import LinearClsHead
