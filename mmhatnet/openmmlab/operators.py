@@ -97,9 +97,6 @@ def provide() -> None:
 
     It warns if those that are installed come from another version of mmhatnet.
     """
-    if any(isinstance(finder, _OperatorsFinder) for finder in sys.meta_path):
-        return
-    sys.meta_path.append(_OperatorsFinder())  # last, so that any installed operators come first
     folder = _mmcv_folder()
     installed = folder / '_ext.py' if folder else None
     found = PathFinder.find_spec('mmcv._ext', [str(folder)]) if folder else None
@@ -110,6 +107,8 @@ def provide() -> None:
                 '`python -m mmhatnet.install_ops`.',
                 stacklevel=3,
             )
+    if not any(isinstance(finder, _OperatorsFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_OperatorsFinder())  # last, so that installed operators come first
 
 
 class _OperatorsFinder(MetaPathFinder):

@@ -22,7 +22,6 @@ FUNCTIONS = {
     'roi_align_rotated': 'RoIAlignRotatedFunction',
     'riroi_align_rotated': 'RiRoIAlignRotatedFunction',
     'roi_pool': 'RoIPoolFunction',
-    'prroi_pool': 'PrRoIPoolFunction',
     'deform_roi_pool': 'DeformRoIPoolFunction',
 }
 MARK = 'accepts_any_memory_format'
