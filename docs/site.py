@@ -17,7 +17,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """The pages of docs/ lie beside the README on the site, and below it in the repository."""
+    """The pages of docs/ lie beside the README on the site, and below it in the repository.
+
+    Those in a folder of docs/ lie as deep below it.
+    """
     if page.file.src_uri in PAGES:
         return markdown.replace('](docs/', '](')
-    return markdown.replace('](../', '](')
+    up = '../' * page.file.src_uri.count('/')
+    return markdown.replace(f']({up}../', f']({up}')
