@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from experiments import TOY
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -223,6 +224,21 @@ def test_pages_name_tested_versions():
     operators = (ROOT / 'docs' / 'operators.md').read_text()
     (oldest,) = versions.TORCH.supported
     assert f'PyTorch {oldest.version} is the oldest one that is accepted' in operators
+
+
+def test_tool_names_versions_before_time_is_spent(told, monkeypatch):
+    pytest.importorskip('mmpretrain')
+    version = metadata.version
+    monkeypatch.setattr(
+        versions.metadata,
+        'version',
+        lambda name: '5.24.0' if name == 'transformers' else version(name),
+    )
+    config = next(path for path in TOY.values() if 'maskrcnn' in path.name)
+    ended = told('get_flops', config)
+    assert ended.returncode == 1 and 'Traceback' not in ended.stderr
+    message = f'{config}: mmhatnet cannot work with what is installed. transformers 5.24.0'
+    assert ended.stderr.splitlines()[-1].startswith(message)
 
 
 # ---------------------------------------------------------------------------------------------
