@@ -229,11 +229,8 @@ def test_pages_name_tested_versions():
 def test_tool_names_versions_before_time_is_spent(told, monkeypatch):
     pytest.importorskip('mmpretrain')
     version = metadata.version
-    monkeypatch.setattr(
-        versions.metadata,
-        'version',
-        lambda name: '5.24.0' if name == 'transformers' else version(name),
-    )
+    installed = dict(transformers='5.24.0')
+    monkeypatch.setattr(metadata, 'version', lambda name: installed.get(name) or version(name))
     config = next(path for path in TOY.values() if 'maskrcnn' in path.name)
     ended = told('get_flops', config)
     assert ended.returncode == 1 and 'Traceback' not in ended.stderr
