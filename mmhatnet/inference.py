@@ -18,6 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from mmhatnet import cli
 from mmhatnet.checkpoints.loading import find_checkpoint, load_weights, verify_checkpoint
 from mmhatnet.checkpoints.safe_loader import Checkpoint
+from mmhatnet.openmmlab.patches import apply_patches
 from mmhatnet.preflight import build_unread, datasets_of
 from mmhatnet.preflight.configs import (
     require_channels,
@@ -93,6 +94,7 @@ def build_inferencer(cfg: Config, checkpoint: str | Checkpoint, device: str) -> 
     """
     if isinstance(checkpoint, str):
         checkpoint = Checkpoint(checkpoint)
+    apply_patches()
     init_default_scope(cfg.default_scope)
     with wrong_settings_in_a_sentence(cfg), warnings.catch_warnings():
         # The weights come below, where nothing stays random unnoticed.

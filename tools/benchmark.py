@@ -35,6 +35,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmhatnet.backbones.hatnet_literal  # noqa: F401  registers the baseline
+from mmhatnet.openmmlab.patches import apply_patches
 
 # Top-1 accuracy on ImageNet-1K that the backbone's paper gives, and settings for the registry.
 CONVNEXT = dict(type='mmpretrain.ConvNeXt', out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
@@ -90,6 +91,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 def build(settings: dict, device: str) -> nn.Module:
     if scope := settings['type'].rpartition('.')[0]:
+        apply_patches()
         import_module(f'{scope}.models')
     return MODELS.build(dict(settings)).to(device)
 
@@ -132,7 +134,9 @@ def peak_memory(args: argparse.Namespace, row: dict) -> int | None:
         if args.device == 'cuda':  # PyTorch's allocator knows what is in use, in any process
             return memory_of_step(None, *case)
         processes = multiprocessing.get_context('forkserver')
-        processes.set_forkserver_preload(['mmhatnet', 'mmdet.models', 'mmpretrain.models'])
+        processes.set_forkserver_preload(
+            ['mmhatnet.openmmlab.setup', 'mmdet.models', 'mmpretrain.models']
+        )
         with ProcessPoolExecutor(1, processes) as process:
             return process.submit(memory_of_step, args.config, *case).result()
     except Exception as error:  # the system ends a process that takes too much

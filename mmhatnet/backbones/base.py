@@ -4,6 +4,7 @@ A network supplies a stem, a downsampling and the blocks of its stages.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,6 @@ from mmhatnet.checkpoints.keys import (
     lift_backbone,
     to_native_keys,
 )
-from mmhatnet.checkpoints.safe_loader import load_weights_only
 from mmhatnet.errors import CheckpointError
 
 
@@ -93,6 +93,7 @@ class Backbone(BaseModule):
 
     stem: nn.Module
     stages: nn.ModuleList
+    _loaded: int | None
 
     def __init__(
         self,
@@ -272,9 +273,9 @@ class Backbone(BaseModule):
         Raises:
             CheckpointError: If the checkpoint cannot be used, or no tensor of it is the backbone's.
         """
-        self._loaded: int | None = None
+        self._loaded = None
         try:
-            with load_weights_only():
+            with _load_weights_only():
                 super().init_weights()
         except AssertionError as error:  # MMEngine's, about the prefix that init_cfg names
             raise CheckpointError(
@@ -307,6 +308,16 @@ class Backbone(BaseModule):
         if self._loaded:
             check_architecture(state_dict, prefix, type(self), expected)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _load_weights_only() -> AbstractContextManager[None]:
+    try:
+        from mmhatnet.checkpoints.safe_loader import load_weights_only
+    except ModuleNotFoundError as error:
+        if error.name != 'cv2':
+            raise
+        return nullcontext()  # without OpenCV MMEngine cannot read a checkpoint either
+    return load_weights_only()
 
 
 def check_rate(name: str, rate: float) -> None:

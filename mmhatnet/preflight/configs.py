@@ -14,6 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 
 from mmhatnet.backbones.base import Backbone
+from mmhatnet.openmmlab.patches import apply_patches
+from mmhatnet.openmmlab.versions import require_supported
 from mmhatnet.preflight import datasets_of
 from mmhatnet.preflight.pictures import class_of
 
@@ -43,10 +45,11 @@ def read_config(path: str) -> Config:
     if Path(path).is_dir() or suffix not in CONFIGS:
         kind = 'a folder' if Path(path).is_dir() else 'no config'
         raise SystemExit(f'{path} is {kind}: name a {", ".join(CONFIGS)} file.')
+    apply_patches()
     module = mmengine.config.config
     module.open = _open_without_mark
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except Exception as error:  # a config is code, which may raise anything
         *above, file, line = _place(error, path)
         reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
@@ -58,6 +61,11 @@ def read_config(path: str) -> Config:
         raise SystemExit(f'The config cannot be read: {place}: {reason.rstrip(".")}.') from error
     finally:
         del module.open
+    try:
+        require_supported(cfg.get('default_scope'))
+    except ImportError as error:
+        raise SystemExit(f'{path}: {error}') from error
+    return cfg
 
 
 def _open_without_mark(file, mode: str = 'r', **settings):
