@@ -15,16 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.benchmark import Compare, Timer
 
+from mmhatnet.errors import ExportError
+
 NEEDED = dict(onnx=('onnx', 'onnxscript'), pt2=())
 FORMATS = tuple(NEEDED)
 PARTS = ('model', 'neck', 'backbone')
 MOST = 1e-4  # how far a file may be from PyTorch, in standard deviations of an output
 # Batch, height and width: as traced, and as tried afterwards, where nothing divides the sizes.
 TRACED, TRIED = (2, 224, 288), (1, 161, 243)
-
-
-class ExportError(ValueError):
-    """A model cannot be exported, or its file is wrong."""
 
 
 def require_exporter(file_format: str) -> None:

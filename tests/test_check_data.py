@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mmhatnet.preflight.report import Report
+from mmhatnet.data_checks import Report
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'toy' / 'maskrcnn_hatnet_toy.py'
 

@@ -15,9 +15,9 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 from peers import PEERS
 
+from mmhatnet.config_checks import require_channels, require_complete, require_known_settings
 from mmhatnet.errors import CheckpointError
 from mmhatnet.preflight.checkpoints import require_pretrained
-from mmhatnet.preflight.configs import require_channels, require_complete, require_known_settings
 
 NAME = re.compile(
     r'(?P<job>maskrcnn|retinanet|semfpn|imagenet)_(?P<network>p2t|shunted|stvit|glnet)'

@@ -7,7 +7,7 @@ import warnings
 from rich.console import Console
 
 from mmhatnet import cli
-from mmhatnet.preflight import check_data
+from mmhatnet.data_checks import check_data
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,6 +20,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@cli.exit_on_error()
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)

@@ -58,6 +58,7 @@ def count(cfg: Config, shape: tuple[int, int]) -> dict[str, tuple[int, int, int]
     return result
 
 
+@cli.exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config of the job')

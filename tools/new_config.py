@@ -11,10 +11,10 @@ import argparse
 from pathlib import Path
 
 from mmengine.config import Config
+from mmhatnet.preflight.layouts import look_at
 from yapf.yapflib.yapf_api import FormatCode
 
 from mmhatnet import config_path
-from mmhatnet.preflight.layouts import look_at
 
 CONFIG = """_base_ = __import__('mmhatnet').config_path({base!r})
 

@@ -9,9 +9,10 @@ from mmengine.config import Config, ConfigDict
 
 from mmhatnet import cli
 from mmhatnet.checkpoint_files import load_weights_only
-from mmhatnet.preflight import datasets_of
+from mmhatnet.config_checks import build_errors_as_messages, require_complete
+from mmhatnet.config_walk import datasets_of
+from mmhatnet.errors import ConfigError
 from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
-from mmhatnet.preflight.configs import require_complete, wrong_settings_in_a_sentence
 
 DEFAULT_TTA_MODELS = dict(
     mmdet=dict(
@@ -47,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
-        raise SystemExit(f'--show and --show-dir: {args.config} has no visualization hook.')
+        raise ConfigError(f'--show and --show-dir: {args.config} has no visualization hook.')
     # The frameworks' own hooks name the same settings differently.
     hook['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
     hook.update(show=args.show, wait_time=args.wait_time)
@@ -69,7 +70,7 @@ def evaluators(cfg: Config) -> list[ConfigDict]:
 
 def augment_tests(cfg: Config) -> None:
     if cfg.default_scope == 'mmdet' and any('segm' in e.get('metric', []) for e in evaluators(cfg)):
-        raise SystemExit(
+        raise ConfigError(
             '--tta: MMDetection merges boxes and not masks; to test the boxes alone, add '
             '--cfg-options model.roi_head.mask_head=None test_evaluator.metric=bbox'
         )
@@ -94,7 +95,7 @@ def write_predictions(cfg: Config, out: str) -> None:
                 evaluator.update(output_dir=out, keep_results=True)
         return
     if not out.endswith(('.pkl', '.pickle')):
-        raise SystemExit(f'--out {out}: the predictions are written to a .pkl or .pickle file.')
+        raise ConfigError(f'--out {out}: the predictions are written to a .pkl or .pickle file.')
     dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
     cfg.test_evaluator = [*evaluators(cfg), dict(type=dump, out_file_path=out)]
 
@@ -104,7 +105,7 @@ def require_folders(cfg: Config, args: argparse.Namespace) -> None:
         cli.require_writable('--out', args.out)
     elif args.out:
         if os.path.isdir(args.out):
-            raise SystemExit(f'--out {args.out} is a folder: name a .pkl file.')
+            raise ConfigError(f'--out {args.out} is a folder: name a .pkl file.')
         cli.require_writable('--out', Path(args.out).parent)
     if args.show_dir:
         cli.require_writable('--show-dir', args.show_dir)
@@ -126,7 +127,7 @@ def main() -> None:
         augment_tests(cfg)
     if args.out:
         write_predictions(cfg, args.out)
-    with load_weights_only(), wrong_settings_in_a_sentence(cfg):
+    with load_weights_only(), build_errors_as_messages(cfg):
         runner = cli.build_runner(cfg, args, dump=False)
         metainfo = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
         require_fitting(runner.model, args.checkpoint, None if args.ignore_classes else metainfo)

@@ -9,6 +9,8 @@ from mmengine.dist import is_main_process
 
 from mmhatnet import cli
 from mmhatnet.checkpoint_files import load_weights_only
+from mmhatnet.config_checks import build_errors_as_messages, require_complete
+from mmhatnet.errors import ConfigError
 from mmhatnet.preflight.checkpoints import (
     find_checkpoint,
     require_checkpoint,
@@ -16,7 +18,6 @@ from mmhatnet.preflight.checkpoints import (
     require_pretrained,
     require_resumable,
 )
-from mmhatnet.preflight.configs import require_complete, wrong_settings_in_a_sentence
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,10 +46,10 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         asking = '--amp' if args.amp else f'The mixed precision of {args.config}'
-        raise SystemExit(f'{asking} needs a GPU, and PyTorch finds none here.')
+        raise ConfigError(f'{asking} needs a GPU, and PyTorch finds none here.')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise SystemExit(
+            raise ConfigError(
                 f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size; give the '
                 'batch size that its learning rate is for with --cfg-options '
                 'auto_scale_lr.base_batch_size=N'
@@ -83,7 +84,7 @@ def main() -> None:
     require_complete(cfg, 'train', 'val')
     apply_options(cfg, args)
     cli.require_sound_job(cfg, args, 'train', 'val')
-    with load_weights_only(), wrong_settings_in_a_sentence(cfg):
+    with load_weights_only(), build_errors_as_messages(cfg):
         require_pretrained(cfg)
         if is_main_process():
             tell_about_earlier_training(cfg)

@@ -19,8 +19,8 @@ from mmhatnet.checkpoint_files import (
     load_weights_only,
     read_checkpoint,
 )
+from mmhatnet.config_walk import class_of, dicts_of, type_name
 from mmhatnet.errors import CheckpointError
-from mmhatnet.preflight.pictures import class_of, kind, parts_of
 
 
 def find_checkpoint(place: str | Path) -> str | None:
@@ -129,10 +129,10 @@ def require_pretrained(cfg: Config) -> None:
 
 def _pretrained(cfg: ConfigDict) -> Iterator[tuple[ConfigDict, ConfigDict]]:
     """The modules anywhere inside a config that start from a checkpoint, and where they name it."""
-    for _, module in parts_of(cfg):
+    for _, module in dicts_of(cfg):
         given = module.get('init_cfg')
         for init_cfg in given if isinstance(given, (list, tuple)) else [given]:
-            if isinstance(init_cfg, dict) and kind(init_cfg).startswith('Pretrained'):
+            if isinstance(init_cfg, dict) and type_name(init_cfg).startswith('Pretrained'):
                 yield module, init_cfg
 
 

@@ -15,21 +15,19 @@ from mmengine.registry import Registry
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 
-from mmhatnet.preflight import report
-from mmhatnet.preflight.pictures import (
+from mmhatnet.config_walk import class_of, dicts_of, type_name
+from mmhatnet.data_checks import report
+from mmhatnet.data_checks.images import (
     are_there,
     check_number,
-    class_of,
     datasets_of_training,
     is_local,
-    kind,
-    parts_of,
     read_pictures,
     read_sample,
     say_missing,
     size_rows,
 )
-from mmhatnet.preflight.report import some
+from mmhatnet.data_checks.report import some
 
 ENDINGS = ('.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 NO_CLASS = ('background', 'bg', 'unlabeled', 'unlabelled', 'void', 'ignore')
@@ -49,13 +47,15 @@ class Job(report.Job):
 
     def __post_init__(self) -> None:
         steps = list(self.settings.get('pipeline') or ())
-        self.load_mask = next((step for step in steps if kind(step) == 'LoadAnnotations'), None)
+        self.load_mask = next(
+            (step for step in steps if type_name(step) == 'LoadAnnotations'), None
+        )
         self.classes = self.dataset.metainfo.get('classes') or ()
         self.reduce = self.dataset.reduce_zero_label
         judges = [part for _, part in _heads_of(self.cfg)]
         if self.split != 'train':
-            metrics = parts_of(self.cfg.get(f'{self.split}_evaluator'))
-            judges = [metric for _, metric in metrics if kind(metric) == 'IoUMetric']
+            metrics = dicts_of(self.cfg.get(f'{self.split}_evaluator'))
+            judges = [metric for _, metric in metrics if type_name(metric) == 'IoUMetric']
         self.ignored = {part.get('ignore_index', 255) for part in judges} or {255}
         # What a user's own steps or metrics do is not known.
         self.sure = bool(judges) and all(_is_of(TRANSFORMS, s, 'mmcv.', 'mmseg.') for s in steps)
@@ -75,7 +75,7 @@ class Job(report.Job):
 def check_segmentation(job: report.Job) -> None:
     """Looks at one data set of a segmentor."""
     if not isinstance(job.dataset, BaseSegDataset) or not is_local('', job.dataset.backend_args):
-        job.note(f'{kind(job.settings)} is not checked, as its files are not known')
+        job.note(f'{type_name(job.settings)} is not checked, as its files are not known')
         return
     job = Job(**vars(job))
     # Without masks, heads may learn something else, such as depth.
@@ -92,7 +92,7 @@ def why_not_built(where: str, settings: ConfigDict) -> str | None:
     if not own or not (other := [name for name in names if name not in own]):
         return None
     return (
-        f'{where}: metainfo.classes names {some(other)}, which {kind(settings)} does not know, as '
+        f'{where}: metainfo.classes names {some(other)}, which {type_name(settings)} does not know, as '
         f"it has {len(own)} classes of its own; set type='BaseSegDataset' with img_suffix, "
         'seg_map_suffix and reduce_zero_label as your files need them.'
     )
@@ -105,7 +105,7 @@ def _is_of(registry: Registry, part: dict, *modules: str) -> bool:
 
 def _heads_of(cfg: Config) -> Iterator[tuple[str, dict]]:
     """Yields the segmentor's heads, each with its place in the config."""
-    for place, part in parts_of(cfg.get('model'), 'model'):
+    for place, part in dicts_of(cfg.get('model'), 'model'):
         if re.fullmatch(r'model\.(decode|auxiliary)_head(\[\d+\])?', place):
             yield place, part
 
@@ -116,12 +116,13 @@ def _check_heads(job: Job) -> bool:
     for place, head in _heads_of(job.cfg):
         number, sure = head.get('num_classes'), _is_of(MODELS, head, 'mmseg.')
         # STDC's learns edges.
-        if not (number and n) or kind(head) == 'STDCHead':
+        if not (number and n) or type_name(head) == 'STDCHead':
             continue
         one_channel = (head.get('out_channels') or number) == 1
-        losses = dict(parts_of(head, place))
+        losses = dict(dicts_of(head, place))
         softmax = 'loss_decode' not in head or any(
-            kind(loss) in CROSS_ENTROPY and not loss.get('use_sigmoid') for loss in losses.values()
+            type_name(loss) in CROSS_ENTROPY and not loss.get('use_sigmoid')
+            for loss in losses.values()
         )
         if n == 1 or (one_channel and softmax):
             texts = job.report.errors if sure else job.report.notes
@@ -280,7 +281,7 @@ def _check_sizes(job: Job, pairs: dict, sizes: dict, masks: dict[str, Mask]) -> 
     if other:
         picture, mask, height, width, rows, columns = other[0]
         # Resize brings a smaller mask to the picture's size, but in training alone.
-        resizes = any('Resize' in kind(step) for step in job.settings.pipeline)
+        resizes = any('Resize' in type_name(step) for step in job.settings.pipeline)
         scaled = all(h * columns == w * rows for _, _, h, w, rows, columns in other)
         job.refuse(
             f'{len(other):,} of {len(read):,} masks read have another size than their picture, '

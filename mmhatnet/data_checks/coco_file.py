@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from mmdet.datasets import CocoDataset
 
-from mmhatnet.preflight.report import Report, some
+from mmhatnet.data_checks.report import Report, some
 
 NUMBER, TEXT, ID = (int, float), (str,), (int, float, str, type(None))
 BOX = NUMBER * 4

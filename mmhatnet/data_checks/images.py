@@ -1,46 +1,19 @@
 """What the checks of all three kinds of jobs share."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.registry import Registry
 from PIL import Image, UnidentifiedImageError
 
-from mmhatnet.preflight import build_unread, datasets_of
-from mmhatnet.preflight.report import Job, some
+from mmhatnet.config_walk import build_unread, datasets_of, type_name
+from mmhatnet.data_checks.report import Job, some
 
 # How many files of each data set are read, unless all are asked for.
 SAMPLE = 200
-
-
-def kind(part: dict) -> str:
-    """The name of the type that a part of a config asks for, without the scope before it."""
-    name = part.get('type', '')
-    return name.split('.')[-1] if isinstance(name, str) else getattr(name, '__name__', str(name))
-
-
-def class_of(registry: Registry, part: dict) -> type | None:
-    """The class that a part of a config asks for, None where it is not known."""
-    found = part.get('type')
-    if isinstance(found, str):
-        with registry.switch_scope_and_registry(part.get('_scope_')) as scoped:
-            found = scoped.get(found)
-    return found if isinstance(found, type) else None
-
-
-def parts_of(settings: object, place: str = '') -> Iterator[tuple[str, dict]]:
-    """Yields all dicts in a part of a config with their places, outer ones first."""
-    if isinstance(settings, dict):
-        yield place, settings
-        for key, value in settings.items():
-            yield from parts_of(value, f'{place}.{key}')
-    elif isinstance(settings, (list, tuple)):
-        for i, value in enumerate(settings):
-            yield from parts_of(value, f'{place}[{i}]')
 
 
 def is_local(path: str, backend: dict | None) -> bool:
@@ -115,7 +88,7 @@ def read_sample(
 def read_pictures(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Height and width of a sample of pictures, by path, as the pipeline loads them."""
     steps = job.settings.get('pipeline') or ()
-    step = next((step for step in steps if kind(step) == 'LoadImageFromFile'), None)
+    step = next((step for step in steps if type_name(step) == 'LoadImageFromFile'), None)
     try:
         load = LoadImageFromFile(**{k: v for k, v in step.items() if k != 'type'})
     except Exception:  # Wrong arguments are said best when the pipeline is built.

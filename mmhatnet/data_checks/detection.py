@@ -13,22 +13,19 @@ from mmengine.config import ConfigDict
 from mmengine.registry import METRICS
 from PIL import ExifTags, Image
 
-from mmhatnet.preflight import datasets_of
-from mmhatnet.preflight.coco_file import NUMBER, CocoFile, Objects, lacking, read_coco
-from mmhatnet.preflight.pictures import (
+from mmhatnet.config_walk import class_of, datasets_of, dicts_of, type_name
+from mmhatnet.data_checks.coco_file import NUMBER, CocoFile, Objects, lacking, read_coco
+from mmhatnet.data_checks.images import (
     are_there,
     check_number,
-    class_of,
     datasets_of_training,
     is_local,
-    kind,
-    parts_of,
     read_pictures,
     say_missing,
     size_rows,
 )
-from mmhatnet.preflight.report import Job as AnyJob
-from mmhatnet.preflight.report import some
+from mmhatnet.data_checks.report import Job as AnyJob
+from mmhatnet.data_checks.report import some
 
 HEAD = re.compile(r'\.(bbox|mask|mask_iou|panoptic|query)_head(\[\d+\])?$')
 
@@ -42,12 +39,12 @@ class Job(AnyJob):
 
     @property
     def transforms(self) -> list[ConfigDict]:
-        return [part for _, part in parts_of(self.settings.get('pipeline'))]
+        return [part for _, part in dicts_of(self.settings.get('pipeline'))]
 
     def metrics(self) -> Iterator[tuple[str, ConfigDict]]:
         """Yields those evaluators of this split that compare with annotations."""
         name = f'{self.split}_evaluator'
-        for path, metric in parts_of(self.cfg.get(name), name):
+        for path, metric in dicts_of(self.cfg.get(name), name):
             found = class_of(METRICS, metric)
             if found and issubclass(found, CocoMetric) and not metric.get('format_only'):
                 yield path, metric
@@ -60,7 +57,9 @@ def check_detection(job: AnyJob) -> None:
     """Looks at one data set of a detector."""
     job, dataset = Job(**vars(job)), job.dataset
     if not _reads_coco(dataset):
-        job.note(f'not checked, as {kind(job.settings)} reads no local file as CocoDataset does')
+        job.note(
+            f'not checked, as {type_name(job.settings)} reads no local file as CocoDataset does'
+        )
         return
     if not are_there(job, {'ann_file': dataset.ann_file}):
         return
@@ -99,7 +98,7 @@ def _check_names(job: Job, file: CocoFile) -> bool:
     objects = Counter(a['category_id'] for a in file.annotations)
     source = 'that metainfo names'
     if 'classes' not in (job.settings.get('metainfo') or {}):
-        source = f'of {kind(job.settings)}, which hold where no metainfo has classes'
+        source = f'of {type_name(job.settings)}, which hold where no metainfo has classes'
     # Some tools write a category above the others that no object belongs to.
     wanted = [c['name'] for c in file.categories if c['id'] in objects or c['name'] in classes]
     wanted = f'set metainfo=dict(classes=({some(map(repr, wanted or names), 20)},))'
@@ -135,7 +134,7 @@ def _check_names(job: Job, file: CocoFile) -> bool:
 
 
 def _check_heads(job: Job) -> None:
-    for path, head in parts_of(job.cfg.model, 'model'):
+    for path, head in dicts_of(job.cfg.model, 'model'):
         if not HEAD.search(path) or head.get('class_agnostic'):
             continue
         setting, number = 'num_classes', head.get('num_classes')

@@ -8,7 +8,8 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmhatnet.preflight import check_data, require_sound_data
+from mmhatnet.data_checks import check_data, require_sound_data
+from mmhatnet.errors import DataError
 
 
 def picture(path, width=40, height=30, orientation=None):
@@ -107,7 +108,7 @@ def test_refuses_a_job_with_all_that_is_wrong(project):
     project.cfg.model.roi_head.bbox_head.num_classes = 1
     (project.folder / 'val' / '2.jpg').unlink()
     project.check()
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(DataError) as refused:
         require_sound_data(project.cfg, 'train', 'val')
     heads, missing, way_out = str(refused.value).split('\n')
     assert 'model.roi_head.bbox_head.num_classes is 1' in heads and 'set it to 2' in heads
@@ -340,7 +341,7 @@ def test_compares_sizes_with_pictures_as_they_are_loaded(project):
 
 
 def test_reads_a_sample_of_many_pictures_and_all_when_asked(project, monkeypatch):
-    monkeypatch.setattr('mmhatnet.preflight.pictures.SAMPLE', 2)
+    monkeypatch.setattr('mmhatnet.data_checks.images.SAMPLE', 2)
     assert project.check('train').counts['Data']['of these decoded'] == dict(train=2)
     report = check_data(project.cfg, 'train', every=True)
     assert report.counts['Data']['of these decoded'] == dict(train=3)

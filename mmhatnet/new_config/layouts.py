@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmhatnet.errors import DataError
+
 SPLITS = dict(train='train', training='train', val='val', valid='val', validation='val')
 SPLITS.update(test='test', testing='test')
 # Where pictures and their masks are.
@@ -37,14 +39,14 @@ def splits(root: Path, inside: Path, paths: Iterable[Path], way_out: str) -> dic
     for split in ('train', 'val'):
         if split not in found:
             given = ' and '.join(str(path) for path in found.values() if path != inside)
-            raise SystemExit(
+            raise DataError(
                 f'{inside} has no {split} split, only {given or "other files"}: {way_out}.'
             )
     return {split: found[split].relative_to(root).as_posix() for split in ('train', 'val')}
 
 
 @cache
-def read_coco(path: Path) -> dict | None:
+def coco_content(path: Path) -> dict | None:
     """What an annotation file holds, or None for another file."""
     try:
         content = json.loads(path.read_text(encoding='utf-8-sig'))
@@ -55,12 +57,12 @@ def read_coco(path: Path) -> dict | None:
 
 def divide(file: Path) -> Iterator[Path]:
     """Writes annotation files for four fifths of the pictures and for one, beside that of all."""
-    content = read_coco(file)
+    content = coco_content(file)
     images = random.Random(0).sample(content['images'], len(content['images']))
     fifth = max(1, len(images) // 5)
     paths = [file.with_name(f'{file.stem}_{split}.json') for split in ('train', 'val')]
     if there := [path for path in paths if path.exists()]:
-        raise SystemExit(f'--split would write over {there[0]}: move that away, or rename {file}.')
+        raise DataError(f'--split would write over {there[0]}: move that away, or rename {file}.')
     for path, part in zip(paths, (images[fifth:], images[:fifth])):
         ids = {image['id'] for image in part}
         things = [thing for thing in content['annotations'] if thing['image_id'] in ids]
@@ -70,25 +72,25 @@ def divide(file: Path) -> Iterator[Path]:
 
 def picture_folder(root: Path, file: Path) -> str:
     """The folder that the names in an annotation file start from, relative to the root."""
-    names = [str(image.get('file_name')) for image in read_coco(file)['images'][:20]]
+    names = [str(image.get('file_name')) for image in coco_content(file)['images'][:20]]
     places = [file.parent, *folders(root, 2)]
     for place in sorted(places, key=lambda place: split_of(place) != split_of(file)):
         if any((place / name).is_file() for name in names):
             return f'{place.relative_to(root).as_posix()}/'.removeprefix('./')
-    raise SystemExit(f'{file} names pictures such as {names[:1]}: put them somewhere in {root}.')
+    raise DataError(f'{file} names pictures such as {names[:1]}: put them somewhere in {root}.')
 
 
 def detection(root: Path, split: bool, **_: object) -> dict | None:
     """Files of COCO's format, one of which may be divided."""
     paths = [path for folder in folders(root, 2) for path in sorted(folder.glob('*.json'))]
     # COCO has files of other tasks beside those of instances, which are read last and stay.
-    paths = [*filter(read_coco, sorted(paths, key=lambda path: 'instances' in path.name))]
+    paths = [*filter(coco_content, sorted(paths, key=lambda path: 'instances' in path.name))]
     if not paths:
         return None
     paths = divide(*paths) if len(paths) == 1 and split else paths
     way_out = '--split divides a single file, and several are named such as train.json and val.json'
     files = splits(root, root, paths, way_out)
-    content = read_coco(root / files['train'])
+    content = coco_content(root / files['train'])
     categories, things = content['categories'], content['annotations']
     # Roboflow lists the project itself as well, as the category of all categories.
     used = {thing['category_id'] for thing in things}
@@ -116,7 +118,7 @@ def segmentation(root: Path, names: list[str] | None, **_: object) -> dict | Non
         if re.match(re.escape(picture.stem) + '[^0-9A-Za-z]', mask.name)
     )
     if not suffixes:
-        raise SystemExit(f'{there[1][0]} has no masks named as the pictures in {there[0][0]}.')
+        raise DataError(f'{there[1][0]} has no masks named as the pictures in {there[0][0]}.')
     sample = random.Random(0).sample(maps, min(LOOKED_AT, len(maps)))
     labels = set().union(*(np.unique(np.asarray(Image.open(mask))).tolist() for mask in sample))
     highest = max(labels - {255}, default=0)
@@ -174,14 +176,14 @@ def look_at(root: Path, job: str | None, **wishes: object) -> dict[str, object]:
         dict[str, object]: The job, the classes, and what else the job's config says of the data.
 
     Raises:
-        SystemExit: If it is in none of the layouts, or a part is missing.
+        DataError: If it is in none of the layouts, or a part is missing.
     """
     if not root.is_dir():
-        raise SystemExit(f'There is no folder {root}: name the one that the data are in.')
+        raise DataError(f'There is no folder {root}: name the one that the data are in.')
     for look, jobs in LAYOUTS.items():
         if job in (None, *jobs) and (found := look(root, **wishes)):
             return {**found, 'job': job or found['job']}
-    raise SystemExit(
+    raise DataError(
         f'{root} has none of the layouts{f" of --job {job}" if job else ""}: annotations in '
         "COCO's .json, images/train with .png masks in annotations/train, or pictures in "
         'train/CLASS.'

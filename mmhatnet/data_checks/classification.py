@@ -9,25 +9,24 @@ from mmengine.fileio import list_from_file
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.datasets.custom import find_folders
 
-from mmhatnet.preflight.pictures import (
+from mmhatnet.config_walk import dicts_of, type_name
+from mmhatnet.data_checks.images import (
     are_there,
     check_number,
     datasets_of_training,
     is_local,
-    kind,
-    parts_of,
     read_pictures,
     say_missing,
     size_rows,
 )
-from mmhatnet.preflight.report import Job, some
+from mmhatnet.data_checks.report import Job, some
 
 
 def check_classification(job: Job) -> None:
     """Looks at one data set of a classifier."""
     dataset = job.dataset
     if not _reads_folders(dataset):
-        job.note(f'{kind(job.settings)} is not checked, as its files are not known')
+        job.note(f'{type_name(job.settings)} is not checked, as its files are not known')
         return
     if not are_there(job, dict(data_prefix=dataset.img_prefix, ann_file=dataset.ann_file)):
         return
@@ -120,7 +119,7 @@ def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:
         )
     elif classes and len(folders) != len(classes):
         own = classes == type(job.dataset).METAINFO.get('classes')
-        whose = f" (which are {kind(job.settings)}'s own)" if own else ''
+        whose = f" (which are {type_name(job.settings)}'s own)" if own else ''
         job.refuse(
             f'{len(folders)} folders in {root}, but {len(classes)} classes in metainfo{whose}: '
             f'{_difference(folders, classes, "metainfo.classes")}; set metainfo=dict(classes=...) '
@@ -172,26 +171,30 @@ def _check_heads(job: Job, classes: list[str]) -> None:
     """Compares each num_classes of the config with the classes, and with one another."""
     cfg, model = job.cfg, job.cfg.get('model') or {}
     head = model.get('head') or {}
-    if 'num_classes' not in head or 'MultiLabel' in kind(head) or 'MultiTask' in kind(head):
+    if (
+        'num_classes' not in head
+        or 'MultiLabel' in type_name(head)
+        or 'MultiTask' in type_name(head)
+    ):
         return
     setting, number = 'model.head.num_classes', head.num_classes
     check_number(job, setting, number, classes)
     augments = (model.get('train_cfg') or {}).get('augments')
     place, owner = ('model.', model) if 'data_preprocessor' in model else ('', cfg)
     preprocessor = owner.get('data_preprocessor') or {}
-    parts = [*parts_of(head.get('loss'), 'model.head.loss')]
-    parts += parts_of(augments, 'model.train_cfg.augments')
+    parts = [*dicts_of(head.get('loss'), 'model.head.loss')]
+    parts += dicts_of(augments, 'model.train_cfg.augments')
     # Labels become as many scores as it says, for Mixup, CutMix and the like.
     if augments or preprocessor.get('to_onehot') or preprocessor.get('batch_augments'):
-        parts += parts_of(preprocessor, f'{place}data_preprocessor')
+        parts += dicts_of(preprocessor, f'{place}data_preprocessor')
     for place, part in parts:
         if (other := part.get('num_classes', number)) != number:
             job.report.errors.append(
                 f'{place}.num_classes={other}, but {setting}={number}; set both to the number of '
                 f'classes, {len(classes)}.'
             )
-    for place, metric in parts_of(cfg.get(f'{job.split}_evaluator'), f'{job.split}_evaluator'):
-        topk = metric.get('topk', 1) if kind(metric) == 'Accuracy' else 1
+    for place, metric in dicts_of(cfg.get(f'{job.split}_evaluator'), f'{job.split}_evaluator'):
+        topk = metric.get('topk', 1) if type_name(metric) == 'Accuracy' else 1
         if max(topk if isinstance(topk, (list, tuple)) else [topk]) > number:
             job.report.errors.append(
                 f'{place}.topk={topk} asks for more than the {number} classes of {setting}; set '

@@ -9,8 +9,7 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmhatnet.preflight import check_data
-from mmhatnet.preflight.report import Report
+from mmhatnet.data_checks import Report, check_data
 
 NAMED = dict(metainfo=dict(classes=('cat', 'dog', 'owl')))
 

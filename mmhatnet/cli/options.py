@@ -1,5 +1,6 @@
-"""Reading --cfg-options, and saying in one sentence which of them have no place in a config."""
+"""The options of the tools, and what --cfg-options may set."""
 
+import argparse
 import inspect
 import re
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import FlexibleRunner, Runner
 
-from mmhatnet.preflight.configs import CHECKPOINTS, CONFIGS, parameters_of
+from mmhatnet.cli.configs import CHECKPOINTS, CONFIGS
+from mmhatnet.config_checks import parameters_of
+from mmhatnet.errors import ConfigError
 
 # What tools read at the top of a config, beside the arguments of the runners.
 TOP_LEVEL = {
@@ -19,6 +22,48 @@ TOP_LEVEL = {
     *inspect.signature(FlexibleRunner).parameters,
     *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'tta_model', 'tta_pipeline'),
 }
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that training and testing have in common in all OpenMMLab projects."""
+    parser.add_argument(
+        '--work-dir',
+        help='folder of logs and checkpoints (default: work_dirs/ and the config name)',
+    )
+    add_settings_option(parser)
+    parser.add_argument(
+        '--no-check', action='store_true', help='do not look at the data before the work starts'
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed job are started',
+    )
+    # Older launchers of PyTorch pass the rank as an option instead of an environment variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_settings_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --cfg-options, and what ``load_config`` takes where a tool has no option for it."""
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=SettingsAction,
+        help='settings that override the config: key=value, key="[a,b]" or key=a,b; quotation '
+        'marks are needed around brackets, and no white space is allowed',
+    )
+
+
+def inference_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that tools for single pictures share, before those for the pictures."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='the config of the job')
+    parser.add_argument('checkpoint', help='the checkpoint, or the work folder of a training')
+    parser.add_argument('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
+    add_settings_option(parser)
+    return parser
 
 
 class SettingsAction(DictAction):
@@ -41,14 +86,14 @@ class SettingsAction(DictAction):
 
 
 def _refuse(option: str, reason: str) -> NoReturn:
-    raise SystemExit(f'--cfg-options {option}: {reason}.')
+    raise ConfigError(f'--cfg-options {option}: {reason}.')
 
 
 def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
     """Overrides settings of a config.
 
     Raises:
-        SystemExit: If one has no place in the config, or its class does not know it.
+        ConfigError: If one has no place in the config, or its class does not know it.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     replaced = {key.removesuffix('._delete_') for key in options if key.endswith('._delete_')}

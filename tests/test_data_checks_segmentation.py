@@ -8,8 +8,7 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmhatnet.preflight import check_data
-from mmhatnet.preflight.report import Report
+from mmhatnet.data_checks import Report, check_data
 
 HALVES = np.repeat([[1], [2]], 8, axis=0).repeat(16, axis=1)
 
@@ -196,7 +195,7 @@ def test_pictures_that_the_pipeline_may_skip_are_not_refused(look):
 
 
 def test_a_large_sample_does_not_hide_a_rare_class(look, monkeypatch):
-    monkeypatch.setattr('mmhatnet.preflight.pictures.SAMPLE', 1)
+    monkeypatch.setattr('mmhatnet.data_checks.images.SAMPLE', 1)
     rare = dict(mask=np.ones((16, 16)), val_mask=HALVES)
     assert look(**rare, change=lambda: write('ann/train/b.png', HALVES)).errors == []
     assert "only 'cat' has pixels" in look(**rare).errors[0]

@@ -1,0 +1,124 @@
+"""One look at the data of a job before time is spent on it."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.registry import init_default_scope
+from rich.console import Console
+
+from mmhatnet.config_walk import build_unread, datasets_of
+from mmhatnet.data_checks.report import Job, Report
+from mmhatnet.errors import DataError
+
+
+def check_data(
+    cfg: Config, *splits: str, every: bool = False, console: Console | None = None
+) -> Report:
+    """Looks at the data that a config names.
+
+    Args:
+        cfg (Config): The config.
+        splits (str): 'train', 'val' or 'test'.
+        every (bool): Whether to read all pictures and masks instead of a sample of them.
+        console (Console | None): Where progress is shown.
+
+    Returns:
+        Report: What was found. Nothing is changed, and nothing is refused here.
+    """
+    report = Report(console=console)
+    check = _check_of(cfg.get('default_scope'))
+    if check is None:
+        report.notes.append(
+            f'The data are not checked, as default_scope is {cfg.get("default_scope")!r}.'
+        )
+        return report
+    init_default_scope(cfg.default_scope)
+    seen = {}
+    for split in splits:
+        reads = [cfg.get(f'{split}_{part}') for part in ('dataloader', 'evaluator')]
+        if reads[0] is None:
+            continue
+        if same := [other for other, what in seen.items() if what == reads]:
+            report.facts.append(f'{split} reads what {same[0]} reads.')
+            continue
+        seen[split] = reads
+        for settings in datasets_of(cfg, split):
+            where = f'{split}_dataloader.dataset'
+            try:
+                dataset = build_unread(settings)
+                if wrong := _text_instead_of_names(where, dataset.metainfo.get('classes')):
+                    report.errors.append(wrong)
+                else:
+                    check(Job(cfg, split, settings, dataset, report, every))
+            except Exception as error:  # a job must not end because of a look at it
+                if why := _why_not_built(cfg.default_scope, where, settings):
+                    report.errors.append(why)
+                    continue
+                report.notes.append(
+                    f'{split}_dataloader: the data are not fully checked, as a '
+                    f'{settings.get("type")} is not what was expected '
+                    f'({type(error).__name__}: {error}).'
+                )
+    return report
+
+
+def _why_not_built(scope: str, where: str, settings: ConfigDict) -> str | None:
+    if isinstance(settings.get('ann_file'), (list, tuple)):
+        return (
+            f'{where}: ann_file is a list, and a {settings.get("type")} reads one file: write one '
+            'dataset for each into a ConcatDataset.'
+        )
+    wrong = _text_instead_of_names(where, (settings.get('metainfo') or {}).get('classes'))
+    if not wrong and scope == 'mmseg':
+        from mmhatnet.data_checks.segmentation import why_not_built
+
+        return why_not_built(where, settings)
+    return wrong
+
+
+def _text_instead_of_names(where: str, classes: object) -> str | None:
+    if not isinstance(classes, str):
+        return None
+    return (
+        f'{where}: metainfo.classes is the text {classes!r}, of which each letter would be a '
+        f'class; a tuple of one name needs a comma, classes=({classes!r},).'
+    )
+
+
+def _check_of(scope: str | None) -> Callable | None:
+    # Only one of the three projects may be installed.
+    match scope:
+        case 'mmdet':
+            from mmhatnet.data_checks.detection import check_detection as check
+        case 'mmseg':
+            from mmhatnet.data_checks.segmentation import check_segmentation as check
+        case 'mmpretrain':
+            from mmhatnet.data_checks.classification import check_classification as check
+        case _:
+            return None
+    return check
+
+
+def require_sound_data(cfg: Config, *splits: str) -> None:
+    """Refuses a job whose data are wrong, and logs what is odd about them.
+
+    Args:
+        cfg (Config): The config.
+        splits (str): 'train', 'val' or 'test'.
+
+    Raises:
+        DataError: With all that is wrong, a sentence a line.
+    """
+    # One process of a distributed job looks for all.
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) != 0:
+        return
+    report = check_data(cfg, *splits, console=Console(file=sys.stderr))
+    for note in dict.fromkeys(report.notes):
+        print_log(note, logger='current', level=logging.WARNING)
+    if report.errors:
+        way_out = 'Nothing was started; --no-check does without this look at the data.'
+        raise DataError('\n'.join(dict.fromkeys([*report.errors, way_out])))
