@@ -92,8 +92,8 @@ def why_not_built(where: str, settings: ConfigDict) -> str | None:
     if not own or not (other := [name for name in names if name not in own]):
         return None
     return (
-        f'{where}: metainfo.classes names {some(other)}, which {type_name(settings)} does not know, as '
-        f"it has {len(own)} classes of its own; set type='BaseSegDataset' with img_suffix, "
+        f'{where}: metainfo.classes names {some(other)}, which {type_name(settings)} does not '
+        f"know, as it has {len(own)} classes of its own; set type='BaseSegDataset' with img_suffix, "
         'seg_map_suffix and reduce_zero_label as your files need them.'
     )
 

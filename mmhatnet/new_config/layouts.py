@@ -162,7 +162,7 @@ LAYOUTS = {
 }
 
 
-def look_at(root: Path, job: str | None, **wishes: object) -> dict[str, object]:
+def read_layout(root: Path, job: str | None, **wishes: object) -> dict[str, object]:
     """Finds out what a folder holds.
 
     Args:
@@ -180,8 +180,8 @@ def look_at(root: Path, job: str | None, **wishes: object) -> dict[str, object]:
     """
     if not root.is_dir():
         raise DataError(f'There is no folder {root}: name the one that the data are in.')
-    for look, jobs in LAYOUTS.items():
-        if job in (None, *jobs) and (found := look(root, **wishes)):
+    for layout, jobs in LAYOUTS.items():
+        if job in (None, *jobs) and (found := layout(root, **wishes)):
             return {**found, 'job': job or found['job']}
     raise DataError(
         f'{root} has none of the layouts{f" of --job {job}" if job else ""}: annotations in '

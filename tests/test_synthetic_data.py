@@ -1,6 +1,5 @@
 """The generated data: reproducible, consistently annotated, read by the real dataset classes."""
 
-import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
+from mmhatnet import synthetic_data as toy
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-import make_toy_data as toy  # noqa: E402
 
 # Of each COCO split, the second picture shows nothing and the third shows a crowd.
 COUNTS = {'coco': [8, 5], 'ade': [3, 2], 'imagenet': [2, 1]}

@@ -1,7 +1,6 @@
 """The weights that are drawn are those that attention uses, at the position that is asked for."""
 
 import re
-import sys
 from pathlib import Path
 
 import mmcv
@@ -13,12 +12,9 @@ from predicting import random_job
 from torch import Tensor, nn
 
 from mmhatnet import HATNet
+from mmhatnet.attention_figure import attention_of_image, frame
 from mmhatnet.attention_maps import AttentionMap, attention_maps, recorded_inputs
 from mmhatnet.backbones.hatnet import HierarchicalAttention, PlainAttention, pointwise
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-import visualize_attention  # noqa: E402
 
 
 def with_drawn_weights(module: nn.Module) -> nn.Module:
@@ -95,15 +91,13 @@ def test_maps_lie_around_the_point(job: str, toy_data: Path, tmp_path: Path) -> 
     picture = mmcv.imread(str(next(toy_data.glob('data/toy/coco/val2017/*.jpg'))))
     path = tmp_path / 'large.png'
     mmcv.imwrite(mmcv.imresize(picture, (300, 200)), str(path))
-    parser = visualize_attention.inference_parser('')
-    args = parser.parse_args([str(config), str(checkpoint), '--device', 'cpu'])
-    args.image, args.point, args.block = str(path), [290, 30], -1
-    stages = visualize_attention.compute(args)
+    cfg = Config.fromfile(config)
+    stages = attention_of_image(cfg, str(checkpoint), str(path), (290, 30), device='cpu')
     assert [list(maps) for maps, _ in stages] == [['local', 'global']] * 3 + [['global']]
     for maps, pixels in stages:
         for kind, found in maps.items():
             torch.testing.assert_close(found.weights.sum((1, 2)), torch.ones(len(found.weights)))
-            (left, top), (right, bottom) = visualize_attention.frame(found, pixels)
+            (left, top), (right, bottom) = frame(found, pixels)
             assert left <= 290 < right and top <= 30 < bottom
             if kind == 'global':
                 assert left == top == 0 and right >= 299 and bottom >= 199
