@@ -1,5 +1,8 @@
 """The generated data: reproducible, consistently annotated, read by the real dataset classes."""
 
+import runpy
+import sys
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from mmhatnet import synthetic_data as toy
+from mmhatnet.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 
@@ -171,7 +175,7 @@ def test_other_settings_replace_the_data(tmp_path: Path, monkeypatch) -> None:
 def test_foreign_folder_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / 'toy' / name).parent.mkdir(parents=True)
     (tmp_path / 'toy' / name).write_text('mine')
-    with pytest.raises(SystemExit, match=f"toy' holds {name}, which is not toy data; name a new"):
+    with pytest.raises(DataError, match=f"toy' holds {name}, which is not toy data; name a new"):
         toy.make_toy_data(tmp_path / 'toy', 0, FEWER)
     assert contents(tmp_path) == {f'toy/{name}': b'mine'}
 
@@ -182,7 +186,7 @@ def test_own_files_among_the_data_are_kept(tmp_path: Path, name: str) -> None:
     (tmp_path / 'toy' / name).parent.mkdir(exist_ok=True)
     (tmp_path / 'toy' / name).write_text('mine')
     before = contents(tmp_path)
-    with pytest.raises(SystemExit, match=f'holds {name}, which is not toy data; name a new'):
+    with pytest.raises(DataError, match=f'holds {name}, which is not toy data; name a new'):
         toy.make_toy_data(tmp_path / 'toy', 1, FEWER)
     assert contents(tmp_path) == before
 
@@ -196,20 +200,31 @@ def test_damaged_data_is_made_again(tmp_path: Path, damage) -> None:
     assert contents(tmp_path) == before
 
 
-def test_second_command_writes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    toy.main('--seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0'.split())
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch) -> Callable[[str], None]:
+    """Runs tools/make_toy_data.py in a new folder."""
+
+    def run(words: str) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', ['make_toy_data.py', *words.split()])
+        runpy.run_path(str(ROOT / 'tools' / 'make_toy_data.py'), run_name='__main__')
+
+    return run
+
+
+def test_second_command_writes_nothing(command, tmp_path: Path, capsys) -> None:
+    command('--seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0')
     made(tmp_path / 'called', 3, {'coco': [1, 0], 'ade': [0, 1], 'imagenet': [0, 0]})
     assert contents(tmp_path / 'data/toy') == contents(tmp_path / 'called')
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
-    toy.main('called --seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0'.split())
+    command('called --seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0')
     assert capsys.readouterr().out.endswith("The toy data was already in 'called'.\n")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
 
 
-@pytest.mark.parametrize('option', [['--seed', '-1'], ['--ade', '1', '-1']])
-def test_negative_numbers_are_refused(tmp_path: Path, capsys, option: list[str]) -> None:
+@pytest.mark.parametrize('option', ['--seed -1', '--ade 1 -1'])
+def test_negative_numbers_are_refused(command, tmp_path: Path, capsys, option: str) -> None:
     with pytest.raises(SystemExit):
-        toy.main([str(tmp_path / 'toy'), *option])
+        command(f'toy {option}')
     assert 'number of pictures is -1; give 0 or more' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

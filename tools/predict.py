@@ -39,8 +39,8 @@ def main() -> None:
     args = parse_args()
     cfg, device = cli.load_config(args), cli.find_device(args.device)
     cli.require_writable('--out-dir', args.out_dir)
-    sizes = find_pictures(args.images, videos=True)
     inferencer = build_inferencer(cfg, args.checkpoint, device)
+    sizes = find_pictures(args.images, videos=True)
     options = args.out_dir, args.batch_size, args.score_thr, args.ann_file
     write_predictions(inferencer, cfg.default_scope, sizes, *options)
     print(f'{len(sizes)} pictures: predictions.json and drawn/ in {args.out_dir}')

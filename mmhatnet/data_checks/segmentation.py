@@ -93,8 +93,8 @@ def why_not_built(where: str, settings: ConfigDict) -> str | None:
         return None
     return (
         f'{where}: metainfo.classes names {some(other)}, which {type_name(settings)} does not '
-        f"know, as it has {len(own)} classes of its own; set type='BaseSegDataset' with img_suffix, "
-        'seg_map_suffix and reduce_zero_label as your files need them.'
+        f"know, as it has {len(own)} classes of its own; set type='BaseSegDataset' with "
+        'img_suffix, seg_map_suffix and reduce_zero_label as your files need them.'
     )
 
 
