@@ -21,8 +21,8 @@ from mmhatnet.config_checks import (
     require_known_settings,
 )
 from mmhatnet.config_walk import build_unread, datasets_of
-from mmhatnet.data_checks.images import trouble_of
-from mmhatnet.data_checks.report import some
+from mmhatnet.data_checks.images import why_unreadable
+from mmhatnet.data_checks.report import preview
 from mmhatnet.errors import ConfigError, DataError
 from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
 
@@ -140,7 +140,7 @@ def predict(inferencer: object, pictures: Sequence[str | np.ndarray]) -> list:
     return list(samples) if isinstance(samples, (list, tuple)) else [samples]
 
 
-def find_pictures(names: Sequence[str], videos: bool = False) -> dict[str, tuple[int, int]]:
+def find_images(names: Sequence[str], videos: bool = False) -> dict[str, tuple[int, int]]:
     """Finds and reads the pictures that a user names.
 
     Args:
@@ -175,7 +175,7 @@ def find_pictures(names: Sequence[str], videos: bool = False) -> dict[str, tuple
     if unreadable := [path for path, size in sizes.items() if size is None]:
         raise DataError(
             f'{len(unreadable)} of {len(sizes)} pictures cannot be read, '
-            f'{some(f"{path} {trouble_of(path)}" for path in unreadable)}: mend them or leave them '
+            f'{preview(f"{path} {why_unreadable(path)}" for path in unreadable)}: mend them or leave them '
             'out.'
         )
     return sizes

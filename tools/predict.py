@@ -8,7 +8,7 @@ The frames of a video are pictures in a folder of its name; drawn, they are a vi
 import argparse
 
 from mmhatnet import cli
-from mmhatnet.inference import build_inferencer, find_pictures
+from mmhatnet.inference import build_inferencer, find_images
 from mmhatnet.prediction import write_predictions
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     cfg, device = cli.load_config(args), cli.find_device(args.device)
     cli.require_writable('--out-dir', args.out_dir)
     inferencer = build_inferencer(cfg, args.checkpoint, device)
-    sizes = find_pictures(args.images, videos=True)
+    sizes = find_images(args.images, videos=True)
     options = args.out_dir, args.batch_size, args.score_thr, args.ann_file
     write_predictions(inferencer, cfg.default_scope, sizes, *options)
     print(f'{len(sizes)} pictures: predictions.json and drawn/ in {args.out_dir}')

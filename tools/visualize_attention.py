@@ -14,7 +14,7 @@ import mmcv
 from mmhatnet import cli
 from mmhatnet.attention_figure import attention_of_image, draw_figure
 from mmhatnet.errors import ConfigError
-from mmhatnet.inference import find_pictures
+from mmhatnet.inference import find_images
 
 FORMATS = ('.pdf', '.png', '.svg')
 
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cli.require_writable('--out', Path(args.out).parent)
-    ((path, (height, width)), *others) = find_pictures([args.image]).items()
+    ((path, (height, width)), *others) = find_images([args.image]).items()
     x, y = args.point
     if others or not (0 <= x < width and 0 <= y < height):
         raise ConfigError(f'--point {x} {y} is outside of {path}, which is {width} x {height}.')

@@ -11,15 +11,15 @@ from mmpretrain.datasets.custom import find_folders
 
 from mmhatnet.config_walk import dicts_of, type_name
 from mmhatnet.data_checks.images import (
-    are_there,
     check_number,
     datasets_of_training,
     is_local,
-    read_pictures,
-    say_missing,
+    paths_exist,
+    read_images,
+    refuse_missing,
     size_rows,
 )
-from mmhatnet.data_checks.report import Job, some
+from mmhatnet.data_checks.report import Job, preview
 
 
 def check_classification(job: Job) -> None:
@@ -28,7 +28,7 @@ def check_classification(job: Job) -> None:
     if not _reads_folders(dataset):
         job.note(f'{type_name(job.settings)} is not checked, as its files are not known')
         return
-    if not are_there(job, dict(data_prefix=dataset.img_prefix, ann_file=dataset.ann_file)):
+    if not paths_exist(job, dict(data_prefix=dataset.img_prefix, ann_file=dataset.ann_file)):
         return
     if dataset.ann_file:
         paths, counts = _read_list(job)
@@ -73,7 +73,7 @@ def _read_list(job: Job) -> tuple[list[str], dict[int, int]]:
         labels = f'from 0 to {number - 1}' if number else 'from 0'
         job.refuse(
             f'{len(wrong):,} of {len(lines):,} lines of {dataset.ann_file} are not "path label" '
-            f'with a label {labels}: {some(wrong, 3) or "it is empty"}; correct them'
+            f'with a label {labels}: {preview(wrong, 3) or "it is empty"}; correct them'
         )
     return paths, counts
 
@@ -90,8 +90,8 @@ def _find_pictures(job: Job) -> tuple[list[str], dict[str, int]]:
     left = [os.path.splitext(path)[1] for path, _ in files if not dataset.is_valid_file(path)]
     counts = dict.fromkeys(folders, 0) | Counter(folder for _, folder in read)
     way = (
-        f'end with {some(sorted({end or "no extension" for end in left})) or "-"}, and extensions='
-        f'({some(sorted(dataset.extensions), 9)}) says which are read'
+        f'end with {preview(sorted({end or "no extension" for end in left})) or "-"}, and extensions='
+        f'({preview(sorted(dataset.extensions), 9)}) says which are read'
     )
     if not any(map(_is_class, folders)):
         job.refuse(f'there is no folder in {root}, where each class needs one with its pictures')
@@ -100,7 +100,7 @@ def _find_pictures(job: Job) -> tuple[list[str], dict[str, int]]:
     elif left:
         job.note(f'{len(left):,} files in {root} are left out, as they {way}')
     if read and (empty := [folder for folder in filter(_is_class, folders) if not counts[folder]]):
-        job.note(f'folders without pictures in {root}: {some(empty)}')
+        job.note(f'folders without pictures in {root}: {preview(empty)}')
     return [path for path, _ in read], counts
 
 
@@ -108,7 +108,9 @@ def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:
     """Compares folders with classes and those of training; returns what heads should know."""
     root, classes = job.dataset.img_prefix, job.dataset.CLASSES
     if strays := [folder for folder in counts if not _is_class(folder)]:
-        job.refuse(f'{some(strays)} in {root} would be a class, as each folder there is; remove it')
+        job.refuse(
+            f'{preview(strays)} in {root} would be a class, as each folder there is; remove it'
+        )
     folders = list(filter(_is_class, counts))
     trained = _folders_of_training(job.cfg) if job.split != 'train' else []
     if trained and folders != trained:
@@ -123,7 +125,7 @@ def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:
         job.refuse(
             f'{len(folders)} folders in {root}, but {len(classes)} classes in metainfo{whose}: '
             f'{_difference(folders, classes, "metainfo.classes")}; set metainfo=dict(classes=...) '
-            f'to the sorted names of the folders, ({some(folders, 8)})'
+            f'to the sorted names of the folders, ({preview(folders, 8)})'
         )
     elif classes:
         _check_order(job, folders, classes)
@@ -132,8 +134,8 @@ def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:
 
 def _difference(folders: list[str], names: list[str], source: str) -> str:
     """Says which names are on one side alone."""
-    lacking = some(name for name in names if name not in folders)
-    extra = some(folder for folder in folders if folder not in names)
+    lacking = preview(name for name in names if name not in folders)
+    extra = preview(folder for folder in folders if folder not in names)
     return f'without a folder {lacking or "none"}, not in {source} {extra or "none"}'
 
 
@@ -157,13 +159,13 @@ def _check_order(job: Job, folders: list[str], classes: list[str]) -> None:
     moved = [f'{name} is {folder}' for folder, name in pairs if plain(name) in known]
     if moved:
         job.refuse(
-            f'metainfo.classes=({some(classes, 8)}) are in another order than the sorted folders '
-            f'of {job.dataset.img_prefix}, which labels follow ({some(folders, 8)}), so that '
-            f'{some(moved)}; name the classes in the order of the folders'
+            f'metainfo.classes=({preview(classes, 8)}) are in another order than the sorted folders '
+            f'of {job.dataset.img_prefix}, which labels follow ({preview(folders, 8)}), so that '
+            f'{preview(moved)}; name the classes in the order of the folders'
         )
     # Where no name is that of a folder, as with ImageNet, others are meant.
     elif known and pairs:
-        other = some(f'{folder} is {name}' for folder, name in pairs)
+        other = preview(f'{folder} is {name}' for folder, name in pairs)
         job.note(f'folders with another name than their class: {other}')
 
 
@@ -206,8 +208,10 @@ def _check_pictures(job: Job, paths: list[str], counts: dict) -> None:
     """Reads pictures as the pipeline does, and adds the table of classes."""
     dataset = job.dataset
     source = f'listed in {dataset.ann_file}' if dataset.ann_file else f'in {dataset.img_prefix}'
-    missing = say_missing(job, paths, f'pictures {source}', lambda path: 'replace or remove them')
-    sizes = read_pictures(job, [path for path in paths if path not in missing])
+    missing = refuse_missing(
+        job, paths, f'pictures {source}', lambda path: 'replace or remove them'
+    )
+    sizes = read_images(job, [path for path in paths if path not in missing])
     found = dict(folder=dataset.img_prefix, pictures=len(paths), classes=len(counts))
     most, least = (pick(counts.values(), default=0) for pick in (max, min))
     found |= {'pictures of a class': f'{least:,} to {most:,}', 'pictures read': len(sizes)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from mmdet.datasets import CocoDataset
 
-from mmhatnet.data_checks.report import Report, some
+from mmhatnet.data_checks.report import Report, preview
 
 NUMBER, TEXT, ID = (int, float), (str,), (int, float, str, type(None))
 BOX = NUMBER * 4
@@ -20,7 +20,7 @@ FIELDS = dict(
     categories=dict(id=ID, name=TEXT),
     annotations=dict(id=ID, image_id=ID, category_id=ID, bbox=BOX, area=NUMBER),
 )
-WAYS_OUT = dict(area='fill in width * height of each box', iscrowd='fill in 0')
+HINTS = dict(area='fill in width * height of each box', iscrowd='fill in 0')
 
 
 @dataclass
@@ -91,8 +91,8 @@ def lacking(file: CocoFile, name: str, field: str, entries: Iterable[dict]) -> I
     """Yields what is wrong if there are entries that lack a field."""
     if ids := [entry.get('id') for entry in entries]:
         yield (
-            f'{len(ids):,} of {len(getattr(file, name)):,} {name} (ids {some(ids)}) lack '
-            f'"{field}", which MMDetection needs: {WAYS_OUT.get(field, "export them again")}'
+            f'{len(ids):,} of {len(getattr(file, name)):,} {name} (ids {preview(ids)}) lack '
+            f'"{field}", which MMDetection needs: {HINTS.get(field, "export them again")}'
         )
 
 
@@ -101,7 +101,7 @@ def _faults_of_ids(file: CocoFile, report: Report) -> Iterator[str]:
         seen = Counter(entry['id'] for entry in getattr(file, name))
         if twice := [i for i, number in seen.items() if number > 1]:
             yield (
-                f'ids of "{name}" occur more than once ({some(twice)}), of which MMDetection '
+                f'ids of "{name}" occur more than once ({preview(twice)}), of which MMDetection '
                 'keeps one: number them anew'
             )
     for field, name in (('image_id', 'images'), ('category_id', 'categories')):
@@ -118,7 +118,7 @@ def _faults_of_ids(file: CocoFile, report: Report) -> Iterator[str]:
         elif unknown:
             report.notes.append(
                 f'{file.path}: {sum(used[i] for i in unknown):,} of {len(file.annotations):,} '
-                f'annotations are left out, as "{name}" has no id {some(unknown)}.'
+                f'annotations are left out, as "{name}" has no id {preview(unknown)}.'
             )
 
 
@@ -157,9 +157,9 @@ class Objects:
         self.used = self.named & inside & (area > 0) & (box[:, 2:] >= 1).all(1)
         self.pictures = self._pictures_of(dataset)
 
-    def some(self, found: Sequence[int]) -> str:
+    def preview(self, found: Sequence[int]) -> str:
         """Says how many objects were found, and which."""
-        ids = some(self.ids[i] for i in found)
+        ids = preview(self.ids[i] for i in found)
         return f'{len(found):,} of {self.named.sum():,} objects (annotation ids {ids})'
 
     def _pictures_of(self, dataset: CocoDataset) -> np.ndarray:

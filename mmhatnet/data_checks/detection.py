@@ -16,16 +16,16 @@ from PIL import ExifTags, Image
 from mmhatnet.config_walk import class_of, datasets_of, dicts_of, type_name
 from mmhatnet.data_checks.coco_file import NUMBER, CocoFile, Objects, lacking, read_coco
 from mmhatnet.data_checks.images import (
-    are_there,
     check_number,
     datasets_of_training,
     is_local,
-    read_pictures,
-    say_missing,
+    paths_exist,
+    read_images,
+    refuse_missing,
     size_rows,
 )
 from mmhatnet.data_checks.report import Job as AnyJob
-from mmhatnet.data_checks.report import some
+from mmhatnet.data_checks.report import preview
 
 HEAD = re.compile(r'\.(bbox|mask|mask_iou|panoptic|query)_head(\[\d+\])?$')
 
@@ -61,7 +61,7 @@ def check_detection(job: AnyJob) -> None:
             f'not checked, as {type_name(job.settings)} reads no local file as CocoDataset does'
         )
         return
-    if not are_there(job, {'ann_file': dataset.ann_file}):
+    if not paths_exist(job, {'ann_file': dataset.ann_file}):
         return
     try:
         file = read_coco(dataset.ann_file, job.report)
@@ -101,7 +101,7 @@ def _check_names(job: Job, file: CocoFile) -> bool:
         source = f'of {type_name(job.settings)}, which hold where no metainfo has classes'
     # Some tools write a category above the others that no object belongs to.
     wanted = [c['name'] for c in file.categories if c['id'] in objects or c['name'] in classes]
-    wanted = f'set metainfo=dict(classes=({some(map(repr, wanted or names), 20)},))'
+    wanted = f'set metainfo=dict(classes=({preview(map(repr, wanted or names), 20)},))'
     in_order = numbered == classes[: len(numbered)]
     twice = [n for n in numbered if numbered.count(n) > 1 or classes.count(n) > 1]
     # A file may know fewer classes than the config, as long as those that it knows come first.
@@ -109,26 +109,26 @@ def _check_names(job: Job, file: CocoFile) -> bool:
     if lacks:
         near = get_close_matches(missing[0], left_out if numbered else [], 1)
         guess = f' (did you mean {near[0]!r}?)' if near else ''
-        rest = f', and has {some(left_out)}, which the config leaves out' if left_out else ''
+        rest = f', and has {preview(left_out)}, which the config leaves out' if left_out else ''
         job.refuse(
-            f'{file.path} lacks classes {source}: {some(missing)}{guess}{rest}, so that '
+            f'{file.path} lacks classes {source}: {preview(missing)}{guess}{rest}, so that '
             f'objects would get wrong names, or none: {wanted}, or add the categories to the file'
         )
     elif twice:
         job.refuse(
-            f'{file.path} ({some(names)}) or metainfo ({some(classes)}) has the same name '
+            f'{file.path} ({preview(names)}) or metainfo ({preview(classes)}) has the same name '
             f'({twice[0]}) twice, and those after it get wrong names: merge them, or rename one'
         )
     elif not in_order:
         job.refuse(
-            f'the classes are numbered as the categories of {file.path} ({some(numbered)}), not as '
-            f'those of metainfo ({some(classes)}), so that their names would be swapped: {wanted}'
+            f'the classes are numbered as the categories of {file.path} ({preview(numbered)}), not as '
+            f'those of metainfo ({preview(classes)}), so that their names would be swapped: {wanted}'
         )
     elif left_out:
         number = sum(objects[c['id']] for c in file.categories if c['name'] in left_out)
         job.note(
             f'{file.path}: the config leaves out {len(left_out)} of {len(names)} categories '
-            f'({some(left_out)}), with {number:,} objects'
+            f'({preview(left_out)}), with {number:,} objects'
         )
     return in_order and not lacks and not twice
 
@@ -157,8 +157,8 @@ def _check_training_agrees(job: Job) -> None:
     others = [list(dataset.metainfo.get('classes') or job.classes) for dataset in trained]
     if others and job.classes not in others:
         job.refuse(
-            f'the classes ({some(job.classes)}) are not those of train_dataloader '
-            f'({some(others[0])}), which number the outputs of the model: set the same metainfo',
+            f'the classes ({preview(job.classes)}) are not those of train_dataloader '
+            f'({preview(others[0])}), which number the outputs of the model: set the same metainfo',
             # A test may be of a model that was trained with another config.
             sure=job.split == 'val',
         )
@@ -238,14 +238,14 @@ def _check_boxes(job: Job, file: CocoFile, objects: Objects) -> None:
     if len(lost):
         missed = ' and count as missed' if any(job.metrics()) else ''
         job.note(
-            f'{file.path}: {objects.some(lost)} are left out{missed}, as their box is outside of '
+            f'{file.path}: {objects.preview(lost)} are left out{missed}, as their box is outside of '
             'the picture, thinner than a pixel or not a number, or their area is 0'
         )
     beyond = (objects.low < -1) | (objects.high > objects.room + 1)
     reaching = np.flatnonzero(objects.used & beyond.any(1))
     if len(reaching):
         job.note(
-            f'{file.path}: {objects.some(reaching)} reach out of their picture: a box is x, y, '
+            f'{file.path}: {objects.preview(reaching)} reach out of their picture: a box is x, y, '
             'width and height, not two corners'
         )
 
@@ -261,7 +261,7 @@ def _check_masks(job: Job, file: CocoFile, objects: Objects) -> None:
             faults.setdefault(fault, []).append(i)
     reader = f'the metric segm of {job.split}_evaluator' if judged else 'the model'
     for fault, found in faults.items():
-        text = f'{file.path}: {objects.some(found)} have {fault}'
+        text = f'{file.path}: {objects.preview(found)} have {fault}'
         if fault.startswith('no polygon') and not judged:
             job.note(f'{text}: training takes no notice of them')
         else:
@@ -293,7 +293,7 @@ def _check_something_is_left(job: Job, file: CocoFile, objects: Objects) -> None
     elif job.split == 'train' and unsized:
         job.refuse(
             f'{file.path}: the width of {len(unsized):,} of {total:,} pictures (ids '
-            f'{some(image["id"] for image in unsized)}) is {unsized[0]["width"]}, so that their '
+            f'{preview(image["id"] for image in unsized)}) is {unsized[0]["width"]}, so that their '
             'objects are left out: write the sizes of the pictures into the file'
         )
     elif job.split == 'train' and named.any() and not objects.used.any():
@@ -318,11 +318,11 @@ def _check_pictures(job: Job, images: list[dict]) -> int:
     if not all(is_local(os.path.join(folder or '', i['file_name']), backend) for i in images):
         job.note('the pictures are not checked, as they are not on a disk of this machine')
         return 0
-    if not are_there(job, {'data_prefix=dict(img=FOLDER)': folder}):
+    if not paths_exist(job, {'data_prefix=dict(img=FOLDER)': folder}):
         return 0
     sizes = {os.path.join(folder, i['file_name']): (i['height'], i['width']) for i in images}
-    missing = say_missing(job, list(sizes), 'pictures', lambda path: _way_to(job, path))
-    read = read_pictures(job, [path for path in sizes if path not in missing])
+    missing = refuse_missing(job, list(sizes), 'pictures', lambda path: _way_to(job, path))
+    read = read_images(job, [path for path in sizes if path not in missing])
     _check_sizes(job, read, sizes)
     return len(read)
 
@@ -409,4 +409,4 @@ def _count(job: Job, file: CocoFile, objects: Objects, read: int) -> None:
     job.report.count('Objects of each class', job.split, dict(zip(job.classes, numbers)))
     unknown = [name for name, number in zip(job.classes, numbers) if not number]
     if job.split == 'train' and unknown and not job.report.errors:
-        job.note(f'{file.path} has nothing to train with for {some(unknown)}')
+        job.note(f'{file.path} has nothing to train with for {preview(unknown)}')

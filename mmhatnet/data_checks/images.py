@@ -10,7 +10,7 @@ from mmengine.dataset import BaseDataset
 from PIL import Image, UnidentifiedImageError
 
 from mmhatnet.config_walk import build_unread, datasets_of, type_name
-from mmhatnet.data_checks.report import Job, some
+from mmhatnet.data_checks.report import Job, preview
 
 # How many files of each data set are read, unless all are asked for.
 SAMPLE = 200
@@ -32,7 +32,7 @@ def check_number(
     job: Job, setting: str, number: int, classes: Sequence[str], sure: bool = True
 ) -> None:
     """Compares the number of classes that a head has with the classes of the data."""
-    text = f'{setting} is {number}, but the data have {len(classes)} classes ({some(classes)})'
+    text = f'{setting} is {number}, but the data have {len(classes)} classes ({preview(classes)})'
     if number < len(classes):
         texts = job.report.errors if sure else job.report.notes
         texts.append(f'{text}: set it to {len(classes)}, or name only the classes meant.')
@@ -40,7 +40,7 @@ def check_number(
         job.report.notes.append(f'{text}: the others learn nothing, which is allowed.')
 
 
-def are_there(job: Job, paths: Mapping[str, str | None]) -> bool:
+def paths_exist(job: Job, paths: Mapping[str, str | None]) -> bool:
     """Whether the files and folders exist that settings name; one that does not is refused."""
     for setting, path in paths.items():
         # An empty setting is one that is not used, None one that the config should have.
@@ -50,11 +50,15 @@ def are_there(job: Job, paths: Mapping[str, str | None]) -> bool:
     return True
 
 
-def say_missing(job: Job, paths: Sequence[str], what: str, way: Callable[[str], str]) -> set[str]:
+def refuse_missing(
+    job: Job, paths: Sequence[str], what: str, way: Callable[[str], str]
+) -> set[str]:
     """Refuses files that are not there or empty, with the way out, and returns them."""
     missing = [path for path in paths if not (os.path.isfile(path) and os.path.getsize(path))]
     if missing:
-        text = f'{len(missing):,} of {len(paths):,} {what} are missing or empty, {some(missing, 3)}'
+        text = (
+            f'{len(missing):,} of {len(paths):,} {what} are missing or empty, {preview(missing, 3)}'
+        )
         job.refuse(f'{text}: {way(missing[0])}')
     return set(missing)
 
@@ -76,16 +80,16 @@ def read_sample(
         doing = f'Reading {what} of {job.split}'
         found = job.report.track(threads.map(attempt, paths), len(paths), doing)
         found = dict(zip(paths, found))
-    bad = [f'{path} {trouble_of(path)}' for path in found if isinstance(found[path], Exception)]
+    bad = [f'{path} {why_unreadable(path)}' for path in found if isinstance(found[path], Exception)]
     if bad:
         job.refuse(
-            f'{len(bad):,} of {len(found):,} {what} that were read cannot be: {some(bad, 3)}; '
+            f'{len(bad):,} of {len(found):,} {what} that were read cannot be: {preview(bad, 3)}; '
             'replace them, or take them out of the data'
         )
     return {path: one for path, one in found.items() if not isinstance(one, Exception)}
 
 
-def read_pictures(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+def read_images(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Height and width of a sample of pictures, by path, as the pipeline loads them."""
     steps = job.settings.get('pipeline') or ()
     step = next((step for step in steps if type_name(step) == 'LoadImageFromFile'), None)
@@ -100,7 +104,7 @@ def read_pictures(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     return {path: size for path, size in found.items() if size}
 
 
-def trouble_of(path: str) -> str:
+def why_unreadable(path: str) -> str:
     """Why a file cannot be read as a picture."""
     try:
         with open(path, 'rb') as file:

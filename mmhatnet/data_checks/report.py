@@ -115,7 +115,7 @@ class Job:
         self.refuse(text, sure=False)
 
 
-def some(values: Iterable, most: int = 5) -> str:
+def preview(values: Iterable, most: int = 5) -> str:
     """The first few values, and how many more there are."""
     values = [str(value) for value in values]
     more = f' and {len(values) - most:,} more' if len(values) > most else ''

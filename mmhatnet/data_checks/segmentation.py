@@ -18,16 +18,16 @@ from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from mmhatnet.config_walk import class_of, dicts_of, type_name
 from mmhatnet.data_checks import report
 from mmhatnet.data_checks.images import (
-    are_there,
     check_number,
     datasets_of_training,
     is_local,
-    read_pictures,
+    paths_exist,
+    read_images,
     read_sample,
-    say_missing,
+    refuse_missing,
     size_rows,
 )
-from mmhatnet.data_checks.report import some
+from mmhatnet.data_checks.report import preview
 
 ENDINGS = ('.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 NO_CLASS = ('background', 'bg', 'unlabeled', 'unlabelled', 'void', 'ignore')
@@ -92,7 +92,7 @@ def why_not_built(where: str, settings: ConfigDict) -> str | None:
     if not own or not (other := [name for name in names if name not in own]):
         return None
     return (
-        f'{where}: metainfo.classes names {some(other)}, which {type_name(settings)} does not '
+        f'{where}: metainfo.classes names {preview(other)}, which {type_name(settings)} does not '
         f"know, as it has {len(own)} classes of its own; set type='BaseSegDataset' with "
         'img_suffix, seg_map_suffix and reduce_zero_label as your files need them.'
     )
@@ -157,7 +157,7 @@ def _check_against_training(job: Job) -> None:
         # Where nothing is set, nothing is said; lists and tuples are the same.
         own, *others = (list(v) if isinstance(v, tuple) else v for v in found)
         if others and None not in (own, *others) and own not in others:
-            own, other = (some(v, 8) if name == 'classes' else v for v in (own, others[0]))
+            own, other = (preview(v, 8) if name == 'classes' else v for v in (own, others[0]))
             job.refuse(
                 f'{name}: {own}, but {other} in train_dataloader, so that labels mean something '
                 'else than in training; give both the same'
@@ -170,7 +170,7 @@ def _find_pairs(job: Job) -> dict[str, str | None]:
     listed = dataset.ann_file if not os.path.isdir(dataset.ann_file) else ''
     keys = ('img_path', 'seg_map_path') if job.load_mask else ('img_path',)
     folders = {f'data_prefix.{key}': dataset.data_prefix.get(key) for key in keys}
-    if not are_there(job, folders | dict(ann_file=listed)):
+    if not paths_exist(job, folders | dict(ann_file=listed)):
         return {}
     # A list of no picture cannot be serialized.
     dataset.serialize_data = False
@@ -181,9 +181,9 @@ def _find_pairs(job: Job) -> dict[str, str | None]:
         job.refuse(f'{listed} lists no picture')
     elif not listed and dataset._indices is None:
         _say_left_out(job, {*pairs, *pairs.values()}, *folders.values())
-    missing = say_missing(job, list(pairs), 'pictures', partial(_way_to_file, dataset, False))
+    missing = refuse_missing(job, list(pairs), 'pictures', partial(_way_to_file, dataset, False))
     masks = [mask for picture, mask in pairs.items() if mask and picture not in missing]
-    missing |= say_missing(job, masks, 'masks', partial(_way_to_file, dataset, True))
+    missing |= refuse_missing(job, masks, 'masks', partial(_way_to_file, dataset, True))
     return {picture: mask for picture, mask in pairs.items() if not missing & {picture, mask}}
 
 
@@ -207,7 +207,7 @@ def _say_left_out(job: Job, used: set[str], folder: str, masks: str | None = Non
         way = f'set img_suffix={max(ends, key=ends.get)!r}' if ends else 'correct data_prefix'
         job.refuse(
             f'none of the {ends.total():,} pictures in {folder} ends with {suffixes}, but with '
-            f'{some(ends) or "-"}; {way}'
+            f'{preview(ends) or "-"}; {way}'
         )
         return
     if masks and not os.path.samefile(folder, masks):
@@ -217,7 +217,7 @@ def _say_left_out(job: Job, used: set[str], folder: str, masks: str | None = Non
         suffixes += f', seg_map_suffix={ending!r}'
     for root, paths in left.items():
         if names := [os.path.basename(p) for p in paths if os.path.normpath(p) not in used]:
-            job.note(f'{len(names):,} files in {root} are left out by {suffixes}: {some(names)}')
+            job.note(f'{len(names):,} files in {root} are left out by {suffixes}: {preview(names)}')
 
 
 def _way_to_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
@@ -236,7 +236,7 @@ def _way_to_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
 
 def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
     """Reads pictures and masks as the pipeline does, and judges what is in them."""
-    sizes = read_pictures(job, list(pairs))
+    sizes = read_images(job, list(pairs))
     found = dict(folder=job.dataset.data_prefix['img_path'], pictures=len(pairs))
     found['pictures read'] = len(sizes)
     job.report.count('Data', job.split, found | size_rows(sizes.values()))
@@ -255,7 +255,7 @@ def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
     if deep := [path for path, mask in masks.items() if len(mask.shape) != 2]:
         job.refuse(
             f'{len(deep):,} of {len(masks):,} masks read have the shape {masks[deep[0]].shape}, '
-            f'{some(deep, 3)}; colours are no labels, save the number of the class of each pixel, '
+            f'{preview(deep, 3)}; colours are no labels, save the number of the class of each pixel, '
             'or one channel where the channels are equal, as gray or palette PNG',
             job.sure,
         )
@@ -295,7 +295,7 @@ def _check_values(job: Job, masks: dict[str, Mask], paths: list[str]) -> None:
     """Judges the values in masks by the classes."""
     n, first = len(job.classes), int(job.reduce)
     values = sorted(set().union(*(mask.values for mask in masks.values())))
-    found = f'values found: {some(values, 12)}'
+    found = f'values found: {preview(values, 12)}'
     known = job.ignored | set(range(n))
     # LoadAnnotations makes bytes of them.
     counted = set(range(-1, 256))
@@ -308,9 +308,9 @@ def _check_values(job: Job, masks: dict[str, Mask], paths: list[str]) -> None:
             way = 'set reduce_zero_label=True if 0 is no class, or name the class that is missing'
         example = next(path for path, mask in masks.items() if beyond[0] in mask.values)
         job.refuse(
-            f'the value {some(beyond, 8)} in masks ({example}) is none of the {n} classes, which '
+            f'the value {preview(beyond, 8)} in masks ({example}) is none of the {n} classes, which '
             f'are {first} to {first + n - 1} as reduce_zero_label={job.reduce}, nor ignored as '
-            f'{some(job.ignored)} is, {found}; {way}',
+            f'{preview(job.ignored)} is, {found}; {way}',
             job.sure,
         )
 
@@ -340,12 +340,12 @@ def _check_used(job: Job, masks: dict[str, Mask], paths: list[str], found: str) 
         drops = ' and 0 too, as reduce_zero_label=True' if job.reduce else ''
         way = ', or set reduce_zero_label=False if 0 is one' if zero_dropped else ''
         job.refuse(
-            f'{only} ({found}; {some(job.ignored)} is ignored{drops}), so that there is nothing to '
+            f'{only} ({found}; {preview(job.ignored)} is ignored{drops}), so that there is nothing to '
             f'learn; give the classes the values {first} to {first + last}{way}',
             job.sure and job.split == 'train',
         )
     elif len(masks) == len(paths) and (unused := set(range(len(classes))) - used):
-        job.note(f'no mask has pixels of {some(classes[i] for i in sorted(unused))}')
+        job.note(f'no mask has pixels of {preview(classes[i] for i in sorted(unused))}')
 
 
 def _show(job: Job, masks: dict[str, Mask]) -> None:

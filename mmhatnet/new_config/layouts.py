@@ -70,7 +70,7 @@ def divide(file: Path) -> Iterator[Path]:
         yield path
 
 
-def picture_folder(root: Path, file: Path) -> str:
+def image_folder(root: Path, file: Path) -> str:
     """The folder that the names in an annotation file start from, relative to the root."""
     names = [str(image.get('file_name')) for image in coco_content(file)['images'][:20]]
     places = [file.parent, *folders(root, 2)]
@@ -98,7 +98,7 @@ def detection(root: Path, split: bool, **_: object) -> dict | None:
     classes = tuple(c['name'] for c in categories if c['id'] in used or c['name'] not in parents)
     masked = all(thing.get('segmentation') for thing in things)
     job = 'maskrcnn' if masked else 'retinanet'
-    places = {split: picture_folder(root, root / file) for split, file in files.items()}
+    places = {split: image_folder(root, root / file) for split, file in files.items()}
     return dict(job=job, classes=classes, files=files, places=places)
 
 
