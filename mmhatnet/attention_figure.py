@@ -91,7 +91,7 @@ def attention_of_image(
 
 
 def frame(found: AttentionMap, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The (left, top) and (right, bottom) of a map in pixels of the picture."""
+    """The (left, top) and (right, bottom) of a map in pixels of the image."""
     start = np.array([found.left, found.top])
     return start * pixels, (start + np.array(found.weights.shape[:0:-1]) * found.cell) * pixels
 
@@ -111,10 +111,10 @@ def draw_weights(ax: Axes, weights: Tensor, start: np.ndarray, end: np.ndarray) 
 
 
 def draw_figure(
-    stages: list[tuple[dict, np.ndarray]], picture: np.ndarray, point: list[int], heads: bool
+    stages: list[tuple[dict, np.ndarray]], image: np.ndarray, point: list[int], heads: bool
 ) -> Figure:
     """Rows are stages and columns local and global; of single heads as many as fit into a row."""
-    size = np.array(picture.shape[1::-1])
+    size = np.array(image.shape[1::-1])
     panels = [
         (index, kind, head)
         for index, (maps, _) in enumerate(stages)
@@ -132,7 +132,7 @@ def draw_figure(
     for ax, (index, kind, head) in zip(axes, panels):
         maps, pixels = stages[index]
         found = maps.get(kind)
-        ax.imshow(picture, cmap='gray', vmin=-80, vmax=255)  # the darkest is grey
+        ax.imshow(image, cmap='gray', vmin=-80, vmax=255)  # the darkest is grey
         first, last = np.zeros(2), size
         if found:
             weights = found.weights.mean(0) if head is None else found.weights[head]
@@ -140,7 +140,7 @@ def draw_figure(
         if 'local' in maps:
             start, end = frame(maps['local'], pixels)
             ax.add_patch(Rectangle(start, *(end - start), fill=False, linewidth=0.7))
-            if found and kind == 'local':  # three times the window, of the picture's shape
+            if found and kind == 'local':  # three times the window, of the image's shape
                 part = min(3 * max((end - start) / size), 1) * size
                 first = np.clip((start + end - part) / 2, 0, size - part)
                 last = first + part

@@ -138,7 +138,7 @@ def _recorded_build_errors() -> Iterator[dict[Exception, str | None]]:
 
 
 def require_channels(cfg: Config, *splits: str) -> None:
-    """Checks the backbone's channels against those of the pictures and of what uses its features.
+    """Checks the backbone's channels against those of the images and of what uses its features.
 
     Raises:
         ConfigError: If they differ.
@@ -180,7 +180,7 @@ def require_channels(cfg: Config, *splits: str) -> None:
     if others:
         raise ConfigError(
             f'{cfg.filename}: model.backbone.in_channels is {channels}, but {others[0]}; set '
-            "in_channels, and mean and std of data_preprocessor, to the pictures' number of "
+            "in_channels, and mean and std of data_preprocessor, to the images' number of "
             "channels, and color_type where they are loaded to 'color' (3), 'grayscale' (1) or "
             "'unchanged' (what the files have)."
         )

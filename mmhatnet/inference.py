@@ -128,20 +128,20 @@ class Frame(str):
         return frame
 
 
-def predict(inferencer: object, pictures: Sequence[str | np.ndarray]) -> list:
-    """Predicts pictures in one batch: a data sample of the framework for each of them.
+def predict(inferencer: object, images: Sequence[str | np.ndarray]) -> list:
+    """Predicts images in one batch: a data sample of the framework for each of them.
 
     Args:
         inferencer (object): What ``build_inferencer`` gives.
-        pictures (Sequence[str | np.ndarray]): Their paths, or their pixels (H, W, 3) in BGR.
+        images (Sequence[str | np.ndarray]): Their paths, or their pixels (H, W, 3) in BGR.
     """
-    result = inferencer(list(pictures), batch_size=len(pictures), return_datasamples=True)
+    result = inferencer(list(images), batch_size=len(images), return_datasamples=True)
     samples = result['predictions'] if isinstance(result, dict) else result
     return list(samples) if isinstance(samples, (list, tuple)) else [samples]
 
 
 def find_images(names: Sequence[str], videos: bool = False) -> dict[str, tuple[int, int]]:
-    """Finds and reads the pictures that a user names.
+    """Finds and reads the images that a user names.
 
     Args:
         names (Sequence[str]): Files, folders and patterns such as 'photos/*.jpg'.
@@ -164,19 +164,19 @@ def find_images(names: Sequence[str], videos: bool = False) -> dict[str, tuple[i
             found = [path for path in found if os.path.isfile(path)]
         if not found:
             kind = 'in the folder' if os.path.isdir(name) else 'at'
-            raise DataError(f'There is no picture {kind} {name}: name files, folders or patterns.')
+            raise DataError(f'There is no image {kind} {name}: name files, folders or patterns.')
         paths += found
     sizes = {}
     for path in paths:
         is_video = path.lower().endswith(VIDEOS)
         if is_video and not videos:
-            raise DataError(f'{path} is a video: name a picture.')
+            raise DataError(f'{path} is a video: name an image.')
         sizes.update(_frames(path) if is_video else {path: _size(path)})
     if unreadable := [path for path, size in sizes.items() if size is None]:
+        reasons = preview(f'{path} {why_unreadable(path)}' for path in unreadable)
         raise DataError(
-            f'{len(unreadable)} of {len(sizes)} pictures cannot be read, '
-            f'{preview(f"{path} {why_unreadable(path)}" for path in unreadable)}: mend them or leave them '
-            'out.'
+            f'{len(unreadable)} of {len(sizes)} images cannot be read, {reasons}: mend them or '
+            'leave them out.'
         )
     return sizes
 
@@ -194,7 +194,7 @@ def _frames(path: str) -> dict[Frame, tuple[int, int]]:
 
 def _size(path: str) -> tuple[int, int] | None:
     try:
-        picture = mmcv.imread(path)
+        image = mmcv.imread(path)
     except Exception:  # OpenCV's of an empty file
         return None
-    return None if picture is None else picture.shape[:2]
+    return None if image is None else image.shape[:2]

@@ -46,12 +46,12 @@ def write_predictions(
     names = dict(zip(files, output_names(files)))
     if scope == 'mmdet':
         coco = coco_ids(ann_file, sizes, classes)
-        images = dict(zip(sizes, coco['images']))
+        records = dict(zip(sizes, coco['images']))
     elif scope == 'mmpretrain':
         from mmpretrain.visualization import UniversalVisualizer
 
         inferencer.visualizer = UniversalVisualizer()
-    # Pictures of different sizes would be padded to one, and normalised with what is not there.
+    # Images of different sizes would be padded to one, and normalised with what is not there.
     by_size = itertools.groupby(sorted(sizes, key=sizes.get), sizes.get)
     groups = [list(paths) for _, paths in by_size]
     batches = [
@@ -60,25 +60,25 @@ def write_predictions(
     predictions, films = {}, {}
     warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
     for batch in track(batches, 'Inference'):
-        pictures = [next(path.reader) if isinstance(path, Frame) else path for path in batch]
-        for path, picture, sample in zip(batch, pictures, predict(inferencer, pictures)):
+        images = [next(path.reader) if isinstance(path, Frame) else path for path in batch]
+        for path, image, sample in zip(batch, images, predict(inferencer, images)):
             sample = sample.cpu()
             name = names[file_of[path]]
             shown = dict(draw_gt=False, out_file=str(out_dir / 'drawn' / f'{name}.jpg'))
-            picture = mmcv.bgr2rgb(mmcv.imread(picture))
+            image = mmcv.bgr2rgb(mmcv.imread(image))
             if scope == 'mmpretrain':
                 label = int(sample.pred_score.argmax())
                 found = dict(label=label, name=classes[label] if classes else None)
                 found['score'] = float(sample.pred_score[label])
                 predictions[path] = [dict(image=path, **found)]
-                inferencer.visualizer.visualize_cls(picture, sample, classes, **shown)
+                inferencer.visualizer.visualize_cls(image, sample, classes, **shown)
             elif scope == 'mmdet':
                 certain = sample.pred_instances.scores > score_thr
                 sample.pred_instances = sample.pred_instances[certain]
-                predictions[path] = detections(sample, images[path], coco['categories'])
+                predictions[path] = detections(sample, records[path], coco['categories'])
                 shown['pred_score_thr'] = score_thr
                 inferencer.visualizer.line_width = max(min(sizes[path]) // 200, 1)
-                inferencer.visualizer.add_datasample(path, picture, sample, **shown)
+                inferencer.visualizer.add_datasample(path, image, sample, **shown)
             else:
                 labels = sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
                 label_map = str(
@@ -87,7 +87,7 @@ def write_predictions(
                 mmcv.imwrite(labels, str(label_map))
                 pixels = {classes[i]: int((labels == i).sum()) for i in np.unique(labels)}
                 predictions[path] = [dict(image=path, label_map=str(label_map), pixels=pixels)]
-                inferencer.visualizer.add_datasample(path, picture, sample, **shown)
+                inferencer.visualizer.add_datasample(path, image, sample, **shown)
             if isinstance(path, Frame):
                 append(films, path, shown['out_file'])
     for film in films.values():
@@ -108,7 +108,7 @@ def output_names(paths: list[str]) -> list[str]:
 
 
 def coco_ids(ann_file: str | None, sizes: dict, classes: list[str]) -> dict:
-    """The pictures and categories in COCO's format, in the order of ``sizes`` and ``classes``."""
+    """The images and categories in COCO's format, in the order of ``sizes`` and ``classes``."""
     if ann_file is None:
         images = [
             dict(id=number, file_name=path, height=height, width=width)
@@ -123,13 +123,13 @@ def coco_ids(ann_file: str | None, sizes: dict, classes: list[str]) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f'--ann-file {ann_file} cannot be read as COCO: {error!r}.') from error
     for kind, known, names in (
-        ('picture', images, [os.path.basename(path) for path in sizes]),
+        ('image', images, [os.path.basename(path) for path in sizes]),
         ('category', categories, classes),
     ):
         if unknown := [name for name in names if name not in known]:
             raise DataError(
                 f'--ann-file {ann_file} has no {kind} {unknown[0]} ({len(unknown)} are missing): '
-                'name the annotations of these pictures, or leave it out.'
+                'name the annotations of these images, or leave it out.'
             )
     content['images'] = [images[os.path.basename(path)] for path in sizes]
     content['categories'] = [categories[name] for name in classes]
@@ -137,7 +137,7 @@ def coco_ids(ann_file: str | None, sizes: dict, classes: list[str]) -> dict:
 
 
 def detections(sample, image: dict, categories: list[dict]) -> list[dict]:
-    """COCO's results of one picture."""
+    """COCO's results of one image."""
     from mmdet.structures.mask import encode_mask_results
 
     found = sample.pred_instances.numpy()
@@ -154,14 +154,14 @@ def detections(sample, image: dict, categories: list[dict]) -> list[dict]:
 
 def append(films: dict, frame: Frame, drawn: str) -> None:
     """Moves a drawn frame to the end of the film that is drawn of its video."""
-    picture, path = cv2.imread(drawn), f'{drawn.removesuffix(".jpg")}.mp4'
+    image, path = cv2.imread(drawn), f'{drawn.removesuffix(".jpg")}.mp4'
     if frame.reader not in films:
-        code, size = cv2.VideoWriter_fourcc(*'mp4v'), picture.shape[1::-1]
+        code, size = cv2.VideoWriter_fourcc(*'mp4v'), image.shape[1::-1]
         films[frame.reader] = cv2.VideoWriter(path, code, frame.reader.fps, size)
         if not films[frame.reader].isOpened():
             raise DataError(
                 f'{path} cannot be written by OpenCV, with {frame.reader.fps} frames a second and '
-                f'{size[0]} x {size[1]} pixels: name single pictures of {frame.file}.'
+                f'{size[0]} x {size[1]} pixels: name single images of {frame.file}.'
             )
-    films[frame.reader].write(picture)
+    films[frame.reader].write(image)
     os.remove(drawn)

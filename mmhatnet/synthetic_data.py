@@ -20,7 +20,7 @@ from mmhatnet.errors import DataError
 # The version rises whenever the same settings give other files, so that older data is made again.
 GENERATOR = dict(generator='tools/make_toy_data.py', version=3)
 DEFAULT_COUNTS = dict(coco=[400, 50], ade=[200, 40], imagenet=[100, 25])
-SCALE = 3  # Pictures are drawn this many times larger and averaged down, for smooth edges.
+SCALE = 3  # Images are drawn this many times larger and averaged down, for smooth edges.
 Rng = np.random.Generator
 # Polygons (N, 2), each over the ones before, and their colours: RGB in 0..1. Those that painters
 # return lie around the origin, to the right and down, with 1 as their radius.
@@ -108,7 +108,7 @@ BUILDING, SKY, TREE, ROAD, GRASS, CAR = ADE
 
 
 def placed(rng: Rng, shapes: Shapes, centre: np.ndarray, radius: float, tilt: float = 0) -> Shapes:
-    """Move shapes to their place on a picture, in pixels, tilted by `tilt` degrees at most."""
+    """Move shapes to their place on an image, in pixels, tilted by `tilt` degrees at most."""
     turn = cv2.getRotationMatrix2D((0, 0), rng.uniform(-tilt, tilt), radius)[:, :2]
     return [(points @ turn + centre, paint) for points, paint in shapes]
 
@@ -121,7 +121,7 @@ def fill(target: np.ndarray, shapes: Shapes, value: int | None = None) -> np.nda
 
 
 class Canvas:
-    """A picture while it is drawn: `image` (H, W, 3), RGB in 0..1, and `labels` (H, W)."""
+    """An image while it is drawn: `image` (H, W, 3), RGB in 0..1, and `labels` (H, W)."""
 
     def __init__(self, rng: Rng, size: np.ndarray, saturation: float, label: int = 0) -> None:
         self.rng, self.size = rng, (int(size[0]), int(size[1]))
@@ -150,7 +150,7 @@ class Canvas:
         fill(self.image, shapes)[inside] *= np.where(mask[inside], light, 1)[..., None]
 
     def ground(self, top: float, unevenness: float, paint: np.ndarray, label: int = 0) -> None:
-        """Fill the picture below a line of hills, in shares of the height."""
+        """Fill the image below a line of hills, in shares of the height."""
         (width, height), (starts, waves) = self.size, self.rng.uniform(3, 9, (2, 2))
         x = np.linspace(0, 1, 50)
         crest = top - unevenness * np.sin(starts + np.outer(x, waves)).mean(1)
@@ -167,7 +167,7 @@ class Canvas:
             self.ground(self.rng.uniform(0.55, 0.7), 0.05, colour(self.rng, 40, 0.22, 0.82))
 
     def finish(self) -> Image.Image:
-        """Average the picture down to its size, with a camera's grain."""
+        """Average the image down to its size, with a camera's grain."""
         image = cv2.resize(np.clip(self.image, 0, 1), self.size, interpolation=cv2.INTER_AREA)
         image = image * self.rng.uniform(0.88, 1.05) + self.rng.normal(0, 0.015, image.shape)
         return Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
@@ -194,7 +194,7 @@ def annotate(mask: np.ndarray, cover: np.ndarray, crowd: bool) -> dict | None:
 
 
 def draw_coco(rng: Rng, index: int) -> tuple[Image.Image, list[dict]]:
-    """Draw picture number `index`; of twenty, the second shows nothing, the third a crowd."""
+    """Draw image number `index`; of twenty, the second shows nothing, the third a crowd."""
     size = 8 * rng.integers((18, 14), (23, 18))[:: rng.choice([1, -1], p=[0.7, 0.3])]
     canvas, crowd = Canvas(rng, size, 0.25), index % 20 == 2
     canvas.scenery()
@@ -256,14 +256,14 @@ def draw_imagenet(rng: Rng, index: int, painter: Callable) -> tuple[Image.Image]
     return (canvas.finish(),)
 
 
-def pictures(draw: Callable, part: str, seed: int, count: int, *args) -> Iterator[tuple]:
+def images(draw: Callable, part: str, seed: int, count: int, *args) -> Iterator[tuple]:
     for index in track(range(count), part):
         yield index, *draw(np.random.default_rng([seed, index, *part.encode()]), index, *args)
 
 
-def save(picture: Image.Image, path: Path) -> None:
+def save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, quality=92, subsampling=0)
+    image.save(path, quality=92, subsampling=0)
 
 
 # What is written, and alone may be replaced.
@@ -302,23 +302,23 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
     for split, first_id, count in zip(('train2017', 'val2017'), (1, 500_001), counts['coco']):
         categories = [dict(id=key, name=p.__name__.replace('_', ' ')) for key, p in COCO.items()]
         content = dict(images=[], annotations=[], categories=categories)
-        for index, picture, things in pictures(draw_coco, f'coco/{split}', seed, count):
-            image = dict(id=first_id + index, file_name=f'{first_id + index:012d}.jpg')
-            content['images'].append(dict(image, width=picture.width, height=picture.height))
-            save(picture, folder / 'coco' / split / image['file_name'])
+        for index, image, things in images(draw_coco, f'coco/{split}', seed, count):
+            record = dict(id=first_id + index, file_name=f'{first_id + index:012d}.jpg')
+            content['images'].append(dict(record, width=image.width, height=image.height))
+            save(image, folder / 'coco' / split / record['file_name'])
             for thing in things:
-                thing.update(id=len(content['annotations']) + 1, image_id=image['id'])
+                thing.update(id=len(content['annotations']) + 1, image_id=record['id'])
                 content['annotations'].append(thing)
         (folder / 'coco/annotations' / f'instances_{split}.json').write_text(json.dumps(content))
     ade = folder / 'ade' / 'ADEChallengeData2016'
     for split, short, count in zip(('training', 'validation'), ('train', 'val'), counts['ade']):
-        for index, picture, labels in pictures(draw_ade, f'ade/{split}', seed, count):
+        for index, image, labels in images(draw_ade, f'ade/{split}', seed, count):
             name = f'ADE_{short}_{index + 1:08d}'
-            save(picture, ade / 'images' / split / f'{name}.jpg')
+            save(image, ade / 'images' / split / f'{name}.jpg')
             save(labels, ade / 'annotations' / split / f'{name}.png')
     for (split, count), wnid in product(zip(('train', 'val'), counts['imagenet']), IMAGENET):
         part = f'imagenet/{split}/{wnid}'
-        for index, picture in pictures(draw_imagenet, part, seed, count, IMAGENET[wnid]):
-            save(picture, folder / part / f'{wnid}_{split}_{index + 1:04d}.JPEG')
+        for index, image in images(draw_imagenet, part, seed, count, IMAGENET[wnid]):
+            save(image, folder / part / f'{wnid}_{split}_{index + 1:04d}.JPEG')
     stamp.write_text(json.dumps(dict(settings, sha256=digest(folder))))
     return True

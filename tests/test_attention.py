@@ -86,11 +86,11 @@ def test_recorded_inputs_are_those_of_the_forward_pass() -> None:
 
 @pytest.mark.parametrize('job', ['maskrcnn', 'semfpn', 'imagenet'])
 def test_maps_lie_around_the_point(job: str, toy_data: Path, tmp_path: Path) -> None:
-    """The model sees the picture smaller or larger than it is, and the maps lie on the picture."""
+    """The model sees the image smaller or larger than it is, and the maps lie on the image."""
     config, checkpoint = random_job(job, tmp_path)
-    picture = mmcv.imread(str(next(toy_data.glob('data/toy/coco/val2017/*.jpg'))))
+    image = mmcv.imread(str(next(toy_data.glob('data/toy/coco/val2017/*.jpg'))))
     path = tmp_path / 'large.png'
-    mmcv.imwrite(mmcv.imresize(picture, (300, 200)), str(path))
+    mmcv.imwrite(mmcv.imresize(image, (300, 200)), str(path))
     cfg = Config.fromfile(config)
     stages = attention_of_image(cfg, str(checkpoint), str(path), (290, 30), device='cpu')
     assert [list(maps) for maps, _ in stages] == [['local', 'global']] * 3 + [['global']]
@@ -106,9 +106,9 @@ def test_maps_lie_around_the_point(job: str, toy_data: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize('options', [[], ['--heads', '--block', '0']])
 def test_command(options: list[str], run_tool, toy_data: Path, tmp_path: Path) -> None:
     job = random_job('imagenet', tmp_path)
-    picture = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
+    image = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
     out = tmp_path / 'new' / 'attention.png'
-    run_tool('visualize_attention', *job, picture, '--point', 9, 5, '--out', out, *options)
+    run_tool('visualize_attention', *job, image, '--point', 9, 5, '--out', out, *options)
     height, width = mmcv.imread(str(out)).shape[:2]
     assert width <= 2100 and height <= 2700, 'it fits a page'
 
@@ -129,8 +129,8 @@ def test_command(options: list[str], run_tool, toy_data: Path, tmp_path: Path) -
 )
 def test_bad_input_is_named(args: list, message: str, told, toy_data, tmp_path: Path) -> None:
     job = random_job('imagenet', tmp_path)
-    picture = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
-    result = told('visualize_attention', *job, picture, *args)
+    image = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
+    result = told('visualize_attention', *job, image, *args)
     assert result.returncode and re.search(message, result.stderr)
 
 
@@ -138,6 +138,6 @@ def test_another_backbone_is_refused(told, toy_data: Path, tmp_path: Path) -> No
     backbone = dict(type='LeNet5', num_classes=-1)
     config, checkpoint = random_job('imagenet', tmp_path, backbone=backbone, in_channels=120)
     assert Config.fromfile(config).model.backbone == backbone
-    picture = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
-    result = told('visualize_attention', config, checkpoint, picture, '--point', '1', '1')
+    image = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
+    result = told('visualize_attention', config, checkpoint, image, '--point', '1', '1')
     assert result.returncode and 'has no HATNet' in result.stderr

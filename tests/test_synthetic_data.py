@@ -19,7 +19,7 @@ from mmhatnet.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 
-# Of each COCO split, the second picture shows nothing and the third shows a crowd.
+# Of each COCO split, the second image shows nothing and the third shows a crowd.
 COUNTS = {'coco': [8, 5], 'ade': [3, 2], 'imagenet': [2, 1]}
 FEWER = {'coco': [3, 0], 'ade': [1, 2], 'imagenet': [0, 1]}
 
@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def made(folder: Path, seed: int, counts: dict) -> dict[str, bytes]:
-    """The pictures that are made in a new folder."""
+    """The images that are made in a new folder."""
     assert toy.make_toy_data(folder, seed, counts)
     return {name: data for name, data in contents(folder).items() if not name.endswith('.json')}
 
@@ -56,7 +56,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_seed_and_number_determine_a_picture(folder: Path, tmp_path: Path) -> None:
+def test_seed_and_number_determine_an_image(folder: Path, tmp_path: Path) -> None:
     made(tmp_path / 'again', 0, COUNTS)
     assert contents(tmp_path / 'again') == contents(folder)
     fewer, other = made(tmp_path / 'fewer', 0, FEWER), made(tmp_path / 'other', 1, FEWER)
@@ -79,16 +79,16 @@ def test_coco_annotations_lie_on_what_is_visible(coco: COCO) -> None:
         min(coco.imgs) + 1
     ]
     touching = 0
-    for image_id, image in coco.imgs.items():
-        picture = np.asarray(Image.open(coco.images / image['file_name']))
-        assert picture.shape == (image['height'], image['width'], 3)
+    for image_id, record in coco.imgs.items():
+        image = np.asarray(Image.open(coco.images / record['file_name']))
+        assert image.shape == (record['height'], record['width'], 3)
         things = coco.loadAnns(coco.getAnnIds(image_id))
         for thing in things:
             mask, name = coco.annToMask(thing), coco.cats[thing['category_id']]['name']
             assert mask.sum() == thing['area'] > 0
             assert mask_utils.toBbox(coco.annToRLE(thing)).tolist() == thing['bbox']
-            mean = picture[mask > 0].mean(0)
-            assert COLOURS[name](*mean), (image, name, mean)
+            mean = image[mask > 0].mean(0)
+            assert COLOURS[name](*mean), (record, name, mean)
         for first, second in combinations(things, 2):
             boxes = np.array([first['bbox'], second['bbox']])
             touching += mask_utils.iou(boxes[:1], boxes[1:], [0])[0, 0] > 0
@@ -226,5 +226,5 @@ def test_second_command_writes_nothing(command, tmp_path: Path, capsys) -> None:
 def test_negative_numbers_are_refused(command, tmp_path: Path, capsys, option: str) -> None:
     with pytest.raises(SystemExit):
         command(f'toy {option}')
-    assert 'number of pictures is -1; give 0 or more' in capsys.readouterr().err
+    assert 'number of images is -1; give 0 or more' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config of the job')
     parser.add_argument(
-        '--all', action='store_true', help='read every picture and mask instead of a sample'
+        '--all', action='store_true', help='read every image and mask instead of a sample'
     )
     cli.add_settings_option(parser)
     return parser.parse_args()

@@ -17,7 +17,7 @@ METRICS = {
     'coco/bbox_mAP_50': ('objects found and named, with a box around them (box AP50)', 100),
     'coco/segm_mAP_50': ('objects found and named, with their outline (mask AP50)', 100),
     'mIoU': ('area named right, mean of all classes (mIoU)', 1),
-    'accuracy/top1': ('pictures named right (top-1 accuracy)', 1),
+    'accuracy/top1': ('images named right (top-1 accuracy)', 1),
 }
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     for line in results[-1].read_text().splitlines():
         reached.update(json.loads(line))
 
-    print('On pictures that it was not trained on, of 100 %:')
+    print('On images that it was not trained on, of 100 %:')
     missed = []
     for metric, goal in goals.items():
         words, factor = METRICS[metric]

@@ -2,10 +2,10 @@
 
     FOLDER/coco/{annotations,train2017,val2017}                    objects with boxes and masks
     FOLDER/ade/ADEChallengeData2016/{images,annotations}/{training,validation}   labelled scenes
-    FOLDER/imagenet/{train,val}/WNID                               one object per picture
+    FOLDER/imagenet/{train,val}/WNID                               one object per image
 
 The same seed writes the same bytes under the same versions of NumPy, OpenCV and Pillow, and the
-same first pictures whatever their number.
+same first images whatever their number.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     counts = {name: getattr(args, name) for name in DEFAULT_COUNTS}
     if (least := min(args.seed, *sum(counts.values(), []))) < 0:
-        parser.error(f'the seed or a number of pictures is {least}; give 0 or more')
+        parser.error(f'the seed or a number of images is {least}; give 0 or more')
     made = make_toy_data(args.folder, args.seed, counts)
     print(f"The toy data {'is' if made else 'was already'} in '{args.folder}'.")
 

@@ -2,9 +2,9 @@
 
     python tools/new_config.py --data FOLDER        # then: python tools/train.py config.py
 
-The folder holds COCO annotations (as Roboflow, CVAT and Label Studio export them, too), or pictures
+The folder holds COCO annotations (as Roboflow, CVAT and Label Studio export them, too), or images
 and masks (images/train and annotations/train, or the names of ADE20K and MMSegmentation), or a
-folder of pictures for each class in train/ and val/.
+folder of images for each class in train/ and val/.
 """
 
 import argparse

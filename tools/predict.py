@@ -1,8 +1,8 @@
-"""Predicts pictures and videos: draws boxes, masks, label maps or classes, and writes them as JSON.
+"""Predicts images and videos: draws boxes, masks, label maps or classes, and writes them as JSON.
 
-For detectors predictions.json holds COCO's results, and images.json the pictures and categories
-whose ids these name. Segmentors write a label map of each picture, a PNG file of class numbers.
-The frames of a video are pictures in a folder of its name; drawn, they are a video again.
+For detectors predictions.json holds COCO's results, and images.json the images and categories
+whose ids these name. Segmentors write a label map of each image, a PNG file of class numbers.
+The frames of a video are images in a folder of its name; drawn, they are a video again.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from mmhatnet.prediction import write_predictions
 def parse_args() -> argparse.Namespace:
     parser = cli.inference_parser(__doc__)
     parser.add_argument(
-        'images', nargs='+', help='pictures and videos: files, folders, or patterns like "*.jpg"'
+        'images', nargs='+', help='images and videos: files, folders, or patterns like "*.jpg"'
     )
     parser.add_argument('--out-dir', default='work_dirs/predictions', help='default: %(default)s')
-    parser.add_argument('--batch-size', type=int, default=1, help='pictures of one size at a time')
+    parser.add_argument('--batch-size', type=int, default=1, help='images of one size at a time')
     parser.add_argument(
         '--score-thr',
         type=float,
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
         help='least score of the boxes that are drawn and written; 0 for all (default: 0.3)',
     )
     parser.add_argument(
-        '--ann-file', help="COCO's annotations of these pictures, whose ids the results take"
+        '--ann-file', help="COCO's annotations of these images, whose ids the results take"
     )
     args = parser.parse_args()
     if args.batch_size < 1:
@@ -43,7 +43,7 @@ def main() -> None:
     sizes = find_images(args.images, videos=True)
     options = args.out_dir, args.batch_size, args.score_thr, args.ann_file
     write_predictions(inferencer, cfg.default_scope, sizes, *options)
-    print(f'{len(sizes)} pictures: predictions.json and drawn/ in {args.out_dir}')
+    print(f'{len(sizes)} images: predictions.json and drawn/ in {args.out_dir}')
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""Draws what a position of a picture attends to in each stage of HAT-Net.
+"""Draws what a position of an image attends to in each stage of HAT-Net.
 
 Local attention is over the window that holds the position, which is framed and shown enlarged, and
-global attention over the pooled positions of the whole picture. Colours are multiples of the mean
-weight. The picture goes through the test pipeline of the config, but is not cropped.
+global attention over the pooled positions of the whole image. Colours are multiples of the mean
+weight. The image goes through the test pipeline of the config, but is not cropped.
 """
 
 import argparse
@@ -21,14 +21,14 @@ FORMATS = ('.pdf', '.png', '.svg')
 
 def parse_args() -> argparse.Namespace:
     parser = cli.inference_parser(__doc__)
-    parser.add_argument('image', help='the picture')
+    parser.add_argument('image', help='the image')
     parser.add_argument(
         '--point',
         nargs=2,
         type=int,
         required=True,
         metavar=('X', 'Y'),
-        help='the position, in pixels from the top-left corner of the picture',
+        help='the position, in pixels from the top-left corner of the image',
     )
     parser.add_argument('--out', default='attention.png', help='.png, .pdf or .svg file')
     parser.add_argument('--block', type=int, default=-1, help='of each stage (default: the last)')
@@ -49,9 +49,9 @@ def main() -> None:
         raise ConfigError(f'--point {x} {y} is outside of {path}, which is {width} x {height}.')
     cfg, device = cli.load_config(args), cli.find_device(args.device)
     stages = attention_of_image(cfg, args.checkpoint, path, (x, y), args.block, device)
-    picture = mmcv.imread(path, 'grayscale')
+    image = mmcv.imread(path, 'grayscale')
     matplotlib.rcParams.update({'font.family': 'serif', 'pdf.fonttype': 42})
-    figure = draw_figure(stages, picture, (x, y), args.heads)
+    figure = draw_figure(stages, image, (x, y), args.heads)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=300)
     print(f'The attention at {x} {y} of {path} is drawn in {args.out}')

@@ -23,7 +23,7 @@ def check_data(
     Args:
         cfg (Config): The config.
         splits (str): 'train', 'val' or 'test'.
-        every (bool): Whether to read all pictures and masks instead of a sample of them.
+        every (bool): Whether to read all images and masks instead of a sample of them.
         console (Console | None): Where progress is shown.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What can be wrong with the folders and pictures of a classifier."""
+"""What can be wrong with the folders and images of a classifier."""
 
 import os
 from collections import Counter
@@ -34,15 +34,15 @@ def check_classification(job: Job) -> None:
         paths, counts = _read_list(job)
         classes = dataset.CLASSES
     else:
-        paths, counts = _find_pictures(job)
+        paths, counts = _find_images(job)
         classes = _check_folders(job, counts)
     if classes:
         _check_heads(job, classes)
-    _check_pictures(job, paths, counts)
+    _check_images(job, paths, counts)
 
 
 def _reads_folders(dataset: BaseDataset) -> bool:
-    """Whether a dataset finds labelled pictures as CustomDataset does."""
+    """Whether a dataset finds labelled images as CustomDataset does."""
     return (
         isinstance(dataset, CustomDataset)
         and type(dataset).load_data_list is CustomDataset.load_data_list
@@ -78,8 +78,8 @@ def _read_list(job: Job) -> tuple[list[str], dict[int, int]]:
     return paths, counts
 
 
-def _find_pictures(job: Job) -> tuple[list[str], dict[str, int]]:
-    """Returns the pictures in folders, and how many each folder has."""
+def _find_images(job: Job) -> tuple[list[str], dict[str, int]]:
+    """Returns the images in folders, and how many each folder has."""
     dataset, root = job.dataset, job.dataset.img_prefix
     folders, files = find_folders(root)[0], []
     # MMPretrain's get_samples takes several times as long.
@@ -90,17 +90,17 @@ def _find_pictures(job: Job) -> tuple[list[str], dict[str, int]]:
     left = [os.path.splitext(path)[1] for path, _ in files if not dataset.is_valid_file(path)]
     counts = dict.fromkeys(folders, 0) | Counter(folder for _, folder in read)
     way = (
-        f'end with {preview(sorted({end or "no extension" for end in left})) or "-"}, and extensions='
-        f'({preview(sorted(dataset.extensions), 9)}) says which are read'
+        f'end with {preview(sorted({end or "no extension" for end in left})) or "-"}, and '
+        f'extensions=({preview(sorted(dataset.extensions), 9)}) says which are read'
     )
     if not any(map(_is_class, folders)):
-        job.refuse(f'there is no folder in {root}, where each class needs one with its pictures')
+        job.refuse(f'there is no folder in {root}, where each class needs one with its images')
     elif not read:
-        job.refuse(f'there is no picture in the folders of {root}; files {way}')
+        job.refuse(f'there is no image in the folders of {root}; files {way}')
     elif left:
         job.note(f'{len(left):,} files in {root} are left out, as they {way}')
     if read and (empty := [folder for folder in filter(_is_class, folders) if not counts[folder]]):
-        job.note(f'folders without pictures in {root}: {preview(empty)}')
+        job.note(f'folders without images in {root}: {preview(empty)}')
     return [path for path, _ in read], counts
 
 
@@ -117,7 +117,7 @@ def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:
         job.refuse(
             f'the folders of {root} differ from those of training, which number the classes: '
             f'{_difference(folders, trained, "training")}; give both the same (empty ones for '
-            'classes without pictures)'
+            'classes without images)'
         )
     elif classes and len(folders) != len(classes):
         own = classes == type(job.dataset).METAINFO.get('classes')
@@ -159,9 +159,9 @@ def _check_order(job: Job, folders: list[str], classes: list[str]) -> None:
     moved = [f'{name} is {folder}' for folder, name in pairs if plain(name) in known]
     if moved:
         job.refuse(
-            f'metainfo.classes=({preview(classes, 8)}) are in another order than the sorted folders '
-            f'of {job.dataset.img_prefix}, which labels follow ({preview(folders, 8)}), so that '
-            f'{preview(moved)}; name the classes in the order of the folders'
+            f'metainfo.classes=({preview(classes, 8)}) are in another order than the sorted '
+            f'folders of {job.dataset.img_prefix}, which labels follow ({preview(folders, 8)}), so '
+            f'that {preview(moved)}; name the classes in the order of the folders'
         )
     # Where no name is that of a folder, as with ImageNet, others are meant.
     elif known and pairs:
@@ -204,19 +204,17 @@ def _check_heads(job: Job, classes: list[str]) -> None:
             )
 
 
-def _check_pictures(job: Job, paths: list[str], counts: dict) -> None:
-    """Reads pictures as the pipeline does, and adds the table of classes."""
+def _check_images(job: Job, paths: list[str], counts: dict) -> None:
+    """Reads images as the pipeline does, and adds the table of classes."""
     dataset = job.dataset
     source = f'listed in {dataset.ann_file}' if dataset.ann_file else f'in {dataset.img_prefix}'
-    missing = refuse_missing(
-        job, paths, f'pictures {source}', lambda path: 'replace or remove them'
-    )
+    missing = refuse_missing(job, paths, f'images {source}', lambda path: 'replace or remove them')
     sizes = read_images(job, [path for path in paths if path not in missing])
-    found = dict(folder=dataset.img_prefix, pictures=len(paths), classes=len(counts))
+    found = dict(folder=dataset.img_prefix, images=len(paths), classes=len(counts))
     most, least = (pick(counts.values(), default=0) for pick in (max, min))
-    found |= {'pictures of a class': f'{least:,} to {most:,}', 'pictures read': len(sizes)}
+    found |= {'images of a class': f'{least:,} to {most:,}', 'images read': len(sizes)}
     job.report.count('Data', job.split, found | size_rows(sizes.values()))
     if len(counts) <= 100:
         names = [f': {name}' for name in dataset.CLASSES or ()] + [''] * len(counts)
         named = {f'{key}{name}': counts[key] for key, name in zip(counts, names)}
-        job.report.count('Pictures', job.split, named)
+        job.report.count('Images', job.split, named)

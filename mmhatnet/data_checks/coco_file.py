@@ -126,14 +126,14 @@ class Objects:
     """The annotations of a file in arrays, and what a data set makes of them.
 
     Attributes:
-        sizes (np.ndarray): Width and height of the pictures, (pictures, 2).
-        image (np.ndarray): Index of each object's picture, -1 if there is none.
-        room (np.ndarray): Width and height of each object's picture, (objects, 2).
+        sizes (np.ndarray): Width and height of the images, (images, 2).
+        image (np.ndarray): Index of each object's image, -1 if there is none.
+        room (np.ndarray): Width and height of each object's image, (objects, 2).
         label (np.ndarray): Each object's class, -1 if it is of none.
         low, high (np.ndarray): Left and top, right and bottom of the boxes, (objects, 2).
         named (np.ndarray): Whether an object is of a class, and not marked as to ignore.
         used (np.ndarray): Whether CocoDataset keeps it.
-        pictures (np.ndarray): The indices of the pictures that CocoDataset keeps.
+        kept (np.ndarray): The indices of the images that CocoDataset keeps.
     """
 
     def __init__(self, file: CocoFile, dataset: CocoDataset) -> None:
@@ -155,14 +155,14 @@ class Objects:
         # The same tests as those of CocoDataset.parse_data_info.
         inside = (np.minimum(self.high, self.room) > np.maximum(self.low, 0)).all(1)
         self.used = self.named & inside & (area > 0) & (box[:, 2:] >= 1).all(1)
-        self.pictures = self._pictures_of(dataset)
+        self.kept = self._kept_images(dataset)
 
     def preview(self, found: Sequence[int]) -> str:
         """Says how many objects were found, and which."""
         ids = preview(self.ids[i] for i in found)
         return f'{len(found):,} of {self.named.sum():,} objects (annotation ids {ids})'
 
-    def _pictures_of(self, dataset: CocoDataset) -> np.ndarray:
+    def _kept_images(self, dataset: CocoDataset) -> np.ndarray:
         """Does what CocoDataset.filter_data and the setting `indices` do."""
         kept = np.ones(len(self.sizes), bool)
         if dataset.filter_cfg and not dataset.test_mode:

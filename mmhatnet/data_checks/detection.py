@@ -77,7 +77,7 @@ def check_detection(job: AnyJob) -> None:
         _check_something_is_left(job, file, objects)
     _check_boxes(job, file, objects)
     _check_masks(job, file, objects)
-    _count(job, file, objects, _check_pictures(job, [file.images[i] for i in objects.pictures]))
+    _count(job, file, objects, _check_images(job, [file.images[i] for i in objects.kept]))
 
 
 def _reads_coco(dataset: object) -> bool:
@@ -121,8 +121,9 @@ def _check_names(job: Job, file: CocoFile) -> bool:
         )
     elif not in_order:
         job.refuse(
-            f'the classes are numbered as the categories of {file.path} ({preview(numbered)}), not as '
-            f'those of metainfo ({preview(classes)}), so that their names would be swapped: {wanted}'
+            f'the classes are numbered as the categories of {file.path} ({preview(numbered)}), not '
+            f'as those of metainfo ({preview(classes)}), so that their names would be swapped: '
+            f'{wanted}'
         )
     elif left_out:
         number = sum(objects[c['id']] for c in file.categories if c['name'] in left_out)
@@ -194,11 +195,11 @@ def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
     if len(list(datasets_of(job.cfg, job.split))) > 1:
         job.note(f'the evaluator reads {path} for several data sets, so that it is not compared')
         return answers
-    (pictures, categories, boxes), wanted = compared(answers), compared(file)
-    common = len(pictures & wanted[0])
+    (images, categories, boxes), wanted = compared(answers), compared(file)
+    common = len(images & wanted[0])
     if not common == len(answers.images) == len(file.images):
         raise ValueError(
-            f'{path} has {len(answers.images):,} pictures, of which {common:,} are among the '
+            f'{path} has {len(answers.images):,} images, of which {common:,} are among the '
             f'{len(file.images):,} that are read'
         )
     if categories != wanted[1]:
@@ -228,7 +229,7 @@ def _check_answers(job: Job, file: CocoFile) -> None:
         job.note(f'{file.path} has no objects of the classes to compare with: AP will be -1')
     elif job.dataset._indices is not None:
         job.note(
-            f'indices={job.dataset._indices} leaves out pictures whose objects the evaluator '
+            f'indices={job.dataset._indices} leaves out images whose objects the evaluator '
             'counts as missed, so that AP will be too low'
         )
 
@@ -238,14 +239,14 @@ def _check_boxes(job: Job, file: CocoFile, objects: Objects) -> None:
     if len(lost):
         missed = ' and count as missed' if any(job.metrics()) else ''
         job.note(
-            f'{file.path}: {objects.preview(lost)} are left out{missed}, as their box is outside of '
-            'the picture, thinner than a pixel or not a number, or their area is 0'
+            f'{file.path}: {objects.preview(lost)} are left out{missed}, as their box is outside '
+            'of the image, thinner than a pixel or not a number, or their area is 0'
         )
     beyond = (objects.low < -1) | (objects.high > objects.room + 1)
     reaching = np.flatnonzero(objects.used & beyond.any(1))
     if len(reaching):
         job.note(
-            f'{file.path}: {objects.preview(reaching)} reach out of their picture: a box is x, y, '
+            f'{file.path}: {objects.preview(reaching)} reach out of their image: a box is x, y, '
             'width and height, not two corners'
         )
 
@@ -281,7 +282,7 @@ def _fault_of_mask(mask: object, size: list[float]) -> str | None:
     if not isinstance(counts, (list, str)) or not isinstance(mask.get('size'), list):
         return 'a mask that is neither a list of polygons nor RLE'
     if mask['size'] != size or (isinstance(counts, list) and sum(counts) != size[0] * size[1]):
-        return 'an RLE mask whose size, [height, width], or counts are not those of its picture'
+        return 'an RLE mask whose size, [height, width], or counts are not those of its image'
     return None
 
 
@@ -289,46 +290,46 @@ def _check_something_is_left(job: Job, file: CocoFile, objects: Objects) -> None
     total, named = len(file.images), objects.named
     unsized = [image for image in file.images if image['width'] <= 0]
     if not file.images:
-        job.refuse(f'{file.path} has no pictures, its "images" is empty')
+        job.refuse(f'{file.path} has no images, its "images" is empty')
     elif job.split == 'train' and unsized:
         job.refuse(
-            f'{file.path}: the width of {len(unsized):,} of {total:,} pictures (ids '
+            f'{file.path}: the width of {len(unsized):,} of {total:,} images (ids '
             f'{preview(image["id"] for image in unsized)}) is {unsized[0]["width"]}, so that their '
-            'objects are left out: write the sizes of the pictures into the file'
+            'objects are left out: write the sizes of the images into the file'
         )
     elif job.split == 'train' and named.any() and not objects.used.any():
-        reason = 'is outside of its picture, thinner than a pixel, not a number, or of area 0'
+        reason = 'is outside of its image, thinner than a pixel, not a number, or of area 0'
         if (objects.high[named] <= 2).all():
-            reason = 'is given in fractions of the picture, not in pixels'
+            reason = 'is given in fractions of the image, not in pixels'
         job.refuse(
             f'{file.path}: none of {named.sum():,} objects can be used, as each box {reason}'
         )
-    elif not len(objects.pictures):
+    elif not len(objects.kept):
         job.refuse(
-            f'{file.path}: none of {total:,} pictures is left by filter_cfg='
+            f'{file.path}: none of {total:,} images is left by filter_cfg='
             f'{dict(job.dataset.filter_cfg or {})} and indices={job.dataset._indices}; '
             f'{named.sum():,} of {len(named):,} annotations are of the classes'
         )
 
 
-def _check_pictures(job: Job, images: list[dict]) -> int:
-    """Checks that pictures exist and have the sizes of the file; returns how many were read."""
+def _check_images(job: Job, images: list[dict]) -> int:
+    """Checks that images exist and have the sizes of the file; returns how many were read."""
     folder = job.dataset.data_prefix.get('img')
     backend = next((t['backend_args'] for t in job.transforms if 'backend_args' in t), None)
     if not all(is_local(os.path.join(folder or '', i['file_name']), backend) for i in images):
-        job.note('the pictures are not checked, as they are not on a disk of this machine')
+        job.note('the images are not checked, as they are not on a disk of this machine')
         return 0
     if not paths_exist(job, {'data_prefix=dict(img=FOLDER)': folder}):
         return 0
     sizes = {os.path.join(folder, i['file_name']): (i['height'], i['width']) for i in images}
-    missing = refuse_missing(job, list(sizes), 'pictures', lambda path: _way_to(job, path))
+    missing = refuse_missing(job, list(sizes), 'images', lambda path: _way_to(job, path))
     read = read_images(job, [path for path in sizes if path not in missing])
     _check_sizes(job, read, sizes)
     return len(read)
 
 
 def _way_to(job: Job, path: str) -> str:
-    """Guesses where a picture is that is not where the config says."""
+    """Guesses where an image is that is not where the config says."""
     root, folder = job.dataset.data_root or '', job.dataset.data_prefix['img']
     name = os.path.relpath(path, folder or '.')
     for other, way in (
@@ -341,7 +342,7 @@ def _way_to(job: Job, path: str) -> str:
 
 
 def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
-    """Compares sizes (height, width) of pictures, as they are loaded, with those of the file."""
+    """Compares sizes (height, width) of images, as they are loaded, with those of the file."""
     slight = 0 if job.judges_masks() else 1
     other = {}
     for path, size in read.items():
@@ -352,7 +353,7 @@ def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
     for way, paths in other.items():
         (h, w), (wanted_h, wanted_w) = read[paths[0]], wanted[paths[0]]
         job.refuse(
-            f'{len(paths):,} of {len(read):,} pictures that were read have another size than '
+            f'{len(paths):,} of {len(read):,} images that were read have another size than '
             f'{job.dataset.ann_file} says, such as {paths[0]}, which is {w} x {h} instead of '
             f'{wanted_w} x {wanted_h}{way}',
             sure=way != '',
@@ -365,7 +366,7 @@ def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
     ]
     if turned and 'ignore_orientation' not in str(job.transforms):
         job.note(
-            f'{len(turned):,} of {len(read):,} pictures that were read, such as {turned[0]}, are '
+            f'{len(turned):,} of {len(read):,} images that were read, such as {turned[0]}, are '
             'turned or mirrored by their EXIF orientation when they are loaded: their annotations '
             'must have been made on them as shown'
         )
@@ -373,34 +374,34 @@ def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
 
 def _way_out_of_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) -> str:
     if size != wanted[::-1]:
-        return ': use the pictures that were annotated, or scale the annotations'
+        return ': use the images that were annotated, or scale the annotations'
     if _orientation(path) < 5:
-        return ': width and height are swapped in the file, or the picture was turned'
+        return ': width and height are swapped in the file, or the image was turned'
     return (
         ', as its EXIF orientation turns it when it is loaded and its annotations were made '
         'without: set color_type="color_ignore_orientation" for LoadImageFromFile in all '
-        'pipelines, or annotate the picture as it is shown'
+        'pipelines, or annotate the image as it is shown'
     )
 
 
 def _orientation(path: str) -> int:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path) as image:
             # In other kinds of files, loading takes no notice of it.
-            jpeg = picture.format == 'JPEG'
-            return int(picture.getexif().get(ExifTags.Base.Orientation, 1)) if jpeg else 1
+            jpeg = image.format == 'JPEG'
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1)) if jpeg else 1
     except Exception:  # broken EXIF data, which loading takes no notice of
         return 1
 
 
 def _count(job: Job, file: CocoFile, objects: Objects, read: int) -> None:
-    used = objects.used & np.isin(objects.image, objects.pictures)
-    sizes = objects.sizes[objects.pictures].astype(int)
+    used = objects.used & np.isin(objects.image, objects.kept)
+    sizes = objects.sizes[objects.kept].astype(int)
     facts = {
         'annotation file': file.path,
-        'pictures in it': len(file.images),
-        'pictures used': len(objects.pictures),
-        'of these without objects': len(objects.pictures) - len(np.unique(objects.image[used])),
+        'images in it': len(file.images),
+        'images used': len(objects.kept),
+        'of these without objects': len(objects.kept) - len(np.unique(objects.image[used])),
         'of these decoded': read,
         'objects': int(used.sum()),
     }

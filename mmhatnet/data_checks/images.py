@@ -90,22 +90,22 @@ def read_sample(
 
 
 def read_images(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Height and width of a sample of pictures, by path, as the pipeline loads them."""
+    """Height and width of a sample of images, by path, as the pipeline loads them."""
     steps = job.settings.get('pipeline') or ()
     step = next((step for step in steps if type_name(step) == 'LoadImageFromFile'), None)
     try:
         load = LoadImageFromFile(**{k: v for k, v in step.items() if k != 'type'})
     except Exception:  # Wrong arguments are said best when the pipeline is built.
-        job.note('no picture is read, as its pipeline has no LoadImageFromFile of the usual kind')
+        job.note('no image is read, as its pipeline has no LoadImageFromFile of the usual kind')
         return {}
     found = read_sample(
-        job, paths, 'pictures', lambda path: (load(dict(img_path=path)) or {}).get('img_shape')
+        job, paths, 'images', lambda path: (load(dict(img_path=path)) or {}).get('img_shape')
     )
     return {path: size for path, size in found.items() if size}
 
 
 def why_unreadable(path: str) -> str:
-    """Why a file cannot be read as a picture."""
+    """Why a file cannot be read as an image."""
     try:
         with open(path, 'rb') as file:
             head = file.read(64)
@@ -113,17 +113,17 @@ def why_unreadable(path: str) -> str:
                 return 'is empty'
             if head.startswith(b'version https://git-lfs'):
                 return 'is a pointer of Git LFS ("git lfs pull" fetches the file itself)'
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as image:
+            image.load()
     except UnidentifiedImageError:
-        return 'is not a picture'
+        return 'is not an image'
     except Exception as error:
         return f'is damaged or cut off ({error})'
-    return f'is {picture.format}, which its loader does not know'
+    return f'is {image.format}, which its loader does not know'
 
 
 def size_rows(sizes: Sequence[tuple[int, int]]) -> dict[str, str]:
     """The rows of a table that tell sizes (height, width)."""
     ordered = [f'{w} x {h}' for h, w in sorted(sizes, key=lambda size: size[0] * size[1])] or ['-']
     places = dict(smallest=0, median=len(ordered) // 2, largest=-1)
-    return {f'{name} picture': ordered[place] for name, place in places.items()}
+    return {f'{name} image': ordered[place] for name, place in places.items()}

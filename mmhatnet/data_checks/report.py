@@ -93,7 +93,7 @@ class Job:
         settings (ConfigDict): The settings of the data set, without what wraps it.
         dataset (BaseDataset): The data set, built from them without its pipeline, not read yet.
         report (Report): What was found.
-        every (bool): Whether to read all pictures and masks instead of a sample of them.
+        every (bool): Whether to read all images and masks instead of a sample of them.
     """
 
     cfg: Config

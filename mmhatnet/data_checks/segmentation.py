@@ -1,4 +1,4 @@
-"""What can be wrong with the pictures and masks of a segmentor."""
+"""What can be wrong with the images and masks of a segmentor."""
 
 import os
 import re
@@ -165,30 +165,30 @@ def _check_against_training(job: Job) -> None:
 
 
 def _find_pairs(job: Job) -> dict[str, str | None]:
-    """Finds each picture with its mask, and says what is missing or left out."""
+    """Finds each image with its mask, and says what is missing or left out."""
     dataset = job.dataset
     listed = dataset.ann_file if not os.path.isdir(dataset.ann_file) else ''
     keys = ('img_path', 'seg_map_path') if job.load_mask else ('img_path',)
     folders = {f'data_prefix.{key}': dataset.data_prefix.get(key) for key in keys}
     if not paths_exist(job, folders | dict(ann_file=listed)):
         return {}
-    # A list of no picture cannot be serialized.
+    # A list of no image cannot be serialized.
     dataset.serialize_data = False
     dataset.full_init()
     infos = dataset.data_list
     pairs = {i['img_path']: i.get('seg_map_path') if job.load_mask else None for i in infos}
     if listed and not pairs:
-        job.refuse(f'{listed} lists no picture')
+        job.refuse(f'{listed} lists no image')
     elif not listed and dataset._indices is None:
         _say_left_out(job, {*pairs, *pairs.values()}, *folders.values())
-    missing = refuse_missing(job, list(pairs), 'pictures', partial(_way_to_file, dataset, False))
-    masks = [mask for picture, mask in pairs.items() if mask and picture not in missing]
+    missing = refuse_missing(job, list(pairs), 'images', partial(_way_to_file, dataset, False))
+    masks = [mask for image, mask in pairs.items() if mask and image not in missing]
     missing |= refuse_missing(job, masks, 'masks', partial(_way_to_file, dataset, True))
-    return {picture: mask for picture, mask in pairs.items() if not missing & {picture, mask}}
+    return {image: mask for image, mask in pairs.items() if not missing & {image, mask}}
 
 
-def _pictures_in(folder: str) -> list[str]:
-    """All pictures below a folder, as their names tell."""
+def _images_in(folder: str) -> list[str]:
+    """All images below a folder, as their names tell."""
     return [
         os.path.join(at, name)
         for at, _, names in os.walk(folder, followlinks=True)
@@ -198,22 +198,22 @@ def _pictures_in(folder: str) -> list[str]:
 
 
 def _say_left_out(job: Job, used: set[str], folder: str, masks: str | None = None) -> None:
-    """Says which pictures and masks are not used."""
+    """Says which images and masks are not used."""
     suffixes = f'img_suffix={job.dataset.img_suffix!r}'
     used = {os.path.normpath(path) for path in used if path}
-    left = {folder: _pictures_in(folder)}
+    left = {folder: _images_in(folder)}
     if not used:
         ends = Counter(os.path.splitext(path)[1] for path in left[folder])
         way = f'set img_suffix={max(ends, key=ends.get)!r}' if ends else 'correct data_prefix'
         job.refuse(
-            f'none of the {ends.total():,} pictures in {folder} ends with {suffixes}, but with '
+            f'none of the {ends.total():,} images in {folder} ends with {suffixes}, but with '
             f'{preview(ends) or "-"}; {way}'
         )
         return
     if masks and not os.path.samefile(folder, masks):
         # Beside masks, Cityscapes has files of other kinds.
         ending = job.dataset.seg_map_suffix
-        left[masks] = [path for path in _pictures_in(masks) if path.endswith(ending)]
+        left[masks] = [path for path in _images_in(masks) if path.endswith(ending)]
         suffixes += f', seg_map_suffix={ending!r}'
     for root, paths in left.items():
         if names := [os.path.basename(p) for p in paths if os.path.normpath(p) not in used]:
@@ -229,16 +229,16 @@ def _way_to_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
         if other != end and not end[:1].isalnum() and not other.endswith(dataset.img_suffix):
             return f'{other} is there: set seg_map_suffix={end!r}'
     return (
-        f'names follow from {dataset.ann_file or "pictures"}, img_suffix={dataset.img_suffix!r} '
+        f'names follow from {dataset.ann_file or "images"}, img_suffix={dataset.img_suffix!r} '
         f'and seg_map_suffix={dataset.seg_map_suffix!r}; add the files, or remove these names'
     )
 
 
 def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
-    """Reads pictures and masks as the pipeline does, and judges what is in them."""
+    """Reads images and masks as the pipeline does, and judges what is in them."""
     sizes = read_images(job, list(pairs))
-    found = dict(folder=job.dataset.data_prefix['img_path'], pictures=len(pairs))
-    found['pictures read'] = len(sizes)
+    found = dict(folder=job.dataset.data_prefix['img_path'], images=len(pairs))
+    found['images read'] = len(sizes)
     job.report.count('Data', job.split, found | size_rows(sizes.values()))
     if not job.load_mask:
         if job.split != 'test':
@@ -255,8 +255,8 @@ def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
     if deep := [path for path, mask in masks.items() if len(mask.shape) != 2]:
         job.refuse(
             f'{len(deep):,} of {len(masks):,} masks read have the shape {masks[deep[0]].shape}, '
-            f'{preview(deep, 3)}; colours are no labels, save the number of the class of each pixel, '
-            'or one channel where the channels are equal, as gray or palette PNG',
+            f'{preview(deep, 3)}; colours are no labels, save the number of the class of each '
+            'pixel, or one channel where the channels are equal, as gray or palette PNG',
             job.sure,
         )
     elif masks:
@@ -279,13 +279,13 @@ def _check_sizes(job: Job, pairs: dict, sizes: dict, masks: dict[str, Mask]) -> 
     read = [(p, pairs[p], *sizes[p], *masks[pairs[p]].shape) for p in sizes if pairs[p] in masks]
     other = [look for look in read if look[2:4] != look[4:]]
     if other:
-        picture, mask, height, width, rows, columns = other[0]
-        # Resize brings a smaller mask to the picture's size, but in training alone.
+        image, mask, height, width, rows, columns = other[0]
+        # Resize brings a smaller mask to the image's size, but in training alone.
         resizes = any('Resize' in type_name(step) for step in job.settings.pipeline)
         scaled = all(h * columns == w * rows for _, _, h, w, rows, columns in other)
         job.refuse(
-            f'{len(other):,} of {len(read):,} masks read have another size than their picture, '
-            f'{mask} {columns}x{rows}, {picture} {width}x{height}; make both the same, without '
+            f'{len(other):,} of {len(read):,} masks read have another size than their image, '
+            f'{mask} {columns}x{rows}, {image} {width}x{height}; make both the same, without '
             'interpolating the mask',
             job.sure and not (job.split == 'train' and resizes and scaled),
         )
@@ -308,8 +308,8 @@ def _check_values(job: Job, masks: dict[str, Mask], paths: list[str]) -> None:
             way = 'set reduce_zero_label=True if 0 is no class, or name the class that is missing'
         example = next(path for path, mask in masks.items() if beyond[0] in mask.values)
         job.refuse(
-            f'the value {preview(beyond, 8)} in masks ({example}) is none of the {n} classes, which '
-            f'are {first} to {first + n - 1} as reduce_zero_label={job.reduce}, nor ignored as '
+            f'the value {preview(beyond, 8)} in masks ({example}) is none of the {n} classes, '
+            f'which are {first} to {first + n - 1} as reduce_zero_label={job.reduce}, nor ignored as '
             f'{preview(job.ignored)} is, {found}; {way}',
             job.sure,
         )
@@ -340,8 +340,8 @@ def _check_used(job: Job, masks: dict[str, Mask], paths: list[str], found: str) 
         drops = ' and 0 too, as reduce_zero_label=True' if job.reduce else ''
         way = ', or set reduce_zero_label=False if 0 is one' if zero_dropped else ''
         job.refuse(
-            f'{only} ({found}; {preview(job.ignored)} is ignored{drops}), so that there is nothing to '
-            f'learn; give the classes the values {first} to {first + last}{way}',
+            f'{only} ({found}; {preview(job.ignored)} is ignored{drops}), so that there is nothing '
+            f'to learn; give the classes the values {first} to {first + last}{way}',
             job.sure and job.split == 'train',
         )
     elif len(masks) == len(paths) and (unused := set(range(len(classes))) - used):

@@ -15,9 +15,9 @@ from mmhatnet.errors import DataError
 
 SPLITS = dict(train='train', training='train', val='val', valid='val', validation='val')
 SPLITS.update(test='test', testing='test')
-# Where pictures and their masks are.
+# Where images and their masks are.
 FOLDERS = ('images', 'img_dir', 'imgs', 'img'), ('annotations', 'ann_dir', 'masks', 'labels')
-LOOKED_AT = 300  # pictures and masks, for their suffixes and labels
+LOOKED_AT = 300  # images and masks, for their suffixes and labels
 
 
 def folders(root: Path, depth: int) -> list[Path]:
@@ -56,7 +56,7 @@ def coco_content(path: Path) -> dict | None:
 
 
 def divide(file: Path) -> Iterator[Path]:
-    """Writes annotation files for four fifths of the pictures and for one, beside that of all."""
+    """Writes annotation files for four fifths of the images and for one, beside that of all."""
     content = coco_content(file)
     images = random.Random(0).sample(content['images'], len(content['images']))
     fifth = max(1, len(images) // 5)
@@ -77,7 +77,7 @@ def image_folder(root: Path, file: Path) -> str:
     for place in sorted(places, key=lambda place: split_of(place) != split_of(file)):
         if any((place / name).is_file() for name in names):
             return f'{place.relative_to(root).as_posix()}/'.removeprefix('./')
-    raise DataError(f'{file} names pictures such as {names[:1]}: put them somewhere in {root}.')
+    raise DataError(f'{file} names images such as {names[:1]}: put them somewhere in {root}.')
 
 
 def detection(root: Path, split: bool, **_: object) -> dict | None:
@@ -103,28 +103,28 @@ def detection(root: Path, split: bool, **_: object) -> dict | None:
 
 
 def segmentation(root: Path, names: list[str] | None, **_: object) -> dict | None:
-    """Folders of pictures and of masks, the names of whose labels may be given."""
+    """Folders of images and of masks, the names of whose labels may be given."""
     there = [[root / name for name in others if (root / name).is_dir()] for others in FOLDERS]
     if not all(there) or not any(there[1][0].rglob('*.png')):
         return None
-    way_out = 'move a fifth of the pictures, and their masks, to folders named val'
+    way_out = 'move a fifth of the images, and their masks, to folders named val'
     images, masks = (splits(root, path, folders(path, 1), way_out) for path, *_ in there)
-    pictures = sorted((root / images['train']).rglob('*.*'))
+    files = sorted((root / images['train']).rglob('*.*'))
     maps = sorted((root / masks['train']).rglob('*.png'))
     suffixes = Counter(
-        (picture.suffix, mask.name.removeprefix(picture.stem))
-        for picture in pictures[:LOOKED_AT]
+        (image.suffix, mask.name.removeprefix(image.stem))
+        for image in files[:LOOKED_AT]
         for mask in maps[:LOOKED_AT]
-        if re.match(re.escape(picture.stem) + '[^0-9A-Za-z]', mask.name)
+        if re.match(re.escape(image.stem) + '[^0-9A-Za-z]', mask.name)
     )
     if not suffixes:
-        raise DataError(f'{there[1][0]} has no masks named as the pictures in {there[0][0]}.')
+        raise DataError(f'{there[1][0]} has no masks named as the images in {there[0][0]}.')
     sample = random.Random(0).sample(maps, min(LOOKED_AT, len(maps)))
     labels = set().union(*(np.unique(np.asarray(Image.open(mask))).tolist() for mask in sample))
     highest = max(labels - {255}, default=0)
-    file = root / 'classes.txt'
-    if names is None and file.is_file():
-        names = file.read_text().strip().splitlines()
+    listed = root / 'classes.txt'
+    if names is None and listed.is_file():
+        names = listed.read_text().strip().splitlines()
     classes = tuple(names or (f'class_{label}' for label in range(highest + 1)))
     reduce = highest == len(classes)  # as in ADE20K, where label 0 is what belongs to no class
     [(suffixes, _)] = suffixes.most_common(1)
@@ -140,13 +140,13 @@ def segmentation(root: Path, names: list[str] | None, **_: object) -> dict | Non
 
 
 def classification(root: Path, **_: object) -> dict | None:
-    """A folder of pictures for each class."""
+    """A folder of images for each class."""
     places = folders(root, 1)
     train = next((path for path in places if split_of(path.relative_to(root)) == 'train'), None)
     classes = train and tuple(path.name for path in folders(train, 1)[1:])
     if not classes:
         return None
-    way_out = 'to validate, move a fifth of the pictures of each class to val/CLASS'
+    way_out = 'to validate, move a fifth of the images of each class to val/CLASS'
     return dict(
         job='imagenet',
         classes=classes,
@@ -185,6 +185,6 @@ def read_layout(root: Path, job: str | None, **wishes: object) -> dict[str, obje
             return {**found, 'job': job or found['job']}
     raise DataError(
         f'{root} has none of the layouts{f" of --job {job}" if job else ""}: annotations in '
-        "COCO's .json, images/train with .png masks in annotations/train, or pictures in "
+        "COCO's .json, images/train with .png masks in annotations/train, or images in "
         'train/CLASS.'
     )

@@ -49,7 +49,7 @@ model = dict(backbone=dict(init_cfg=pretrained), head=number)
 
 dataset = dict(data_root={root!r}, metainfo=dict(classes=classes))
 train_data = dict(split='train', data_prefix={parts[train]!r})
-# The recipe's sampler repeats pictures, and takes them in rounds of 256.
+# The recipe's sampler repeats images, and takes them in rounds of 256.
 sampler = dict(_delete_=True, type='DefaultSampler', shuffle=True)
 train_dataloader = dict(dataset=dict(**dataset, **train_data), sampler=sampler)
 val_dataloader = dict(dataset=dict(**dataset, split='val', data_prefix={parts[val]!r}))
