@@ -19,7 +19,7 @@ from mmhatnet.errors import ConfigError
 from mmhatnet.inference import build_inferencer, predict, require_predictable
 
 PAGE, TITLE = (7.0, 9.0), 0.15  # inches
-LEAST, MOST = 2, 16  # ends of the colour scale, as multiples of the mean
+LEAST, MOST = 2, 16  # ends of the color scale, as multiples of the mean
 
 
 class StageMaps(NamedTuple):
@@ -91,18 +91,18 @@ def attention_of_image(
 
 
 def frame(found: AttentionMap, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The (left, top) and (right, bottom) of a map in pixels of the image."""
+    """Returns the (left, top) and (right, bottom) of a map in pixels of the image."""
     start = np.array([found.left, found.top])
     return start * pixels, (start + np.array(found.weights.shape[:0:-1]) * found.cell) * pixels
 
 
 def draw_weights(ax: Axes, weights: Tensor, start: np.ndarray, end: np.ndarray) -> None:
-    """Draws weights (h, w) in a frame, the mean of them white and its multiples in colours."""
+    """Draws weights (h, w) in a frame: the mean is white, multiples of it are colored."""
     multiples = (weights * weights.numel()).clamp(1 / MOST, MOST)
     most = max(LEAST, multiples.log().abs().max().exp().item())
     extent = start[0], end[0], end[1], start[1]
-    colours = dict(cmap='RdBu_r', norm=LogNorm(1 / most, most), alpha=0.65)
-    drawn = ax.imshow(multiples.numpy(), extent=extent, **colours)
+    colors = dict(cmap='RdBu_r', norm=LogNorm(1 / most, most), alpha=0.65)
+    drawn = ax.imshow(multiples.numpy(), extent=extent, **colors)
     bar = ax.figure.colorbar(drawn, cax=ax.inset_axes([1.02, 0, 0.03, 1]))
     bar.set_ticks([1 / most, 1, most], labels=[f'1/{most:.2g}', '1', f'{most:.2g}'])
     bar.ax.tick_params(which='both', labelsize=5, length=0, pad=1)
@@ -111,15 +111,25 @@ def draw_weights(ax: Axes, weights: Tensor, start: np.ndarray, end: np.ndarray) 
 
 
 def draw_figure(
-    stages: list[tuple[dict, np.ndarray]], image: np.ndarray, point: list[int], heads: bool
+    stages: list[StageMaps], image: np.ndarray, point: tuple[int, int], heads: bool
 ) -> Figure:
-    """Rows are stages and columns local and global; of single heads as many as fit into a row."""
+    """Draws the attention of all stages over the image.
+
+    Args:
+        stages (list[StageMaps]): What ``attention_of_image`` gives.
+        image (np.ndarray): The gray image, (H, W).
+        point (tuple[int, int]): The position (x, y), in pixels.
+        heads (bool): Whether to draw each head instead of their mean.
+
+    Returns:
+        Figure: A row for each stage with local and global attention, or as many heads as fit.
+    """
     size = np.array(image.shape[1::-1])
     panels = [
-        (index, kind, head)
+        (index, scope, head)
         for index, (maps, _) in enumerate(stages)
-        for kind in (maps if heads else ('local', 'global'))
-        for head in (range(len(maps[kind].weights)) if heads else (None,))
+        for scope in (maps if heads else ('local', 'global'))
+        for head in (range(len(maps[scope].weights)) if heads else (None,))
     ]
     columns = 6 if heads else 2
     lines = math.ceil(len(panels) / columns)
@@ -129,10 +139,10 @@ def draw_figure(
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis('off')
-    for ax, (index, kind, head) in zip(axes, panels):
+    for ax, (index, scope, head) in zip(axes, panels):
         maps, pixels = stages[index]
-        found = maps.get(kind)
-        ax.imshow(image, cmap='gray', vmin=-80, vmax=255)  # the darkest is grey
+        found = maps.get(scope)
+        ax.imshow(image, cmap='gray', vmin=-80, vmax=255)  # black becomes grey
         first, last = np.zeros(2), size
         if found:
             weights = found.weights.mean(0) if head is None else found.weights[head]
@@ -140,13 +150,13 @@ def draw_figure(
         if 'local' in maps:
             start, end = frame(maps['local'], pixels)
             ax.add_patch(Rectangle(start, *(end - start), fill=False, linewidth=0.7))
-            if found and kind == 'local':  # three times the window, of the image's shape
-                part = min(3 * max((end - start) / size), 1) * size
-                first = np.clip((start + end - part) / 2, 0, size - part)
-                last = first + part
+            if found and scope == 'local':  # three times the window, of the image's shape
+                side = min(3 * max((end - start) / size), 1) * size
+                first = np.clip((start + end - side) / 2, 0, size - side)
+                last = first + side
         ax.set(xlim=(first[0], last[0]), ylim=(last[1], first[1]))
         ax.plot(*(np.array(point) + 0.5), '+', color='lime', markersize=5)
-        title = f'stage {index + 1}, {kind}' if found else 'the position'
+        title = f'stage {index + 1}, {scope}' if found else 'the position'
         title += '' if head is None else f', head {head + 1}'
         ax.set_title(title, fontsize=5 if heads else 7, pad=2)
     return figure

@@ -52,7 +52,7 @@ def build(settings: dict, device: str) -> nn.Module:
 
 
 def step(model: nn.Module, image: Tensor, mode: str, dtype: str) -> None:
-    """Inference, or a forward and a backward pass in training mode."""
+    """Runs inference, or a forward and a backward pass in training mode."""
     model.train(mode == 'train')
     model.zero_grad()
     autocast = torch.autocast(image.device.type, getattr(torch, dtype), dtype != 'float32')
@@ -63,13 +63,13 @@ def step(model: nn.Module, image: Tensor, mode: str, dtype: str) -> None:
 
 
 def seconds(function: partial) -> float:
-    """The time of a call, after one to warm up; PyTorch's timer also waits for a GPU."""
+    """Returns the time of a call after a warm-up; PyTorch's timer also waits for a GPU."""
     timer = Timer('run()', globals=dict(run=function), num_threads=torch.get_num_threads())
     return timer.blocked_autorange().median
 
 
 def matrix_product(device: str, dtype: str) -> float:
-    """FLOP/s of a square product, a large one unless the CPU has no instructions for the dtype."""
+    """Returns the FLOP/s of a square matrix product that takes at least 0.05 s."""
     size, taken = 128, 0.0
     while taken < 0.05 and size < 8192:
         size *= 2
@@ -91,9 +91,9 @@ def peak_memory(settings: dict, config: str | None, device: str, *case: object) 
     Returns:
         int: Bytes in use above the model at the peak.
     """
-    if device == 'cuda':  # PyTorch's allocator knows what is in use, in any process
+    if device == 'cuda':  # PyTorch's allocator counts in any process
         return memory_of_step(None, settings, device, *case)
-    # glibc would keep freed memory for itself, which hides what is in use.
+    # Otherwise glibc keeps freed memory, and it counts as used.
     os.environ['MALLOC_MMAP_THRESHOLD_'] = '1000000'
     processes = multiprocessing.get_context('forkserver')
     processes.set_forkserver_preload(['mmhatnet', 'mmdet.models', 'mmpretrain.models'])
@@ -106,7 +106,7 @@ def memory_of_step(config: str | None, settings: dict, device: str, shape: tuple
         Config.fromfile(config)  # for its custom_imports
     model, image = build(settings, device), torch.randn(*shape, device=device)
     if device == 'cuda':
-        step(model, image[..., :64, :64], *how)  # cuDNN and cuBLAS take memory once
+        step(model, image[..., :64, :64], *how)  # cuDNN and cuBLAS allocate memory once
         model.zero_grad()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -116,7 +116,7 @@ def memory_of_step(config: str | None, settings: dict, device: str, shape: tuple
     def resident(field: str) -> int:
         return int(re.search(rf'{field}:\s*(\d+) kB', Path('/proc/self/status').read_text())[1])
 
-    Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     before = resident('VmRSS')
     step(model, image, *how)
     return 1024 * (resident('VmHWM') - before)
@@ -180,7 +180,7 @@ def measure(
 
 def show(rows: list[dict], case: str) -> None:
     first = rows[0]
-    # New columns for each table, because columns keep the cells of their tables.
+    # Columns keep the cells of their table: each table needs new ones.
     columns = [Column(name, justify='right') for name in NUMBERS]
     table = Table('backbone', 'dtype', *columns, title=case)
     for row in rows:
@@ -252,14 +252,14 @@ def run_benchmark(
                 settings = backbones[row['backbone']][1]
                 try:
                     row['memory'] = peak_memory(settings, config, device, shape, mode, row['dtype'])
-                except Exception as error:  # the system ends a process that takes too much
+                except Exception as error:  # the system kills a process that needs too much
                     name = row['backbone']
                     print(f'The memory of {name} cannot be measured: {error!r}', file=sys.stderr)
                     row['memory'] = None
         case = f'{mode}_{"x".join(map(str, shape))}'
         show(rows, case)
         draw_accuracy(rows, case, out / f'accuracy_{case}.png')
-        # After each table, so that what was measured survives an interruption.
+        # Written after each table, so that an interruption loses little.
         results += rows
         text = json.dumps(dict(machine=machine, results=results), indent=1)
         (out / 'benchmark.json').write_text(text + '\n')

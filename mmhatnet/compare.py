@@ -66,7 +66,7 @@ Five of those pictures, as annotated and as each found them (scores of 0.3 and m
 
 
 def figures_of(entry: dict, root: Path) -> dict[str, float | str]:
-    """The published figures of a backbone by job, as the file that holds them gives them."""
+    """Returns the published figures of a backbone by job."""
     figures = dict(entry.get('figures', {}))
     for path, names in entry.get('metafiles', {}).items():
         file = root / path
@@ -106,7 +106,7 @@ def formulations(rows: dict[tuple, dict[str, dict]], cases: list[tuple]) -> str:
             cells.append(f'{literal["seconds"] / seconds:.2f}')
             cells.append(f'{row["flops"] / seconds / row["ceiling"]:.0%}')
             cells.append(f'{memory / 1e9:.2f}' if memory else '')
-            # The literal one takes most, and is the first that may not fit.
+            # The reference implementation needs most memory, and is the first that may not fit.
             known = memory and literal.get('memory')
             cells.append(f'{memory / literal["memory"]:.2f}' if known else '')
             lines.append([f'{WORDS[mode]} {shape}', title, *cells])

@@ -1,4 +1,4 @@
-"""Checks of a config before anything of it is built, and one-line messages of what fails then."""
+"""Checks of a config before anything is built, and one-line messages of constructor errors."""
 
 import inspect
 import re
@@ -15,7 +15,7 @@ from mmhatnet.backbones.base import Backbone
 from mmhatnet.config_walk import class_of, datasets_of
 from mmhatnet.errors import ConfigError
 
-# Others are not in all projects, and MMEngine warns of it.
+# MMEngine warns about registries that a framework lacks: these are in all of them.
 REGISTRIES = 'MODELS DATASETS TRANSFORMS METRICS HOOKS LOOPS OPTIMIZERS DATA_SAMPLERS'.split()
 PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmhatnet')
 BUILD_ERRORS = (AssertionError, KeyError, TypeError, ValueError)
@@ -26,19 +26,19 @@ NO_SETTING = (
 
 
 def parameters_of(settings: dict) -> set[str] | None:
-    """What the class of a dict takes, or None where that is not known for sure."""
+    """Returns the parameters of the class of a dict, or None if they are uncertain."""
     registries = (getattr(mmengine.registry, name) for name in REGISTRIES)
     kinds = {class_of(registry, settings) for registry in registries} - {None}
     if len(kinds) != 1:
         return None
     parameters = inspect.signature(kinds.pop()).parameters
-    # What one passes on by **kwargs need not go to the class that it inherits from.
+    # **kwargs need not go to the base class.
     certain = all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
     return set(parameters) if certain else None
 
 
 def require_complete(cfg: Config, *splits: str) -> None:
-    """Checks that a config has what training ('train', 'val') or testing ('test') needs.
+    """Checks that a config has the settings that training ('train', 'val') or testing needs.
 
     Raises:
         ConfigError: If something is missing.
@@ -60,7 +60,7 @@ def require_complete(cfg: Config, *splits: str) -> None:
 
 
 def require_known_settings(cfg: Config) -> None:
-    """Checks that the classes of a model's large parts take the settings that a config gives them.
+    """Checks that the main modules of a model have the settings that the config gives them.
 
     Raises:
         ConfigError: If one does not.
@@ -138,7 +138,7 @@ def _recorded_build_errors() -> Iterator[dict[Exception, str | None]]:
 
 
 def require_channels(cfg: Config, *splits: str) -> None:
-    """Checks the backbone's channels against those of the images and of what uses its features.
+    """Compares the backbone's channels with those of the images and of the neck or head.
 
     Raises:
         ConfigError: If they differ.
@@ -151,7 +151,7 @@ def require_channels(cfg: Config, *splits: str) -> None:
         with torch.device('meta'):
             built = network(**{key: value for key, value in backbone.items() if key != 'type'})
     except (TypeError, ValueError):
-        return  # the backbone itself says what is wrong
+        return  # the backbone's own error message follows when it is built
     dims, features = built.embed_dims, [*built.out_channels]
     for part, expected, given in (
         ('neck', neck.get('in_channels'), features),
@@ -174,7 +174,7 @@ def require_channels(cfg: Config, *splits: str) -> None:
             if load.get('type') != 'LoadImageFromFile' or loaded == channels:
                 continue
             kinds = [class_of(TRANSFORMS, transform) for transform in rest]
-            # A transform of the user's own may change the number of channels.
+            # A user's own transform may change the number of channels.
             if {getattr(kind, '__module__', '').partition('.')[0] for kind in kinds} <= {*PACKAGES}:
                 others.append(f"the {split} pipeline's LoadImageFromFile gives {loaded}")
     if others:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 DEFAULT_SHAPES = dict(mmdet=(800, 1280), mmseg=(512, 512), mmpretrain=(224, 224))
 aten = torch.ops.aten
 LAYERS = (aten.convolution, aten.mm, aten.addmm)
-# PyTorch's counter knows the attention kernels of GPUs only.
+# PyTorch's counter only knows the attention kernels of GPUs.
 CPU_ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu: lambda *args, **_: sdpa_flop_count(*args[:3])
 }
@@ -30,7 +30,7 @@ def count_flops(cfg: Config, shape: tuple[int, int]) -> dict[str, tuple[int, int
     """
     init_default_scope(cfg.default_scope)
     settings = copy.deepcopy(cfg.model)
-    # No overlap is 2, no score less than 0: what is left depends on the limits alone.
+    # No overlap reaches 2 and no score is below 0: only the limits remain.
     limits = settings.get('test_cfg') or {}
     limits.get('rpn', {}).update(nms=dict(type='nms', iou_threshold=2), min_bbox_size=-1)
     limits.get('rcnn', {}).update(nms=dict(type='nms', iou_threshold=2), score_thr=-1)
@@ -45,7 +45,7 @@ def count_flops(cfg: Config, shape: tuple[int, int]) -> dict[str, tuple[int, int
     result, name = {}, type(model).__name__
     for part, key in ('backbone', f'{name}.backbone'), ('model', name):
         flops = counter.get_flop_counts()[key]
-        # The counter takes a multiply-add for two operations.
+        # The counter counts a multiply-add as two operations.
         layers = sum(flops.get(operator, 0) for operator in LAYERS) // 2
         module = model if key == name else model.backbone
         parameters = sum(parameter.numel() for parameter in module.parameters())

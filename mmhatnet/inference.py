@@ -69,13 +69,13 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) ->
     """
     cfg = copy.deepcopy(cfg)
     require_predictable(cfg)
-    # The inferencers look for the pipeline in the outermost dataset.
+    # The inferencers read the pipeline of the outermost dataset.
     cfg.test_dataloader.dataset = next(datasets_of(cfg, 'test'))
     checkpoint = find_checkpoint(checkpoint) or checkpoint
     require_checkpoint(checkpoint)
     init_default_scope(cfg.default_scope)
     with build_errors_as_messages(cfg), warnings.catch_warnings():
-        # The weights are loaded below, by what refuses missing ones.
+        # The weights are loaded below, where missing ones are refused.
         warnings.simplefilter('ignore')
         if cfg.default_scope == 'mmdet':
             from mmdet.apis import DetInferencer
@@ -86,7 +86,7 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) ->
             from mmseg.apis import MMSegInferencer
 
             cfg.visualizer = dict(type='SegLocalVisualizer', vis_backends=[], alpha=0.5)
-            # The original one has no such option.
+            # The original package has no such option.
             known = inspect.signature(MMSegInferencer).parameters
             quiet = dict(show_progress=False) if 'show_progress' in known else {}
             inferencer = MMSegInferencer(cfg, device=device, **quiet)
@@ -94,7 +94,7 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) ->
             from mmpretrain import ImageClassificationInferencer
             from mmpretrain.utils import progress
 
-            progress.disable_progress_bar = True  # the tools show one of all batches
+            progress.disable_progress_bar = True  # ours covers all batches
             inferencer = ImageClassificationInferencer(cfg, pretrained=False, device=device)
         meta = dict(build_unread(cfg.test_dataloader.dataset).metainfo)
     require_fitting(inferencer.model, checkpoint)
@@ -115,11 +115,11 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) ->
 
 
 class Frame(str):
-    """A frame of a video: the path that it would have in a folder of the video's name.
+    """A frame of a video, as a path in a folder that has the video's name.
 
     Attributes:
         file (str): The video.
-        reader (mmcv.VideoReader): What reads the frames, in their order and each once.
+        reader (mmcv.VideoReader): Reads the frames in order, each once.
     """
 
     def __new__(cls, file: str, number: int, reader: mmcv.VideoReader) -> 'Frame':
@@ -129,11 +129,14 @@ class Frame(str):
 
 
 def predict(inferencer: object, images: Sequence[str | np.ndarray]) -> list:
-    """Predicts images in one batch: a data sample of the framework for each of them.
+    """Predicts images in one batch.
 
     Args:
         inferencer (object): What ``build_inferencer`` gives.
-        images (Sequence[str | np.ndarray]): Their paths, or their pixels (H, W, 3) in BGR.
+        images (Sequence[str | np.ndarray]): Paths, or pixels (H, W, 3) in BGR.
+
+    Returns:
+        list: A data sample of the framework for each image.
     """
     result = inferencer(list(images), batch_size=len(images), return_datasamples=True)
     samples = result['predictions'] if isinstance(result, dict) else result
@@ -141,7 +144,7 @@ def predict(inferencer: object, images: Sequence[str | np.ndarray]) -> list:
 
 
 def find_images(names: Sequence[str], videos: bool = False) -> dict[str, tuple[int, int]]:
-    """Finds and reads the images that a user names.
+    """Finds images by name, and reads each to check it.
 
     Args:
         names (Sequence[str]): Files, folders and patterns such as 'photos/*.jpg'.
@@ -163,8 +166,8 @@ def find_images(names: Sequence[str], videos: bool = False) -> dict[str, tuple[i
             found = [name] if os.path.isfile(name) else sorted(glob.glob(name, recursive=True))
             found = [path for path in found if os.path.isfile(path)]
         if not found:
-            kind = 'in the folder' if os.path.isdir(name) else 'at'
-            raise DataError(f'There is no image {kind} {name}: name files, folders or patterns.')
+            place = 'in the folder' if os.path.isdir(name) else 'at'
+            raise DataError(f'There is no image {place} {name}: name files, folders or patterns.')
         paths += found
     sizes = {}
     for path in paths:
@@ -175,17 +178,17 @@ def find_images(names: Sequence[str], videos: bool = False) -> dict[str, tuple[i
     if unreadable := [path for path, size in sizes.items() if size is None]:
         reasons = preview(f'{path} {why_unreadable(path)}' for path in unreadable)
         raise DataError(
-            f'{len(unreadable)} of {len(sizes)} images cannot be read, {reasons}: mend them or '
-            'leave them out.'
+            f'{len(unreadable)} of {len(sizes)} images cannot be read, {reasons}: repair them or '
+            'remove them.'
         )
     return sizes
 
 
 def _frames(path: str) -> dict[Frame, tuple[int, int]]:
-    """The frames that can be decoded: how many the file says that it has may be an estimate."""
+    """Returns the frames that can be decoded: a file's own number of frames may be an estimate."""
     shapes = [frame.shape for frame in mmcv.VideoReader(path)]
     if not shapes:
-        raise DataError(f'{path} cannot be read as a video: mend it or leave it out.')
+        raise DataError(f'{path} cannot be read as a video: repair it or remove it.')
     reader = mmcv.VideoReader(path)
     if len(shapes) < len(reader):
         print(f'{path} says that it has {len(reader)} frames: {len(shapes)} can be read.')
@@ -195,6 +198,6 @@ def _frames(path: str) -> dict[Frame, tuple[int, int]]:
 def _size(path: str) -> tuple[int, int] | None:
     try:
         image = mmcv.imread(path)
-    except Exception:  # OpenCV's of an empty file
+    except Exception:  # OpenCV raises one for empty files
         return None
     return None if image is None else image.shape[:2]

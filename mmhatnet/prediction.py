@@ -41,7 +41,7 @@ def write_predictions(
     """
     classes, out_dir = inferencer.classes, Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    file_of = {path: getattr(path, 'file', path) for path in sizes}  # a frame's is its video
+    file_of = {path: getattr(path, 'file', path) for path in sizes}  # a frame's file is its video
     files = list(dict.fromkeys(file_of.values()))
     names = dict(zip(files, output_names(files)))
     if scope == 'mmdet':
@@ -51,13 +51,13 @@ def write_predictions(
         from mmpretrain.visualization import UniversalVisualizer
 
         inferencer.visualizer = UniversalVisualizer()
-    # Images of different sizes would be padded to one, and normalised with what is not there.
+    # Batches hold images of one size, as padding would change their normalization.
     by_size = itertools.groupby(sorted(sizes, key=sizes.get), sizes.get)
     groups = [list(paths) for _, paths in by_size]
     batches = [
         group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)
     ]
-    predictions, films = {}, {}
+    predictions, videos = {}, {}
     warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
     for batch in track(batches, 'Inference'):
         images = [next(path.reader) if isinstance(path, Frame) else path for path in batch]
@@ -73,8 +73,8 @@ def write_predictions(
                 predictions[path] = [dict(image=path, **found)]
                 inferencer.visualizer.visualize_cls(image, sample, classes, **shown)
             elif scope == 'mmdet':
-                certain = sample.pred_instances.scores > score_thr
-                sample.pred_instances = sample.pred_instances[certain]
+                confident = sample.pred_instances.scores > score_thr
+                sample.pred_instances = sample.pred_instances[confident]
                 predictions[path] = detections(sample, records[path], coco['categories'])
                 shown['pred_score_thr'] = score_thr
                 inferencer.visualizer.line_width = max(min(sizes[path]) // 200, 1)
@@ -89,9 +89,9 @@ def write_predictions(
                 predictions[path] = [dict(image=path, label_map=str(label_map), pixels=pixels)]
                 inferencer.visualizer.add_datasample(path, image, sample, **shown)
             if isinstance(path, Frame):
-                append(films, path, shown['out_file'])
-    for film in films.values():
-        film.release()
+                append_frame(videos, path, shown['out_file'])
+    for video in videos.values():
+        video.release()
     results = [result for path in sizes for result in predictions[path]]
     (out_dir / 'predictions.json').write_text(json.dumps(results))
     if scope == 'mmdet':
@@ -99,7 +99,7 @@ def write_predictions(
 
 
 def output_names(paths: list[str]) -> list[str]:
-    """File names without endings; paths below a common folder, with them, where some are alike."""
+    """Returns file names without suffixes, or relative paths where names repeat."""
     names = [Path(path).stem for path in paths]
     if len({*names}) == len(names):
         return names
@@ -108,7 +108,7 @@ def output_names(paths: list[str]) -> list[str]:
 
 
 def coco_ids(ann_file: str | None, sizes: dict, classes: list[str]) -> dict:
-    """The images and categories in COCO's format, in the order of ``sizes`` and ``classes``."""
+    """Returns images and categories in COCO format, in the order of ``sizes`` and ``classes``."""
     if ann_file is None:
         images = [
             dict(id=number, file_name=path, height=height, width=width)
@@ -122,13 +122,13 @@ def coco_ids(ann_file: str | None, sizes: dict, classes: list[str]) -> dict:
         categories = {category['name']: category for category in content['categories']}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f'--ann-file {ann_file} cannot be read as COCO: {error!r}.') from error
-    for kind, known, names in (
+    for entry, known, names in (
         ('image', images, [os.path.basename(path) for path in sizes]),
         ('category', categories, classes),
     ):
         if unknown := [name for name in names if name not in known]:
             raise DataError(
-                f'--ann-file {ann_file} has no {kind} {unknown[0]} ({len(unknown)} are missing): '
+                f'--ann-file {ann_file} has no {entry} {unknown[0]} ({len(unknown)} are missing): '
                 'name the annotations of these images, or leave it out.'
             )
     content['images'] = [images[os.path.basename(path)] for path in sizes]
@@ -137,7 +137,7 @@ def coco_ids(ann_file: str | None, sizes: dict, classes: list[str]) -> dict:
 
 
 def detections(sample, image: dict, categories: list[dict]) -> list[dict]:
-    """COCO's results of one image."""
+    """Returns the results of one image in COCO format."""
     from mmdet.structures.mask import encode_mask_results
 
     found = sample.pred_instances.numpy()
@@ -152,16 +152,16 @@ def detections(sample, image: dict, categories: list[dict]) -> list[dict]:
     return results
 
 
-def append(films: dict, frame: Frame, drawn: str) -> None:
-    """Moves a drawn frame to the end of the film that is drawn of its video."""
-    image, path = cv2.imread(drawn), f'{drawn.removesuffix(".jpg")}.mp4'
-    if frame.reader not in films:
+def append_frame(videos: dict, frame: Frame, visualized: str) -> None:
+    """Appends a visualized frame to the visualized video, and deletes its file."""
+    image, path = cv2.imread(visualized), f'{visualized.removesuffix(".jpg")}.mp4'
+    if frame.reader not in videos:
         code, size = cv2.VideoWriter_fourcc(*'mp4v'), image.shape[1::-1]
-        films[frame.reader] = cv2.VideoWriter(path, code, frame.reader.fps, size)
-        if not films[frame.reader].isOpened():
+        videos[frame.reader] = cv2.VideoWriter(path, code, frame.reader.fps, size)
+        if not videos[frame.reader].isOpened():
             raise DataError(
                 f'{path} cannot be written by OpenCV, with {frame.reader.fps} frames a second and '
                 f'{size[0]} x {size[1]} pixels: name single images of {frame.file}.'
             )
-    films[frame.reader].write(image)
-    os.remove(drawn)
+    videos[frame.reader].write(image)
+    os.remove(visualized)

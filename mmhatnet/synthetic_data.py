@@ -1,4 +1,4 @@
-"""Three small synthetic data sets, in the folder layouts that OpenMMLab's datasets read."""
+"""Three small synthetic datasets, in the folder layouts that OpenMMLab's datasets read."""
 
 import colorsys
 import hashlib
@@ -17,19 +17,19 @@ from rich.progress import track
 
 from mmhatnet.errors import DataError
 
-# The version rises whenever the same settings give other files, so that older data is made again.
+# Raise the version whenever the same settings give other files: older data is made again.
 GENERATOR = dict(generator='tools/make_toy_data.py', version=3)
 DEFAULT_COUNTS = dict(coco=[400, 50], ade=[200, 40], imagenet=[100, 25])
 SCALE = 3  # Images are drawn this many times larger and averaged down, for smooth edges.
 Rng = np.random.Generator
-# Polygons (N, 2), each over the ones before, and their colours: RGB in 0..1. Those that painters
+# Polygons (N, 2), each over the ones before, and their colors: RGB in 0..1. Those that painters
 # return lie around the origin, to the right and down, with 1 as their radius.
 Shapes = list[tuple[np.ndarray, np.ndarray]]
 WHITE, BLACK, BROWN = np.array([0.97] * 3), np.array([0.1] * 3), np.array([0.4, 0.26, 0.14])
 
 
-def colour(rng: Rng, hue: float, saturation: float, value: float) -> np.ndarray:
-    """Draw a colour that is about this one; the hue is in degrees."""
+def color(rng: Rng, hue: float, saturation: float, value: float) -> np.ndarray:
+    """Draws a color that is about this one; the hue is in degrees."""
     h, s, v = rng.uniform(-1, 1, 3) * (0.02, 0.08, 0.08) + (hue / 360, saturation, value)
     return np.array(colorsys.hsv_to_rgb(h % 1, *np.clip((s, v), 0, 1)))
 
@@ -44,7 +44,7 @@ def oval(x: float, y: float, across: float, down: float | None = None) -> np.nda
 
 
 def panels(half_width: np.ndarray, down: np.ndarray, hem: float, *paints: np.ndarray) -> Shapes:
-    """Draw the upright panels of something round, given half its width at some heights."""
+    """Draws the upright panels of a round object, given half its width at some heights."""
     edges, shapes = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 8)), []
     for pair, paint in zip(pairwise(edges), cycle(paints)):
         left, right = (np.stack([edge * half_width, down], 1) for edge in pair)
@@ -54,7 +54,7 @@ def panels(half_width: np.ndarray, down: np.ndarray, hem: float, *paints: np.nda
 
 
 def car(rng: Rng) -> Shapes:
-    red, glass, way = colour(rng, 2, 0.88, 0.8), colour(rng, 205, 0.4, 0.4), rng.choice([-1, 1])
+    red, glass, way = color(rng, 2, 0.88, 0.8), color(rng, 205, 0.4, 0.4), rng.choice([-1, 1])
     body = [(-1, 0.3), (-0.98, 0), (-0.85, -0.42), (0.15, -0.42), (0.5, -0.04), (1, 0.05), (1, 0.3)]
     shapes = [(np.array(body), red), (box(-1, 0.22, 1, 0.3), red * 0.6)]
     for window in ((-0.82, -0.75, -0.4, -0.4), (-0.32, -0.32, 0.1, 0.38)):
@@ -65,19 +65,19 @@ def car(rng: Rng) -> Shapes:
 
 
 def umbrella(rng: Rng) -> Shapes:
-    angle, orange = np.linspace(0, np.pi / 2, 12), colour(rng, 32, 0.9, 0.92)
+    angle, orange = np.linspace(0, np.pi / 2, 12), color(rng, 32, 0.9, 0.92)
     edges = ((-0.05, -0.95, 0.05, 0.95), (0, 0.85, 0.3, 0.95), (0.22, 0.75, 0.3, 0.95))
-    canopy = (np.sin(angle), 0.1 - 0.92 * np.cos(angle), -0.02, orange, colour(rng, 50, 0.6, 0.98))
+    canopy = (np.sin(angle), 0.1 - 0.92 * np.cos(angle), -0.02, orange, color(rng, 50, 0.6, 0.98))
     return [(box(*of_handle), BROWN) for of_handle in edges] + panels(*canopy)
 
 
 def sports_ball(rng: Rng) -> Shapes:
-    angle, green = np.linspace(-np.pi / 2, np.pi / 2, 24), colour(rng, 130, 0.8, 0.6)
+    angle, green = np.linspace(-np.pi / 2, np.pi / 2, 24), color(rng, 130, 0.8, 0.6)
     return panels(np.cos(angle), np.sin(angle), 1, green, WHITE)
 
 
 def kite(rng: Rng) -> Shapes:
-    blue, cyan = colour(rng, 222, 0.85, 0.8), colour(rng, 190, 0.6, 0.95)
+    blue, cyan = color(rng, 222, 0.85, 0.8), color(rng, 190, 0.6, 0.95)
     corners = np.array([(0, -1), (0.66, -0.35), (0, 0.6), (-0.66, -0.35), (0, -1)])
     bows = product((-0.1, 0.1), (0.73, 0.93))
     tail = [(box(-0.03, 0.5, 0.03, 1), BLACK), *((oval(*bow, 0.1, 0.07), blue) for bow in bows)]
@@ -86,13 +86,13 @@ def kite(rng: Rng) -> Shapes:
 
 
 def tree(rng: Rng) -> Shapes:
-    green, trunk = colour(rng, 130, 0.6, 0.36), (box(-0.08, 0.3, 0.08, 1), BROWN)
+    green, trunk = color(rng, 130, 0.6, 0.36), (box(-0.08, 0.3, 0.08, 1), BROWN)
     crown = enumerate(((-0.3, 0.1), (0.3, 0.1), (-0.2, -0.4), (0.25, -0.35)))
     return [trunk, *((oval(x, y, 0.42), green * (0.9 + i / 8)) for i, (x, y) in crown)]
 
 
 def building(rng: Rng) -> Shapes:
-    wall, pane = colour(rng, 18, 0.45, 0.7), rng.choice([0.25, 0.9]) * np.array([0.8, 0.95, 1])
+    wall, pane = color(rng, 18, 0.45, 0.7), rng.choice([0.25, 0.9]) * np.array([0.8, 0.95, 1])
     width, storeys = rng.uniform(0.45, 0.8), rng.integers(3, 6)
     door, roof = box(-0.1, 0.72, 0.1, 1), box(-width - 0.03, -1, width + 0.03, -0.9)
     panes = product((-0.65, -0.22, 0.22, 0.65), np.linspace(-0.75, 0.4, storeys))
@@ -100,7 +100,7 @@ def building(rng: Rng) -> Shapes:
     return [(box(-width, -1, width, 1), wall), (door, BROWN), (roof, wall * 0.55), *panes]
 
 
-# With the ids of the real data sets, where n02814533 is 'beach wagon'.
+# With the ids of the real datasets, where n02814533 is 'beach wagon'.
 COCO = {3: car, 28: umbrella, 37: sports_ball, 38: kite}
 IMAGENET = {'n02814533': car, 'n04254680': sports_ball, 'n04507155': umbrella}
 ADE = {2: 'building', 3: 'sky', 5: 'tree', 7: 'road', 10: 'grass', 21: 'car'}
@@ -108,7 +108,7 @@ BUILDING, SKY, TREE, ROAD, GRASS, CAR = ADE
 
 
 def placed(rng: Rng, shapes: Shapes, centre: np.ndarray, radius: float, tilt: float = 0) -> Shapes:
-    """Move shapes to their place on an image, in pixels, tilted by `tilt` degrees at most."""
+    """Moves shapes to their place on an image, in pixels, tilted by at most `tilt` degrees."""
     turn = cv2.getRotationMatrix2D((0, 0), rng.uniform(-tilt, tilt), radius)[:, :2]
     return [(points @ turn + centre, paint) for points, paint in shapes]
 
@@ -121,13 +121,13 @@ def fill(target: np.ndarray, shapes: Shapes, value: int | None = None) -> np.nda
 
 
 class Canvas:
-    """An image while it is drawn: `image` (H, W, 3), RGB in 0..1, and `labels` (H, W)."""
+    """An image in the making: `image` (H, W, 3), RGB in 0..1, and `labels` (H, W)."""
 
     def __init__(self, rng: Rng, size: np.ndarray, saturation: float, label: int = 0) -> None:
         self.rng, self.size = rng, (int(size[0]), int(size[1]))
-        # In float64, so that the last bit's differences between processors do not reach 8 bits.
+        # In float64, so that rounding differences between processors do not reach 8 bits.
         share = np.linspace(0, 1, SCALE * size[1])[:, None, None]
-        high, low = colour(rng, 210, saturation, 0.88), colour(rng, 30, 0.1, 0.95)
+        high, low = color(rng, 210, saturation, 0.88), color(rng, 30, 0.1, 0.95)
         self.image = np.repeat((1 - share) * high + share * low, SCALE * size[0], 1)
         self.labels = np.full(self.image.shape[:2], label, np.uint8)
         puffs = (oval(-9, 1, 9, 4), oval(0, -1, 11, 5), oval(9, 1, 9, 4), oval(0, 3, 13, 5))
@@ -135,7 +135,7 @@ class Canvas:
             self.draw([(puff + place, WHITE) for puff in puffs], label)
 
     def draw(self, shapes: Shapes, label: int = 0, shadow: float = 0) -> None:
-        """Draw something, in a light from the upper left if it throws a shadow of some pixels."""
+        """Draws something, in a light from the upper left if it throws a shadow of some pixels."""
         mask, reach = fill(np.zeros_like(self.labels), shapes, 1), int(shadow * SCALE)
         x, y, width, height = cv2.boundingRect(mask)
         inside, light = np.s_[y : y + height, x : x + width], 1
@@ -150,7 +150,7 @@ class Canvas:
         fill(self.image, shapes)[inside] *= np.where(mask[inside], light, 1)[..., None]
 
     def ground(self, top: float, unevenness: float, paint: np.ndarray, label: int = 0) -> None:
-        """Fill the image below a line of hills, in shares of the height."""
+        """Fills the image below a line of hills, in shares of the height."""
         (width, height), (starts, waves) = self.size, self.rng.uniform(3, 9, (2, 2))
         x = np.linspace(0, 1, 50)
         crest = top - unevenness * np.sin(starts + np.outer(x, waves)).mean(1)
@@ -158,23 +158,23 @@ class Canvas:
         self.draw([(np.concatenate([line, [(width, height), (0, height)]]), paint)], label)
 
     def scenery(self) -> None:
-        """Draw hills or a beach, in dull colours."""
+        """Draws hills or a beach, in dull colors."""
         if self.rng.random() < 0.5:
             for top in (0.45, 0.65, 0.85):
-                self.ground(top, 0.12, colour(self.rng, self.rng.uniform(50, 120), 0.25, 0.6))
+                self.ground(top, 0.12, color(self.rng, self.rng.uniform(50, 120), 0.25, 0.6))
         else:
-            self.ground(self.rng.uniform(0.3, 0.5), 0, colour(self.rng, 195, 0.25, 0.65))
-            self.ground(self.rng.uniform(0.55, 0.7), 0.05, colour(self.rng, 40, 0.22, 0.82))
+            self.ground(self.rng.uniform(0.3, 0.5), 0, color(self.rng, 195, 0.25, 0.65))
+            self.ground(self.rng.uniform(0.55, 0.7), 0.05, color(self.rng, 40, 0.22, 0.82))
 
     def finish(self) -> Image.Image:
-        """Average the image down to its size, with a camera's grain."""
+        """Averages the image down to its size, with a camera's grain."""
         image = cv2.resize(np.clip(self.image, 0, 1), self.size, interpolation=cv2.INTER_AREA)
         image = image * self.rng.uniform(0.88, 1.05) + self.rng.normal(0, 0.015, image.shape)
         return Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
 
 
 def annotate(mask: np.ndarray, cover: np.ndarray, crowd: bool) -> dict | None:
-    """Describe what is visible of an object in COCO's format, if half of it is and has no holes."""
+    """Describes the visible part of an object in COCO format, if it is half of it without holes."""
     visible = mask & ~cover
     pixels = np.asfortranarray(visible[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE])
     outlines, parents = cv2.findContours(visible, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -194,7 +194,7 @@ def annotate(mask: np.ndarray, cover: np.ndarray, crowd: bool) -> dict | None:
 
 
 def draw_coco(rng: Rng, index: int) -> tuple[Image.Image, list[dict]]:
-    """Draw image number `index`; of twenty, the second shows nothing, the third a crowd."""
+    """Draws image number `index`; of twenty, the second shows nothing, the third a crowd."""
     size = 8 * rng.integers((18, 14), (23, 18))[:: rng.choice([1, -1], p=[0.7, 0.3])]
     canvas, crowd = Canvas(rng, size, 0.25), index % 20 == 2
     canvas.scenery()
@@ -221,7 +221,7 @@ def draw_coco(rng: Rng, index: int) -> tuple[Image.Image, list[dict]]:
 
 
 def draw_ade(rng: Rng, index: int) -> tuple[Image.Image, Image.Image]:
-    """Draw a street, and the map of its class ids."""
+    """Draws a street, and the map of its class ids."""
     size = width, height = np.array([8 * rng.integers(16, 21), 128])
     canvas, horizon = Canvas(rng, size, 0.55, SKY), rng.uniform(0.42, 0.52)
 
@@ -231,14 +231,14 @@ def draw_ade(rng: Rng, index: int) -> tuple[Image.Image, Image.Image]:
 
     if rng.random() < 0.4:  # It belongs to none of the classes and stays unlabelled.
         stand(kite, 0, rng.uniform(0.15, 0.85), 0.34, 0.3)
-    canvas.ground(horizon, 0.08, colour(rng, 85, 0.6, 0.7), GRASS)
+    canvas.ground(horizon, 0.08, color(rng, 85, 0.6, 0.7), GRASS)
     near, far = horizon + rng.uniform((0.42, 0.14), (0.48, 0.2))
     for x in np.arange(rng.uniform(0, 0.2), 1.1, rng.uniform(0.28, 0.45)):
         stand(building, BUILDING, x, far - 0.06, rng.uniform(0.28, 0.5))
     for x in rng.uniform(0, 1, rng.integers(1, 4)):
         stand(tree, TREE, x, far - 0.01, rng.uniform(0.28, 0.4))
     middle, kerb = (far + near) / 2, box(0, far, 1, far + 0.02)
-    road = [(box(0, far, 1, near), colour(rng, 220, 0.06, 0.4)), (kerb, WHITE * 0.75)]
+    road = [(box(0, far, 1, near), color(rng, 220, 0.06, 0.4)), (kerb, WHITE * 0.75)]
     road += [(box(x, middle, x + 0.12, middle + 0.02), WHITE) for x in np.arange(0, 1, 0.2)]
     canvas.draw([(points * size, paint) for points, paint in road], ROAD)
     for lane, x in product((far + 0.2, near + 0.07), np.arange(rng.random(), 1, 0.5)):
@@ -247,7 +247,7 @@ def draw_ade(rng: Rng, index: int) -> tuple[Image.Image, Image.Image]:
 
 
 def draw_imagenet(rng: Rng, index: int, painter: Callable) -> tuple[Image.Image]:
-    """Draw one object of the class before a varied backdrop."""
+    """Draws one object of the class before a varied backdrop."""
     size = 8 * rng.integers(8, 13, 2)
     canvas, radius = Canvas(rng, size, 0.25), rng.uniform(0.3, 0.5) * min(size)
     canvas.scenery()
@@ -266,7 +266,7 @@ def save(image: Image.Image, path: Path) -> None:
     image.save(path, quality=92, subsampling=0)
 
 
-# What is written, and alone may be replaced.
+# The files that are written. Only these may be replaced.
 NAMES = r'(coco|ade|imagenet)/.*(2017/\d{12}\.jpg|_\w+2017\.json|/ADE_\w+_\d{8}\....|_\d{4}\.JPEG)'
 
 
@@ -276,27 +276,39 @@ def contents(folder: Path) -> list[str]:
 
 
 def digest(folder: Path) -> str:
-    """The SHA-256 of all data sets, names and bytes."""
+    """Returns the SHA-256 of the names and bytes of all files."""
     names = [name for name in contents(folder) if name != 'toy.json']
     data = (name.encode() + (folder / name).read_bytes() for name in names)
     return hashlib.sha256(b''.join(data)).hexdigest()
 
 
 def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool:
-    """Write the data sets in the place of earlier ones, and return False if they are there, whole.
+    """Writes the datasets, in the place of earlier ones.
 
-    `counts` are to train and to validate on. A folder with anything else ends in a DataError.
+    Args:
+        folder (Path): The folder.
+        seed (int): The seed of all random choices.
+        counts (dict[str, list[int]]): For 'coco', 'ade' and 'imagenet' the numbers of images to
+            train and to validate on, for ImageNet of each class.
+
+    Returns:
+        bool: False if the folder already holds the same data, undamaged.
+
+    Raises:
+        DataError: If the folder holds anything else.
     """
     stamp, settings = folder / 'toy.json', dict(GENERATOR, seed=seed, counts=counts)
     found, present = stamp.read_text() if stamp.is_file() else '', contents(folder)
     if ours := GENERATOR['generator'] in found:
         present.remove('toy.json')
     if foreign := [name for name in present if not (ours and re.fullmatch(NAMES, name))]:
-        raise DataError(f"'{folder}' holds {foreign[0]}, which is not toy data; name a new one.")
+        raise DataError(
+            f"'{folder}' holds {foreign[0]}, which is not synthetic data; name a new one."
+        )
     if json.dumps(dict(settings, sha256=digest(folder))) == found:
         return False
-    for data_set in counts:  # Whole folders, because an empty one would be a class.
-        shutil.rmtree(folder / data_set, ignore_errors=True)
+    for dataset in counts:  # Whole folders, because an empty one would be a class.
+        shutil.rmtree(folder / dataset, ignore_errors=True)
     (folder / 'coco' / 'annotations').mkdir(parents=True)
     stamp.write_text(json.dumps(GENERATOR))  # Without settings, in case of an interruption.
     for split, first_id, count in zip(('train2017', 'val2017'), (1, 500_001), counts['coco']):

@@ -1,4 +1,4 @@
-"""Small generated data for the tests that train, and the tools as functions."""
+"""Small synthetic data for the tests that train, and the tools as functions."""
 
 import functools
 import gc
@@ -96,13 +96,13 @@ def told(run_tool, capsys) -> Callable[..., subprocess.CompletedProcess]:
 
     def run(*args) -> subprocess.CompletedProcess:
         capsys.readouterr()
-        code, sentence = 0, ''
+        code, message = 0, ''
         try:
             run_tool(*args)
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
-            sentence = ended.code if isinstance(ended.code, str) else ''
+            message = ended.code if isinstance(ended.code, str) else ''
         shown = capsys.readouterr()
-        return subprocess.CompletedProcess(args, code, shown.out, shown.err + sentence)
+        return subprocess.CompletedProcess(args, code, shown.out, shown.err + message)
 
     return run

@@ -146,4 +146,4 @@ def test_a_process_shows_the_message_alone(tmp_path: Path) -> None:
         Script(TOOLS['get_flops'], 'nothing.py', log=tmp_path / 'log.txt', cwd=tmp_path).wait()
     status, *lines = str(failed.value).strip().splitlines()
     assert status.startswith('exit status 1') and 'Traceback' not in str(failed.value)
-    assert lines[-1] == 'There is no config nothing.py: ours are in configs/.'
+    assert lines[-1] == 'There is no config nothing.py: those of this project are in configs/.'

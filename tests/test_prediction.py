@@ -194,7 +194,7 @@ def classifier(tmp_path_factory) -> tuple[Path, Path]:
         (['empty'], 'There is no image in the folder empty'),
         (
             ['good', 'bad'],
-            r'2 of 3 images cannot be read, bad/a\.jpg is .*, bad/b\.png is .*: mend them',
+            r'2 of 3 images cannot be read, bad/a\.jpg is .*, bad/b\.png is .*: repair them',
         ),
         (['film.mp4'], r'film\.mp4 cannot be read as a video'),
         (['good', '--batch-size', '0'], '--batch-size 0 must be at least 1'),

@@ -1,4 +1,4 @@
-"""The generated data: reproducible, consistently annotated, read by the real dataset classes."""
+"""The synthetic data: reproducible, consistently annotated, read by the real dataset classes."""
 
 import runpy
 import sys
@@ -175,7 +175,9 @@ def test_other_settings_replace_the_data(tmp_path: Path, monkeypatch) -> None:
 def test_foreign_folder_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / 'toy' / name).parent.mkdir(parents=True)
     (tmp_path / 'toy' / name).write_text('mine')
-    with pytest.raises(DataError, match=f"toy' holds {name}, which is not toy data; name a new"):
+    with pytest.raises(
+        DataError, match=f"toy' holds {name}, which is not synthetic data; name a new"
+    ):
         toy.make_toy_data(tmp_path / 'toy', 0, FEWER)
     assert contents(tmp_path) == {f'toy/{name}': b'mine'}
 
@@ -186,7 +188,7 @@ def test_own_files_among_the_data_are_kept(tmp_path: Path, name: str) -> None:
     (tmp_path / 'toy' / name).parent.mkdir(exist_ok=True)
     (tmp_path / 'toy' / name).write_text('mine')
     before = contents(tmp_path)
-    with pytest.raises(DataError, match=f'holds {name}, which is not toy data; name a new'):
+    with pytest.raises(DataError, match=f'holds {name}, which is not synthetic data; name a new'):
         toy.make_toy_data(tmp_path / 'toy', 1, FEWER)
     assert contents(tmp_path) == before
 
@@ -218,7 +220,7 @@ def test_second_command_writes_nothing(command, tmp_path: Path, capsys) -> None:
     assert contents(tmp_path / 'data/toy') == contents(tmp_path / 'called')
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
     command('called --seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0')
-    assert capsys.readouterr().out.endswith("The toy data was already in 'called'.\n")
+    assert capsys.readouterr().out.endswith("The synthetic data was already in 'called'.\n")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
 
 

@@ -1,6 +1,6 @@
-"""Says in words what training or a test reached, beside the goals of its config, and fails below.
+"""Compares the result of training or a test with the goals of its config, and fails below them.
 
-With --record it also keeps the figures, by config and seed, for the README: docs/results.json.
+--record also keeps the figures by config and seed, as in docs/results.json.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Write three small generated data sets in the folder layouts that OpenMMLab's datasets read.
+"""Writes three small synthetic datasets in the folder layouts that OpenMMLab's datasets read.
 
     FOLDER/coco/{annotations,train2017,val2017}                    objects with boxes and masks
     FOLDER/ade/ADEChallengeData2016/{images,annotations}/{training,validation}   labelled scenes
@@ -18,17 +18,21 @@ from mmhatnet.synthetic_data import DEFAULT_COUNTS, make_toy_data
 @cli.exit_on_error()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('folder', nargs='?', type=Path, default='data/toy', help='where to')
-    parser.add_argument('--seed', type=int, default=0, help='of all random choices')
+    parser.add_argument(
+        'folder', nargs='?', type=Path, default='data/toy', help='the folder to write'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='the seed of all random choices')
     for name, counts in DEFAULT_COUNTS.items():
-        option = dict(nargs=2, metavar=('TRAIN', 'VAL'), help='how many, for ImageNet of a class')
+        option = dict(
+            nargs=2, metavar=('TRAIN', 'VAL'), help='numbers of images; for ImageNet, of each class'
+        )
         parser.add_argument(f'--{name}', type=int, default=counts, **option)
     args = parser.parse_args(argv)
     counts = {name: getattr(args, name) for name in DEFAULT_COUNTS}
     if (least := min(args.seed, *sum(counts.values(), []))) < 0:
         parser.error(f'the seed or a number of images is {least}; give 0 or more')
     made = make_toy_data(args.folder, args.seed, counts)
-    print(f"The toy data {'is' if made else 'was already'} in '{args.folder}'.")
+    print(f"The synthetic data {'is' if made else 'was already'} in '{args.folder}'.")
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Writes the config that trains on a folder of your own, which it looks at.
+"""Writes a config that trains on your own data, for the layout of their folder.
 
     python tools/new_config.py --data FOLDER        # then: python tools/train.py config.py
 
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--job', choices=['maskrcnn', 'retinanet', 'semfpn', 'imagenet'])
     parser.add_argument('--arch', choices=['tiny', 'small', 'medium', 'large'], default='tiny')
     parser.add_argument('--out', type=Path, default='config.py', help='the config to write')
-    parser.add_argument('--classes', nargs='+', help='the names of the labels of masks, in order')
+    parser.add_argument('--classes', nargs='+', help='the names of the labels in masks, in order')
     words = 'divide a single file of annotations: write NAME_train.json and NAME_val.json beside it'
     parser.add_argument('--split', action='store_true', help=words)
     return parser.parse_args()

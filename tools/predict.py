@@ -1,8 +1,8 @@
-"""Predicts images and videos: draws boxes, masks, label maps or classes, and writes them as JSON.
+"""Predicts images and videos: visualizes boxes, masks, label maps or classes, and writes JSON.
 
-For detectors predictions.json holds COCO's results, and images.json the images and categories
-whose ids these name. Segmentors write a label map of each image, a PNG file of class numbers.
-The frames of a video are images in a folder of its name; drawn, they are a video again.
+For detectors, predictions.json holds results in COCO format, and images.json the images and
+categories that their ids refer to. Segmentors write a label map of each image, a PNG file of class
+numbers. Frames of a video count as images in a folder of its name; their visualization is a video.
 """
 
 import argparse
@@ -18,15 +18,17 @@ def parse_args() -> argparse.Namespace:
         'images', nargs='+', help='images and videos: files, folders, or patterns like "*.jpg"'
     )
     parser.add_argument('--out-dir', default='work_dirs/predictions', help='default: %(default)s')
-    parser.add_argument('--batch-size', type=int, default=1, help='images of one size at a time')
+    parser.add_argument(
+        '--batch-size', type=int, default=1, help='the number of images of one size in a batch'
+    )
     parser.add_argument(
         '--score-thr',
         type=float,
         default=0.3,
-        help='least score of the boxes that are drawn and written; 0 for all (default: 0.3)',
+        help='the least score of boxes; 0 for all (default: 0.3)',
     )
     parser.add_argument(
-        '--ann-file', help="COCO's annotations of these images, whose ids the results take"
+        '--ann-file', help='COCO annotations of these images, whose ids the results take'
     )
     args = parser.parse_args()
     if args.batch_size < 1:

@@ -1,9 +1,9 @@
-"""Repeats an experiment with the published weights, and prints the paper's result beside its own.
+"""Repeats an experiment with the published weights, and prints its results beside the paper's.
 
     python tools/reproduce.py imagenet_hatnet_tiny        # tests the published classifier
     python tools/reproduce.py maskrcnn_hatnet --gpus 8    # trains from the published backbone
 
-An interrupted training goes on when the same command is given again. The experiments, the paper's
+An interrupted training resumes when the same command is given again. The experiments, the paper's
 results and the published classifiers are those in configs/metafile.yml.
 """
 
@@ -26,8 +26,12 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('experiment', help='the name of a config in configs/, without .py')
-    parser.add_argument('--checkpoint', help='the published weights, if they are already here')
-    parser.add_argument('--gpus', type=int, default=1, help='processes to start, one for each GPU')
+    parser.add_argument(
+        '--checkpoint', help='the published weights, if they are already downloaded'
+    )
+    parser.add_argument(
+        '--gpus', type=int, default=1, help='the number of processes, one for each GPU'
+    )
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
     cli.add_settings_option(parser)
     args = parser.parse_args()

@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on with a run: from the given checkpoint, or without one from the latest in the '
+        help='resume a run: from the given checkpoint, or by default from the latest in the '
         'work folder',
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')

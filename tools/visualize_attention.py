@@ -1,8 +1,8 @@
-"""Draws what a position of an image attends to in each stage of HAT-Net.
+"""Visualizes what a position of an image attends to in each stage of HAT-Net.
 
-Local attention is over the window that holds the position, which is framed and shown enlarged, and
-global attention over the pooled positions of the whole image. Colours are multiples of the mean
-weight. The image goes through the test pipeline of the config, but is not cropped.
+Local attention is over the window of the position, which is framed and enlarged. Global attention
+is over the pooled positions of the whole image. Colors are multiples of the mean weight. The image
+goes through the test pipeline of the config without its crops.
 """
 
 import argparse
@@ -30,9 +30,11 @@ def parse_args() -> argparse.Namespace:
         metavar=('X', 'Y'),
         help='the position, in pixels from the top-left corner of the image',
     )
-    parser.add_argument('--out', default='attention.png', help='.png, .pdf or .svg file')
-    parser.add_argument('--block', type=int, default=-1, help='of each stage (default: the last)')
-    parser.add_argument('--heads', action='store_true', help='show each head, and not their mean')
+    parser.add_argument('--out', default='attention.png', help='a .png, .pdf or .svg file')
+    parser.add_argument(
+        '--block', type=int, default=-1, help='the block of each stage (default: the last)'
+    )
+    parser.add_argument('--heads', action='store_true', help='show each head instead of their mean')
     args = parser.parse_args()
     if Path(args.out).suffix not in FORMATS:
         parser.error(f'--out {args.out} must end with one of {", ".join(FORMATS)}')
@@ -54,7 +56,7 @@ def main() -> None:
     figure = draw_figure(stages, image, (x, y), args.heads)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=300)
-    print(f'The attention at {x} {y} of {path} is drawn in {args.out}')
+    print(f'{args.out} shows the attention at {x} {y} of {path}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What the command-line tools share: their options, and checks before time is spent."""
+"""The command line: the options of the tools, their configs and their checks."""
 
 from mmhatnet.cli.configs import read_config
 from mmhatnet.cli.job import (

@@ -29,7 +29,7 @@ def read_config(path: str) -> Config:
     if suffix in CHECKPOINTS:
         raise ConfigError(f'{path} is a checkpoint: the config comes first, as in CONFIG {path}.')
     if not Path(path).exists():
-        raise ConfigError(f'There is no config {path}: ours are in configs/.')
+        raise ConfigError(f'There is no config {path}: those of this project are in configs/.')
     if Path(path).is_dir() or suffix not in CONFIGS:
         what = 'a folder' if Path(path).is_dir() else 'no config'
         raise ConfigError(f'{path} is {what}: name a {", ".join(CONFIGS)} file.')

@@ -21,10 +21,10 @@ from mmhatnet.config_walk import datasets_of
 from mmhatnet.data_checks import require_sound_data
 from mmhatnet.errors import ConfigError, DataError, MMHATNetError
 
-# What options of the tools set for one run, and training from the same config shall not repeat.
+# Settings of a single run, which a later training from the dumped config must not repeat.
 OF_ONE_RUN = ('launcher', 'work_dir', 'load_from', 'resume', 'model_wrapper_cfg')
 
-# How to get the data, and the config that runs the same job on generated data.
+# How to get the data, and the configs of the same jobs on synthetic data.
 DATASET_HELP = {
     'CocoDataset': 'COCO 2017 is at https://cocodataset.org/#download',
     'ADE20KDataset': 'ADE20K is "Scene Parsing" at http://sceneparsing.csail.mit.edu',
@@ -47,12 +47,12 @@ def exit_on_error() -> Iterator[None]:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config that the common options name, with their overrides.
+    """Reads the config that the common options name, and applies their overrides.
 
-    What is of this run alone replaces what the config says, which is kept as ``args.given``.
+    Settings of this run replace those of the config, which are kept as ``args.given``.
 
     Raises:
-        ConfigError: If there is no such config, or something is wrong with it or with an option.
+        ConfigError: If the config cannot be read, or an option cannot be used.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
@@ -87,11 +87,11 @@ def find_device(name: str | None) -> str:
 
 
 def build_runner(cfg: Config, args: argparse.Namespace, dump: bool) -> Runner:
-    """Builds what runs the job.
+    """Builds the runner of a job.
 
     Args:
         cfg (Config): The config.
-        args (argparse.Namespace): What ``load_config`` has read it from.
+        args (argparse.Namespace): The options that ``load_config`` has read.
         dump (bool): Whether to write it to the work folder, less what is of this run alone. The
             file that it was read from is never written to.
 
@@ -116,7 +116,7 @@ def build_runner(cfg: Config, args: argparse.Namespace, dump: bool) -> Runner:
 
 
 def require_writable(option: str, folder: str | Path) -> None:
-    """Checks that files can be written to a folder, or that it can be made, and makes none.
+    """Checks that a folder is writable or can be created, without creating it.
 
     Raises:
         ConfigError: If not.
@@ -127,12 +127,12 @@ def require_writable(option: str, folder: str | Path) -> None:
     except OSError as error:
         raise ConfigError(
             f'{option} {folder} cannot be written to ({error.strerror}: {there}); name a folder '
-            'in which you may make files.'
+            'that is writable.'
         ) from error
 
 
 def _join_cpu_processes(cfg: Config) -> None:
-    """Joins the processes of a job on CPUs, for which MMEngine itself would choose GPUs."""
+    """Initializes distributed training on CPUs, where MMEngine itself expects GPUs."""
     backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
     if backend != 'gloo':
         raise ConfigError(
@@ -152,10 +152,10 @@ def _join_cpu_processes(cfg: Config) -> None:
 
 
 def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> None:
-    """Asks all of a job that can be asked before anything of it is built.
+    """Runs all checks of a job that are possible before anything is built.
 
     Args:
-        cfg (Config): The config, with what its splits need.
+        cfg (Config): The config.
         args (argparse.Namespace): The common options.
         splits (str): 'train', 'val' or 'test'.
 
@@ -172,7 +172,7 @@ def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> No
 
 
 def require_datasets(cfg: Config, *splits: str) -> None:
-    """Checks that the data of some splits exist where the config looks for them.
+    """Checks that the files and folders of the splits exist.
 
     Args:
         cfg (Config): The config.
@@ -194,14 +194,14 @@ def require_datasets(cfg: Config, *splits: str) -> None:
                     f'The {split} data are missing: {cfg.filename} looks for {path}. '
                     f'{help_text}; link or unpack it to {dataset.get("data_root") or path}, or '
                     'name your folder with --cfg-options '
-                    f'{split}_dataloader.dataset.data_root=FOLDER. To run on generated data '
+                    f'{split}_dataloader.dataset.data_root=FOLDER. To run on synthetic data '
                     'instead: python tools/make_toy_data.py && python tools/train.py '
                     f'configs/toy/{toy_config}'
                 )
 
 
 def _dataset_paths(dataset: ConfigDict) -> list[str]:
-    """The files and folders that one dataset reads."""
+    """Returns the files and folders that a dataset reads."""
     prefix = dataset.get('data_prefix') or {}
     folders = list(prefix.values()) if isinstance(prefix, dict) else [prefix]
     if not folders and dataset.get('split'):

@@ -1,4 +1,4 @@
-"""One look at the data of a job before time is spent on it."""
+"""Checks the data of a job before time is spent on it."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from mmhatnet.errors import DataError
 def check_data(
     cfg: Config, *splits: str, every: bool = False, console: Console | None = None
 ) -> Report:
-    """Looks at the data that a config names.
+    """Checks the data that a config names.
 
     Args:
         cfg (Config): The config.
@@ -27,13 +27,13 @@ def check_data(
         console (Console | None): Where progress is shown.
 
     Returns:
-        Report: What was found. Nothing is changed, and nothing is refused here.
+        Report: What was found. Nothing is changed, and nothing is refused.
     """
     report = Report(console=console)
     check = _check_of(cfg.get('default_scope'))
     if check is None:
         report.notes.append(
-            f'The data are not checked, as default_scope is {cfg.get("default_scope")!r}.'
+            f'The data are not checked, because default_scope is {cfg.get("default_scope")!r}.'
         )
         return report
     init_default_scope(cfg.default_scope)
@@ -54,13 +54,13 @@ def check_data(
                     report.errors.append(wrong)
                 else:
                     check(Job(cfg, split, settings, dataset, report, every))
-            except Exception as error:  # a job must not end because of a look at it
+            except Exception as error:  # a data check must not end a job
                 if why := _why_not_built(cfg.default_scope, where, settings):
                     report.errors.append(why)
                     continue
                 report.notes.append(
-                    f'{split}_dataloader: the data are not fully checked, as a '
-                    f'{settings.get("type")} is not what was expected '
+                    f'{split}_dataloader: the data are not fully checked, because a '
+                    f'{settings.get("type")} is not as expected '
                     f'({type(error).__name__}: {error}).'
                 )
     return report
@@ -90,7 +90,7 @@ def _text_instead_of_names(where: str, classes: object) -> str | None:
 
 
 def _check_of(scope: str | None) -> Callable | None:
-    # Only one of the three projects may be installed.
+    # Often only one of the three frameworks is installed.
     match scope:
         case 'mmdet':
             from mmhatnet.data_checks.detection import check_detection as check
@@ -104,21 +104,21 @@ def _check_of(scope: str | None) -> Callable | None:
 
 
 def require_sound_data(cfg: Config, *splits: str) -> None:
-    """Refuses a job whose data are wrong, and logs what is odd about them.
+    """Refuses a job whose data are wrong, and logs warnings about oddities.
 
     Args:
         cfg (Config): The config.
         splits (str): 'train', 'val' or 'test'.
 
     Raises:
-        DataError: With all that is wrong, a sentence a line.
+        DataError: If data are wrong, with a line for each fault.
     """
-    # One process of a distributed job looks for all.
+    # The first process of a distributed job checks for all of them.
     if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) != 0:
         return
     report = check_data(cfg, *splits, console=Console(file=sys.stderr))
     for note in dict.fromkeys(report.notes):
         print_log(note, logger='current', level=logging.WARNING)
     if report.errors:
-        way_out = 'Nothing was started; --no-check does without this look at the data.'
-        raise DataError('\n'.join(dict.fromkeys([*report.errors, way_out])))
+        hint = 'Nothing was started. --no-check skips this data check.'
+        raise DataError('\n'.join(dict.fromkeys([*report.errors, hint])))

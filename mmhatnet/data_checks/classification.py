@@ -1,4 +1,4 @@
-"""What can be wrong with the folders and images of a classifier."""
+"""Checks of the folders and images of a classifier."""
 
 import os
 from collections import Counter
@@ -23,10 +23,10 @@ from mmhatnet.data_checks.report import Job, preview
 
 
 def check_classification(job: Job) -> None:
-    """Looks at one data set of a classifier."""
+    """Checks one dataset of a classifier."""
     dataset = job.dataset
     if not _reads_folders(dataset):
-        job.note(f'{type_name(job.settings)} is not checked, as its files are not known')
+        job.note(f'{type_name(job.settings)} is not checked, because its files are unknown')
         return
     if not paths_exist(job, dict(data_prefix=dataset.img_prefix, ann_file=dataset.ann_file)):
         return
@@ -42,7 +42,7 @@ def check_classification(job: Job) -> None:
 
 
 def _reads_folders(dataset: BaseDataset) -> bool:
-    """Whether a dataset finds labelled images as CustomDataset does."""
+    """Returns whether a dataset finds labelled images as CustomDataset does."""
     return (
         isinstance(dataset, CustomDataset)
         and type(dataset).load_data_list is CustomDataset.load_data_list
@@ -53,12 +53,12 @@ def _reads_folders(dataset: BaseDataset) -> bool:
 
 
 def _is_class(folder: str) -> bool:
-    """Whether a folder is not what programs leave behind."""
+    """Returns whether a folder is a class, and not a leftover of other programs."""
     return not folder.startswith('.') and folder != '__MACOSX'
 
 
 def _read_list(job: Job) -> tuple[list[str], dict[int, int]]:
-    """Reads 'path label' lines; returns paths, and how many have which label."""
+    """Reads 'path label' lines; returns the paths and the number of images by label."""
     dataset, number = job.dataset, len(job.dataset.CLASSES or ())
     paths, counts, wrong = [], Counter(dict.fromkeys(range(number), 0)), []
     lines = list_from_file(dataset.ann_file)
@@ -79,33 +79,33 @@ def _read_list(job: Job) -> tuple[list[str], dict[int, int]]:
 
 
 def _find_images(job: Job) -> tuple[list[str], dict[str, int]]:
-    """Returns the images in folders, and how many each folder has."""
+    """Returns the images in folders and the number of images by folder."""
     dataset, root = job.dataset, job.dataset.img_prefix
     folders, files = find_folders(root)[0], []
-    # MMPretrain's get_samples takes several times as long.
+    # MMPretrain's get_samples is several times slower.
     for folder in folders:
         for at, _, names in os.walk(os.path.join(root, folder), followlinks=True):
             files += [(os.path.join(at, n), folder) for n in names if not n.startswith('.')]
     read = [(path, folder) for path, folder in files if dataset.is_valid_file(path)]
     left = [os.path.splitext(path)[1] for path, _ in files if not dataset.is_valid_file(path)]
     counts = dict.fromkeys(folders, 0) | Counter(folder for _, folder in read)
-    way = (
+    skipped = (
         f'end with {preview(sorted({end or "no extension" for end in left})) or "-"}, and '
         f'extensions=({preview(sorted(dataset.extensions), 9)}) says which are read'
     )
     if not any(map(_is_class, folders)):
         job.refuse(f'there is no folder in {root}, where each class needs one with its images')
     elif not read:
-        job.refuse(f'there is no image in the folders of {root}; files {way}')
+        job.refuse(f'there is no image in the folders of {root}; files {skipped}')
     elif left:
-        job.note(f'{len(left):,} files in {root} are left out, as they {way}')
+        job.note(f'{len(left):,} files in {root} are left out, as they {skipped}')
     if read and (empty := [folder for folder in filter(_is_class, folders) if not counts[folder]]):
         job.note(f'folders without images in {root}: {preview(empty)}')
     return [path for path, _ in read], counts
 
 
 def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:
-    """Compares folders with classes and those of training; returns what heads should know."""
+    """Compares folders with the classes and with the training folders; returns the class names."""
     root, classes = job.dataset.img_prefix, job.dataset.CLASSES
     if strays := [folder for folder in counts if not _is_class(folder)]:
         job.refuse(
@@ -133,7 +133,7 @@ def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:
 
 
 def _difference(folders: list[str], names: list[str], source: str) -> str:
-    """Says which names are on one side alone."""
+    """Lists the names that occur on one side alone."""
     lacking = preview(name for name in names if name not in folders)
     extra = preview(folder for folder in folders if folder not in names)
     return f'without a folder {lacking or "none"}, not in {source} {extra or "none"}'
@@ -147,7 +147,7 @@ def _folders_of_training(cfg: Config) -> list[str]:
 
 
 def _check_order(job: Job, folders: list[str], classes: list[str]) -> None:
-    """Compares names with folders, where a name can be recognised in a folder's."""
+    """Compares the order of class names and folders, where their names match."""
 
     def plain(name: str) -> str:
         return name.strip().replace('_', ' ').lower()
@@ -163,14 +163,14 @@ def _check_order(job: Job, folders: list[str], classes: list[str]) -> None:
             f'folders of {job.dataset.img_prefix}, which labels follow ({preview(folders, 8)}), so '
             f'that {preview(moved)}; name the classes in the order of the folders'
         )
-    # Where no name is that of a folder, as with ImageNet, others are meant.
+    # ImageNet's folders have codes instead of names: then there is nothing to compare.
     elif known and pairs:
         other = preview(f'{folder} is {name}' for folder, name in pairs)
         job.note(f'folders with another name than their class: {other}')
 
 
 def _check_heads(job: Job, classes: list[str]) -> None:
-    """Compares each num_classes of the config with the classes, and with one another."""
+    """Compares each num_classes of the config with the classes and with the others."""
     cfg, model = job.cfg, job.cfg.get('model') or {}
     head = model.get('head') or {}
     if (
@@ -186,7 +186,7 @@ def _check_heads(job: Job, classes: list[str]) -> None:
     preprocessor = owner.get('data_preprocessor') or {}
     parts = [*dicts_of(head.get('loss'), 'model.head.loss')]
     parts += dicts_of(augments, 'model.train_cfg.augments')
-    # Labels become as many scores as it says, for Mixup, CutMix and the like.
+    # Mixup, CutMix and the like turn labels into num_classes scores.
     if augments or preprocessor.get('to_onehot') or preprocessor.get('batch_augments'):
         parts += dicts_of(preprocessor, f'{place}data_preprocessor')
     for place, part in parts:

@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format, and what MMDetection makes of them."""
+"""Annotation files in COCO format, as MMDetection reads them."""
 
 import gc
 import json
@@ -34,14 +34,14 @@ class CocoFile:
 
 
 def read_coco(path: str, report: Report) -> CocoFile:
-    """Reads an annotation file, and notes which annotations belong to nothing in it.
+    """Reads and validates an annotation file, and notes annotations without image or category.
 
     Raises:
-        ValueError: If it is missing, not in COCO's format, or its ids are not sound.
+        ValueError: If it is missing, not in COCO format, or its ids are invalid.
     """
     if not os.path.isfile(path):
         raise ValueError(f'there is no annotation file {path!r}')
-    # Millions of new objects would be searched for garbage over and over.
+    # Otherwise Python's garbage collector scans millions of new objects repeatedly.
     gc.disable()
     try:
         with report.busy(f'Reading {path}'), open(path) as file:
@@ -88,7 +88,7 @@ def _is(value, wanted: tuple) -> bool:
 
 
 def lacking(file: CocoFile, name: str, field: str, entries: Iterable[dict]) -> Iterator[str]:
-    """Yields what is wrong if there are entries that lack a field."""
+    """Yields an error message if entries lack a field."""
     if ids := [entry.get('id') for entry in entries]:
         yield (
             f'{len(ids):,} of {len(getattr(file, name)):,} {name} (ids {preview(ids)}) lack '
@@ -123,7 +123,7 @@ def _faults_of_ids(file: CocoFile, report: Report) -> Iterator[str]:
 
 
 class Objects:
-    """The annotations of a file in arrays, and what a data set makes of them.
+    """The annotations of a file as arrays, and which of them a dataset keeps.
 
     Attributes:
         sizes (np.ndarray): Width and height of the images, (images, 2).
@@ -152,18 +152,18 @@ class Objects:
         area = np.array([a['area'] for a in annotations], float)
         ignored = np.array([bool(a.get('ignore')) for a in annotations], bool)
         self.named = (self.label >= 0) & (self.image >= 0) & ~ignored
-        # The same tests as those of CocoDataset.parse_data_info.
+        # The conditions of CocoDataset.parse_data_info.
         inside = (np.minimum(self.high, self.room) > np.maximum(self.low, 0)).all(1)
         self.used = self.named & inside & (area > 0) & (box[:, 2:] >= 1).all(1)
         self.kept = self._kept_images(dataset)
 
     def preview(self, found: Sequence[int]) -> str:
-        """Says how many objects were found, and which."""
+        """Returns the number and the first ids of the objects found."""
         ids = preview(self.ids[i] for i in found)
         return f'{len(found):,} of {self.named.sum():,} objects (annotation ids {ids})'
 
     def _kept_images(self, dataset: CocoDataset) -> np.ndarray:
-        """Does what CocoDataset.filter_data and the setting `indices` do."""
+        """Applies CocoDataset.filter_data and the setting `indices`."""
         kept = np.ones(len(self.sizes), bool)
         if dataset.filter_cfg and not dataset.test_mode:
             kept = self.sizes.min(1) >= dataset.filter_cfg.get('min_size', 0)

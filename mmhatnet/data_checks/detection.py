@@ -1,4 +1,4 @@
-"""What can be wrong with the data of a detector, in COCO's format."""
+"""Checks of the data of a detector, in COCO format."""
 
 import os
 import re
@@ -31,7 +31,7 @@ HEAD = re.compile(r'\.(bbox|mask|mask_iou|panoptic|query)_head(\[\d+\])?$')
 
 
 class Job(AnyJob):
-    """One data set of a detector, and what it is for."""
+    """One dataset of a detector, with the evaluators that use it."""
 
     @property
     def classes(self) -> list[str]:
@@ -42,7 +42,7 @@ class Job(AnyJob):
         return [part for _, part in dicts_of(self.settings.get('pipeline'))]
 
     def metrics(self) -> Iterator[tuple[str, ConfigDict]]:
-        """Yields those evaluators of this split that compare with annotations."""
+        """Yields the evaluators of this split that compare with annotations."""
         name = f'{self.split}_evaluator'
         for path, metric in dicts_of(self.cfg.get(name), name):
             found = class_of(METRICS, metric)
@@ -54,7 +54,7 @@ class Job(AnyJob):
 
 
 def check_detection(job: AnyJob) -> None:
-    """Looks at one data set of a detector."""
+    """Checks one dataset of a detector."""
     job, dataset = Job(**vars(job)), job.dataset
     if not _reads_coco(dataset):
         job.note(
@@ -69,7 +69,7 @@ def check_detection(job: AnyJob) -> None:
         job.refuse(f'{error}')
         return
     objects = Objects(file, dataset)
-    # What is wrong with names has consequences that need not be said.
+    # Wrong names cause further errors, which would only distract.
     if _check_names(job, file):
         _check_heads(job)
         _check_training_agrees(job)
@@ -90,7 +90,7 @@ def _reads_coco(dataset: object) -> bool:
 
 
 def _check_names(job: Job, file: CocoFile) -> bool:
-    """Compares classes with categories, in whose order MMDetection numbers them."""
+    """Compares classes with categories, whose order determines the labels in MMDetection."""
     classes, names = job.classes, [category['name'] for category in file.categories]
     numbered = [name for name in names if name in classes]
     missing = [name for name in classes if name not in names]
@@ -99,12 +99,12 @@ def _check_names(job: Job, file: CocoFile) -> bool:
     source = 'that metainfo names'
     if 'classes' not in (job.settings.get('metainfo') or {}):
         source = f'of {type_name(job.settings)}, which hold where no metainfo has classes'
-    # Some tools write a category above the others that no object belongs to.
+    # Some tools write a supercategory that no object belongs to.
     wanted = [c['name'] for c in file.categories if c['id'] in objects or c['name'] in classes]
     wanted = f'set metainfo=dict(classes=({preview(map(repr, wanted or names), 20)},))'
     in_order = numbered == classes[: len(numbered)]
     twice = [n for n in numbered if numbered.count(n) > 1 or classes.count(n) > 1]
-    # A file may know fewer classes than the config, as long as those that it knows come first.
+    # A file may have fewer classes than the config, if it has the first ones.
     lacks = not numbered or (missing and (job.split != 'train' or left_out or not in_order))
     if lacks:
         near = get_close_matches(missing[0], left_out if numbered else [], 1)
@@ -153,14 +153,14 @@ def _check_heads(job: Job) -> None:
 
 
 def _check_training_agrees(job: Job) -> None:
-    """Compares the classes with those of the training data, which number the model's outputs."""
+    """Compares the classes with those of training, whose order is that of the model's outputs."""
     trained = datasets_of_training(job.cfg) if job.split != 'train' else []
     others = [list(dataset.metainfo.get('classes') or job.classes) for dataset in trained]
     if others and job.classes not in others:
         job.refuse(
             f'the classes ({preview(job.classes)}) are not those of train_dataloader '
             f'({preview(others[0])}), which number the outputs of the model: set the same metainfo',
-            # A test may be of a model that was trained with another config.
+            # The tested model may come from another config.
             sure=job.split == 'val',
         )
 
@@ -182,7 +182,7 @@ def _check_evaluators(job: Job, file: CocoFile) -> None:
 
 
 def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
-    """Reads an evaluator's own file; a ValueError says why these are not the answers."""
+    """Reads an evaluator's own file; raises a ValueError if it does not fit the dataset."""
 
     def compared(file: CocoFile) -> tuple[set, list, list]:
         return (
@@ -193,7 +193,7 @@ def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
 
     answers = read_coco(path, job.report)
     if len(list(datasets_of(job.cfg, job.split))) > 1:
-        job.note(f'the evaluator reads {path} for several data sets, so that it is not compared')
+        job.note(f'the evaluator reads {path} for several datasets, so that it is not compared')
         return answers
     (images, categories, boxes), wanted = compared(answers), compared(file)
     common = len(images & wanted[0])
@@ -213,7 +213,7 @@ def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
 
 
 def _check_answers(job: Job, file: CocoFile) -> None:
-    """Checks what pycocotools needs of the annotations that it compares with."""
+    """Checks what pycocotools needs of the ground truth."""
     named = {c['id'] for c in file.categories if c['name'] in job.classes}
     answers = [a for a in file.annotations if a['category_id'] in named]
     without = (a for a in answers if not isinstance(a.get('iscrowd'), int))
@@ -313,55 +313,55 @@ def _check_something_is_left(job: Job, file: CocoFile, objects: Objects) -> None
 
 
 def _check_images(job: Job, images: list[dict]) -> int:
-    """Checks that images exist and have the sizes of the file; returns how many were read."""
+    """Checks that images exist and have the right sizes; returns the number of images read."""
     folder = job.dataset.data_prefix.get('img')
     backend = next((t['backend_args'] for t in job.transforms if 'backend_args' in t), None)
     if not all(is_local(os.path.join(folder or '', i['file_name']), backend) for i in images):
-        job.note('the images are not checked, as they are not on a disk of this machine')
+        job.note('the images are not checked, because they are not on a local disk')
         return 0
     if not paths_exist(job, {'data_prefix=dict(img=FOLDER)': folder}):
         return 0
     sizes = {os.path.join(folder, i['file_name']): (i['height'], i['width']) for i in images}
-    missing = refuse_missing(job, list(sizes), 'images', lambda path: _way_to(job, path))
+    missing = refuse_missing(job, list(sizes), 'images', lambda path: _hint_for_path(job, path))
     read = read_images(job, [path for path in sizes if path not in missing])
     _check_sizes(job, read, sizes)
     return len(read)
 
 
-def _way_to(job: Job, path: str) -> str:
-    """Guesses where an image is that is not where the config says."""
+def _hint_for_path(job: Job, path: str) -> str:
+    """Suggests how to find a missing image."""
     root, folder = job.dataset.data_root or '', job.dataset.data_prefix['img']
     name = os.path.relpath(path, folder or '.')
-    for other, way in (
+    for other, hint in (
         (os.path.join(root, name), 'set data_prefix=dict(img="")'),
         (os.path.join(folder, re.split(r'[\\/]', name)[-1]), 'write file_name without folders'),
     ):
         if os.path.isfile(other) and os.path.getsize(other):
-            return f'{other} is there: {way}'
+            return f'{other} is there: {hint}'
     return f'replace them, or remove them from {job.dataset.ann_file}'
 
 
 def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
-    """Compares sizes (height, width) of images, as they are loaded, with those of the file."""
+    """Compares the (height, width) of loaded images with those in the file."""
     slight = 0 if job.judges_masks() else 1
     other = {}
     for path, size in read.items():
         if size != wanted[path] and min(wanted[path]) > 0:
             near = all(abs(a - b) <= slight for a, b in zip(size, wanted[path]))
-            way = '' if near else _way_out_of_size(path, size, wanted[path])
-            other.setdefault(way, []).append(path)
-    for way, paths in other.items():
+            hint = '' if near else _hint_for_size(path, size, wanted[path])
+            other.setdefault(hint, []).append(path)
+    for hint, paths in other.items():
         (h, w), (wanted_h, wanted_w) = read[paths[0]], wanted[paths[0]]
         job.refuse(
             f'{len(paths):,} of {len(read):,} images that were read have another size than '
             f'{job.dataset.ann_file} says, such as {paths[0]}, which is {w} x {h} instead of '
-            f'{wanted_w} x {wanted_h}{way}',
-            sure=way != '',
+            f'{wanted_w} x {wanted_h}{hint}',
+            sure=hint != '',
         )
     turned = [
         path
         for path, (h, w) in read.items()
-        # Sizes tell whether the annotator knew of a quarter turn, but not for squares.
+        # Sizes reveal whether annotations were made on the turned image, except for squares.
         if (h, w) == wanted[path] and _orientation(path) in range(2, 9 if h == w else 5)
     ]
     if turned and 'ignore_orientation' not in str(job.transforms):
@@ -372,7 +372,7 @@ def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
         )
 
 
-def _way_out_of_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) -> str:
+def _hint_for_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) -> str:
     if size != wanted[::-1]:
         return ': use the images that were annotated, or scale the annotations'
     if _orientation(path) < 5:
@@ -387,10 +387,10 @@ def _way_out_of_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) 
 def _orientation(path: str) -> int:
     try:
         with Image.open(path) as image:
-            # In other kinds of files, loading takes no notice of it.
+            # Loaders ignore it in other formats.
             jpeg = image.format == 'JPEG'
             return int(image.getexif().get(ExifTags.Base.Orientation, 1)) if jpeg else 1
-    except Exception:  # broken EXIF data, which loading takes no notice of
+    except Exception:  # broken EXIF data, which loaders ignore
         return 1
 
 

@@ -1,4 +1,4 @@
-"""What the checks of all three kinds of jobs share."""
+"""Checks of files and images that all frameworks share."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from mmhatnet.config_walk import build_unread, datasets_of, type_name
 from mmhatnet.data_checks.report import Job, preview
 
-# How many files of each data set are read, unless all are asked for.
+# The number of files of each dataset that are read by default.
 SAMPLE = 200
 
 
@@ -21,17 +21,17 @@ def is_local(path: str, backend: dict | None) -> bool:
 
 
 def datasets_of_training(cfg: Config) -> list[BaseDataset]:
-    """The training split's datasets, built lazily; none where one cannot be built."""
+    """Builds the datasets of the training split lazily; returns none if one cannot be built."""
     try:
         return [build_unread(settings) for settings in datasets_of(cfg, 'train')]
-    except Exception:  # Said where the training split itself is looked at.
+    except Exception:  # the check of the training split reports it
         return []
 
 
 def check_number(
     job: Job, setting: str, number: int, classes: Sequence[str], sure: bool = True
 ) -> None:
-    """Compares the number of classes that a head has with the classes of the data."""
+    """Compares a head's number of classes with the classes of the data."""
     text = f'{setting} is {number}, but the data have {len(classes)} classes ({preview(classes)})'
     if number < len(classes):
         texts = job.report.errors if sure else job.report.notes
@@ -41,9 +41,9 @@ def check_number(
 
 
 def paths_exist(job: Job, paths: Mapping[str, str | None]) -> bool:
-    """Whether the files and folders exist that settings name; one that does not is refused."""
+    """Returns whether the paths of settings exist, and refuses the first that does not."""
     for setting, path in paths.items():
-        # An empty setting is one that is not used, None one that the config should have.
+        # An empty setting is not used; None means that the config lacks it.
         if path is None or (path and not os.path.exists(path)):
             job.refuse(f'there is no {path or setting}; correct {setting}, or data_root before it')
             return False
@@ -51,22 +51,22 @@ def paths_exist(job: Job, paths: Mapping[str, str | None]) -> bool:
 
 
 def refuse_missing(
-    job: Job, paths: Sequence[str], what: str, way: Callable[[str], str]
+    job: Job, paths: Sequence[str], what: str, hint: Callable[[str], str]
 ) -> set[str]:
-    """Refuses files that are not there or empty, with the way out, and returns them."""
+    """Refuses files that are missing or empty, with a hint, and returns them."""
     missing = [path for path in paths if not (os.path.isfile(path) and os.path.getsize(path))]
     if missing:
         text = (
             f'{len(missing):,} of {len(paths):,} {what} are missing or empty, {preview(missing, 3)}'
         )
-        job.refuse(f'{text}: {way(missing[0])}')
+        job.refuse(f'{text}: {hint(missing[0])}')
     return set(missing)
 
 
 def read_sample(
     job: Job, paths: Sequence[str], what: str, read: Callable, every: bool = False
 ) -> dict[str, object]:
-    """What `read` makes of a sample of files, by path; what it cannot read is refused."""
+    """Applies `read` to a sample of files, and refuses those that it cannot read."""
     if not (every or job.every) and len(paths) > SAMPLE:
         paths = [paths[i * len(paths) // SAMPLE] for i in range(SAMPLE)]
 
@@ -90,13 +90,13 @@ def read_sample(
 
 
 def read_images(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Height and width of a sample of images, by path, as the pipeline loads them."""
+    """Returns the (height, width) of a sample of images by path, as the pipeline loads them."""
     steps = job.settings.get('pipeline') or ()
     step = next((step for step in steps if type_name(step) == 'LoadImageFromFile'), None)
     try:
         load = LoadImageFromFile(**{k: v for k, v in step.items() if k != 'type'})
-    except Exception:  # Wrong arguments are said best when the pipeline is built.
-        job.note('no image is read, as its pipeline has no LoadImageFromFile of the usual kind')
+    except Exception:  # building the pipeline reports wrong arguments best
+        job.note('no image is read, because its pipeline has no standard LoadImageFromFile')
         return {}
     found = read_sample(
         job, paths, 'images', lambda path: (load(dict(img_path=path)) or {}).get('img_shape')
@@ -105,7 +105,7 @@ def read_images(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 
 def why_unreadable(path: str) -> str:
-    """Why a file cannot be read as an image."""
+    """Returns why a file cannot be read as an image."""
     try:
         with open(path, 'rb') as file:
             head = file.read(64)
@@ -123,7 +123,7 @@ def why_unreadable(path: str) -> str:
 
 
 def size_rows(sizes: Sequence[tuple[int, int]]) -> dict[str, str]:
-    """The rows of a table that tell sizes (height, width)."""
+    """Returns the table rows of the smallest, median and largest (height, width)."""
     ordered = [f'{w} x {h}' for h, w in sorted(sizes, key=lambda size: size[0] * size[1])] or ['-']
     places = dict(smallest=0, median=len(ordered) // 2, largest=-1)
     return {f'{name} image': ordered[place] for name, place in places.items()}

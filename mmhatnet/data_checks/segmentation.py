@@ -1,4 +1,4 @@
-"""What can be wrong with the images and masks of a segmentor."""
+"""Checks of the images and masks of a segmentor."""
 
 import os
 import re
@@ -35,7 +35,7 @@ CROSS_ENTROPY = ('CrossEntropyLoss', 'OhemCrossEntropy')
 
 
 class Mask(NamedTuple):
-    """The shape of a mask, and how many of its pixels have which value."""
+    """The shape of a mask, and the number of pixels by value."""
 
     shape: tuple[int, ...]
     values: Counter
@@ -43,7 +43,7 @@ class Mask(NamedTuple):
 
 @dataclass
 class Job(report.Job):
-    """One data set of a segmentor, and what its masks mean."""
+    """One dataset of a segmentor, and the meaning of its masks."""
 
     def __post_init__(self) -> None:
         steps = list(self.settings.get('pipeline') or ())
@@ -57,28 +57,28 @@ class Job(report.Job):
             metrics = dicts_of(self.cfg.get(f'{self.split}_evaluator'))
             judges = [metric for _, metric in metrics if type_name(metric) == 'IoUMetric']
         self.ignored = {part.get('ignore_index', 255) for part in judges} or {255}
-        # What a user's own steps or metrics do is not known.
+        # The effect of a user's own steps or metrics is unknown.
         self.sure = bool(judges) and all(_is_of(TRANSFORMS, s, 'mmcv.', 'mmseg.') for s in steps)
 
     def label(self, value: int) -> int:
-        """The label that a mask's value becomes, as LoadAnnotations has it."""
+        """Returns the label of a mask's value, as LoadAnnotations computes it."""
         value %= 256
         if self.reduce:
             value = 255 if value in (0, 255) else value - 1
         return (self.dataset.label_map or {}).get(value, value)
 
     def labels(self, values: Counter) -> set[int]:
-        """The labels that count."""
+        """Returns the labels that are not ignored."""
         return set(map(self.label, values)) - self.ignored
 
 
 def check_segmentation(job: report.Job) -> None:
-    """Looks at one data set of a segmentor."""
+    """Checks one dataset of a segmentor."""
     if not isinstance(job.dataset, BaseSegDataset) or not is_local('', job.dataset.backend_args):
-        job.note(f'{type_name(job.settings)} is not checked, as its files are not known')
+        job.note(f'{type_name(job.settings)} is not checked, because its files are unknown')
         return
     job = Job(**vars(job))
-    # Without masks, heads may learn something else, such as depth.
+    # Without masks, heads may predict something else, such as depth.
     if not job.load_mask or _check_heads(job):
         _check_against_training(job)
         if pairs := _find_pairs(job):
@@ -86,7 +86,7 @@ def check_segmentation(job: report.Job) -> None:
 
 
 def why_not_built(where: str, settings: ConfigDict) -> str | None:
-    """Says why MMSegmentation cannot build a dataset whose type has classes of its own."""
+    """Returns why MMSegmentation cannot build a dataset whose type has its own classes."""
     own = getattr(class_of(DATASETS, settings), 'METAINFO', {}).get('classes')
     names = (settings.get('metainfo') or {}).get('classes') or ()
     if not own or not (other := [name for name in names if name not in own]):
@@ -104,18 +104,18 @@ def _is_of(registry: Registry, part: dict, *modules: str) -> bool:
 
 
 def _heads_of(cfg: Config) -> Iterator[tuple[str, dict]]:
-    """Yields the segmentor's heads, each with its place in the config."""
+    """Yields the segmentor's heads with their paths in the config."""
     for place, part in dicts_of(cfg.get('model'), 'model'):
         if re.fullmatch(r'model\.(decode|auxiliary)_head(\[\d+\])?', place):
             yield place, part
 
 
 def _check_heads(job: Job) -> bool:
-    """Compares heads and classes; returns whether there are classes to choose from."""
+    """Compares heads with classes; returns whether there are at least two classes."""
     n = len(job.classes)
     for place, head in _heads_of(job.cfg):
         number, sure = head.get('num_classes'), _is_of(MODELS, head, 'mmseg.')
-        # STDC's learns edges.
+        # STDCHead predicts edges.
         if not (number and n) or type_name(head) == 'STDCHead':
             continue
         one_channel = (head.get('out_channels') or number) == 1
@@ -139,7 +139,7 @@ def _check_heads(job: Job) -> bool:
         check_number(job, f'{place}.num_classes', number, job.classes, sure)
         for loss, part in losses.items():
             weights = part.get('class_weight')
-            # Queries may also be no object.
+            # Queries have one more class, for no object.
             wanted = number + loss.endswith('loss_cls')
             if isinstance(weights, (list, tuple)) and len(weights) != wanted:
                 job.report.errors.append(
@@ -150,11 +150,11 @@ def _check_heads(job: Job) -> bool:
 
 
 def _check_against_training(job: Job) -> None:
-    """Compares how labels come about with how they do in training."""
+    """Compares the settings of labels with those of training."""
     trained = datasets_of_training(job.cfg) if job.split != 'train' else []
     for name in ('classes', 'reduce_zero_label'):
         found = [dataset.metainfo.get(name) for dataset in (job.dataset, *trained)]
-        # Where nothing is set, nothing is said; lists and tuples are the same.
+        # Unset values are not compared; lists and tuples are equal.
         own, *others = (list(v) if isinstance(v, tuple) else v for v in found)
         if others and None not in (own, *others) and own not in others:
             own, other = (preview(v, 8) if name == 'classes' else v for v in (own, others[0]))
@@ -165,14 +165,14 @@ def _check_against_training(job: Job) -> None:
 
 
 def _find_pairs(job: Job) -> dict[str, str | None]:
-    """Finds each image with its mask, and says what is missing or left out."""
+    """Pairs images with masks, and reports what is missing or left out."""
     dataset = job.dataset
     listed = dataset.ann_file if not os.path.isdir(dataset.ann_file) else ''
     keys = ('img_path', 'seg_map_path') if job.load_mask else ('img_path',)
     folders = {f'data_prefix.{key}': dataset.data_prefix.get(key) for key in keys}
     if not paths_exist(job, folders | dict(ann_file=listed)):
         return {}
-    # A list of no image cannot be serialized.
+    # An empty list cannot be serialized.
     dataset.serialize_data = False
     dataset.full_init()
     infos = dataset.data_list
@@ -181,14 +181,14 @@ def _find_pairs(job: Job) -> dict[str, str | None]:
         job.refuse(f'{listed} lists no image')
     elif not listed and dataset._indices is None:
         _say_left_out(job, {*pairs, *pairs.values()}, *folders.values())
-    missing = refuse_missing(job, list(pairs), 'images', partial(_way_to_file, dataset, False))
+    missing = refuse_missing(job, list(pairs), 'images', partial(_hint_for_file, dataset, False))
     masks = [mask for image, mask in pairs.items() if mask and image not in missing]
-    missing |= refuse_missing(job, masks, 'masks', partial(_way_to_file, dataset, True))
+    missing |= refuse_missing(job, masks, 'masks', partial(_hint_for_file, dataset, True))
     return {image: mask for image, mask in pairs.items() if not missing & {image, mask}}
 
 
 def _images_in(folder: str) -> list[str]:
-    """All images below a folder, as their names tell."""
+    """Lists all files below a folder whose names end like images."""
     return [
         os.path.join(at, name)
         for at, _, names in os.walk(folder, followlinks=True)
@@ -198,20 +198,20 @@ def _images_in(folder: str) -> list[str]:
 
 
 def _say_left_out(job: Job, used: set[str], folder: str, masks: str | None = None) -> None:
-    """Says which images and masks are not used."""
+    """Reports images and masks that are not used."""
     suffixes = f'img_suffix={job.dataset.img_suffix!r}'
     used = {os.path.normpath(path) for path in used if path}
     left = {folder: _images_in(folder)}
     if not used:
         ends = Counter(os.path.splitext(path)[1] for path in left[folder])
-        way = f'set img_suffix={max(ends, key=ends.get)!r}' if ends else 'correct data_prefix'
+        hint = f'set img_suffix={max(ends, key=ends.get)!r}' if ends else 'correct data_prefix'
         job.refuse(
             f'none of the {ends.total():,} images in {folder} ends with {suffixes}, but with '
-            f'{preview(ends) or "-"}; {way}'
+            f'{preview(ends) or "-"}; {hint}'
         )
         return
     if masks and not os.path.samefile(folder, masks):
-        # Beside masks, Cityscapes has files of other kinds.
+        # Cityscapes has other files beside the masks.
         ending = job.dataset.seg_map_suffix
         left[masks] = [path for path in _images_in(masks) if path.endswith(ending)]
         suffixes += f', seg_map_suffix={ending!r}'
@@ -220,8 +220,8 @@ def _say_left_out(job: Job, used: set[str], folder: str, masks: str | None = Non
             job.note(f'{len(names):,} files in {root} are left out by {suffixes}: {preview(names)}')
 
 
-def _way_to_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
-    """Looks for a mask with another suffix."""
+def _hint_for_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
+    """Suggests how to find a missing file, such as a mask with another suffix."""
     folder, name = os.path.split(path)
     stem = name.removesuffix(dataset.seg_map_suffix)
     for other in sorted(os.listdir(folder)) if is_mask and os.path.isdir(folder) else ():
@@ -235,7 +235,7 @@ def _way_to_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
 
 
 def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
-    """Reads images and masks as the pipeline does, and judges what is in them."""
+    """Reads images and masks as the pipeline does, and checks their content."""
     sizes = read_images(job, list(pairs))
     found = dict(folder=job.dataset.data_prefix['img_path'], images=len(pairs))
     found['images read'] = len(sizes)
@@ -255,7 +255,7 @@ def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
     if deep := [path for path, mask in masks.items() if len(mask.shape) != 2]:
         job.refuse(
             f'{len(deep):,} of {len(masks):,} masks read have the shape {masks[deep[0]].shape}, '
-            f'{preview(deep, 3)}; colours are no labels, save the number of the class of each '
+            f'{preview(deep, 3)}; colors are no labels, save the number of the class of each '
             'pixel, or one channel where the channels are equal, as gray or palette PNG',
             job.sure,
         )
@@ -266,7 +266,7 @@ def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
 
 
 def _read_mask(load: ConfigDict, path: str) -> Mask:
-    """Reads a mask as LoadAnnotations does, but for the values."""
+    """Reads a mask as LoadAnnotations does, without changing its values."""
     with open(path, 'rb') as file:
         content = file.read()
     backend = load.get('imdecode_backend', 'pillow')
@@ -280,7 +280,7 @@ def _check_sizes(job: Job, pairs: dict, sizes: dict, masks: dict[str, Mask]) -> 
     other = [look for look in read if look[2:4] != look[4:]]
     if other:
         image, mask, height, width, rows, columns = other[0]
-        # Resize brings a smaller mask to the image's size, but in training alone.
+        # Resize fits a smaller mask to the image, but only in training.
         resizes = any('Resize' in type_name(step) for step in job.settings.pipeline)
         scaled = all(h * columns == w * rows for _, _, h, w, rows, columns in other)
         job.refuse(
@@ -292,40 +292,40 @@ def _check_sizes(job: Job, pairs: dict, sizes: dict, masks: dict[str, Mask]) -> 
 
 
 def _check_values(job: Job, masks: dict[str, Mask], paths: list[str]) -> None:
-    """Judges the values in masks by the classes."""
+    """Compares the values in masks with the classes."""
     n, first = len(job.classes), int(job.reduce)
     values = sorted(set().union(*(mask.values for mask in masks.values())))
     found = f'values found: {preview(values, 12)}'
     known = job.ignored | set(range(n))
-    # LoadAnnotations makes bytes of them.
+    # LoadAnnotations converts values to bytes.
     counted = set(range(-1, 256))
     beyond = [v for v in values if job.label(v) not in (known if v in counted else job.ignored)]
     if n and not beyond:
         _check_used(job, masks, paths, found)
     elif n:
-        way = 'correct the masks (lossy or interpolated ones have many), or name all classes'
+        hint = 'correct the masks (lossy or interpolated ones have many), or name all classes'
         if beyond == [n] and not first:
-            way = 'set reduce_zero_label=True if 0 is no class, or name the class that is missing'
+            hint = 'set reduce_zero_label=True if 0 is no class, or name the class that is missing'
         example = next(path for path, mask in masks.items() if beyond[0] in mask.values)
         job.refuse(
             f'the value {preview(beyond, 8)} in masks ({example}) is none of the {n} classes, '
-            f'which are {first} to {first + n - 1} as reduce_zero_label={job.reduce}, nor ignored as '
-            f'{preview(job.ignored)} is, {found}; {way}',
+            f'which are {first} to {first + n - 1} as reduce_zero_label={job.reduce}, nor ignored '
+            f'as {preview(job.ignored)} is, {found}; {hint}',
             job.sure,
         )
 
 
 def _check_used(job: Job, masks: dict[str, Mask], paths: list[str], found: str) -> None:
-    """Judges which classes have pixels at all."""
+    """Checks which classes have pixels."""
     classes, first, last = job.classes, int(job.reduce), len(job.classes) - 1
     used = set().union(*(job.labels(mask.values) for mask in masks.values()))
     zero_dropped = job.reduce and any(0 in mask.values for mask in masks.values())
-    # The masks of data sets that MMSegmentation knows are as it says.
+    # Datasets of MMSegmentation itself have the masks that it expects.
     own = not (type(job.dataset).METAINFO and _is_of(DATASETS, job.settings, 'mmseg.'))
     named = classes[0].strip('_ ').lower() in NO_CLASS
     shifted = zero_dropped and own and named
     if (len(used) < 2 or (shifted and last not in used)) and len(masks) < len(paths):
-        # Rare classes may be missing in a sample: nobody is refused before all masks were read.
+        # A sample may lack rare classes: read all masks before a refusal.
         every = read_sample(job, paths, 'masks', partial(_read_mask, job.load_mask), every=True)
         _check_used(job, every, list(every), found)
     elif shifted and last not in used:
@@ -338,10 +338,10 @@ def _check_used(job: Job, masks: dict[str, Mask], paths: list[str], found: str) 
     elif len(used) < 2:
         only = f'only {classes[min(used)]!r} has pixels' if used else 'no class has pixels'
         drops = ' and 0 too, as reduce_zero_label=True' if job.reduce else ''
-        way = ', or set reduce_zero_label=False if 0 is one' if zero_dropped else ''
+        hint = ', or set reduce_zero_label=False if 0 is one' if zero_dropped else ''
         job.refuse(
             f'{only} ({found}; {preview(job.ignored)} is ignored{drops}), so that there is nothing '
-            f'to learn; give the classes the values {first} to {first + last}{way}',
+            f'to learn; give the classes the values {first} to {first + last}{hint}',
             job.sure and job.split == 'train',
         )
     elif len(masks) == len(paths) and (unused := set(range(len(classes))) - used):
@@ -349,7 +349,7 @@ def _check_used(job: Job, masks: dict[str, Mask], paths: list[str], found: str) 
 
 
 def _show(job: Job, masks: dict[str, Mask]) -> None:
-    """Adds the share of each class."""
+    """Adds the share of pixels by class."""
     names = dict.fromkeys(job.ignored, 'ignored') | dict(enumerate(job.classes))
     pixels = Counter()
     for mask in masks.values():
