@@ -1,4 +1,4 @@
-"""What a position attends to: weights that fused attention uses and does not return."""
+"""Attention weights of a position, which fused attention does not return."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -16,10 +16,10 @@ class AttentionMap(NamedTuple):
     """The weights of one position.
 
     Attributes:
-        weights (Tensor): (heads, h, w), of which each head's sum is 1.
-        top (int): Where the first row of cells begins, in positions of the feature.
-        left (int): Where the first column begins.
-        cell (int): How many positions a cell is high and wide; those at the edge may be smaller.
+        weights (Tensor): (heads, h, w). The weights of each head add up to 1.
+        top (int): The first row, in positions of the feature map.
+        left (int): The first column.
+        cell (int): Height and width of a cell in positions; cells at the edge may be smaller.
     """
 
     weights: Tensor
@@ -63,7 +63,7 @@ def attention_maps(
 
 
 def _weights(q: Tensor, k: Tensor, head_dim: int) -> Tensor:
-    """The softmax of one query (C,) over keys (h, w, C), in float32: (heads, h, w)."""
+    """Returns the softmax of a query (C,) over keys (h, w, C) in float32: (heads, h, w)."""
     q, k = (t.float().unflatten(-1, (-1, head_dim)) for t in (q, k))
     scores = torch.einsum('nd,hwnd->nhw', q, k) / math.sqrt(head_dim)
     return scores.flatten(1).softmax(dim=-1).view(scores.shape)
@@ -71,7 +71,7 @@ def _weights(q: Tensor, k: Tensor, head_dim: int) -> Tensor:
 
 @contextmanager
 def recorded_inputs(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Records what modules get in the forward pass inside this context, the last one of several."""
+    """Records the inputs of modules in the last forward pass inside this context."""
     inputs = {}
 
     def record(module: nn.Module, args: tuple) -> None:

@@ -1,4 +1,4 @@
-"""Models as files that run without this package: ONNX, and the exported programs of PyTorch."""
+"""Exports models to files that run without this package: ONNX and PyTorch's exported programs."""
 
 import json
 import os
@@ -15,16 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.benchmark import Compare, Timer
 
+from mmhatnet.errors import ExportError
+
 NEEDED = dict(onnx=('onnx', 'onnxscript'), pt2=())
 FORMATS = tuple(NEEDED)
 PARTS = ('model', 'neck', 'backbone')
-MOST = 1e-4  # how far a file may be from PyTorch, in standard deviations of an output
-# Batch, height and width: as traced, and as tried afterwards, where nothing divides the sizes.
+TOLERANCE = 1e-4  # of a file's outputs, in standard deviations
+# Batch, height and width of the traced images and of a trial, whose sizes nothing divides.
 TRACED, TRIED = (2, 224, 288), (1, 161, 243)
-
-
-class ExportError(ValueError):
-    """A model cannot be exported, or its file is wrong."""
 
 
 def require_exporter(file_format: str) -> None:
@@ -41,7 +39,7 @@ def require_exporter(file_format: str) -> None:
 
 
 class FromPixels(nn.Module):
-    """A part of a model, from pixels from 0 to 255 to a tuple of tensors.
+    """A part of a model as a module that takes pixels from 0 to 255 and returns tensors.
 
     Args:
         model (nn.Module): A classifier, segmentor or detector of OpenMMLab.
@@ -68,7 +66,7 @@ class FromPixels(nn.Module):
             for name in ('mean', 'std'):
                 values = getattr(preprocessor, name).detach().clone().float()
                 self.register_buffer(name, values.view(-1, 1, 1))
-        # OpenCV reads BGR, which the preprocessor may turn.
+        # OpenCV reads BGR, which the preprocessor may convert.
         turned = getattr(preprocessor, '_channel_conversion', False)
         turned = turned or getattr(preprocessor, 'to_rgb', False)
         self.channel_order = 'RGB' if turned else 'BGR'
@@ -80,14 +78,14 @@ class FromPixels(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(N, C, H, W) to a tuple of outputs."""
+        """Maps images (N, C, H, W) to a tuple of outputs."""
         x = (images - self.mean) / self.std if self.normalised else images
         if self.part == 'backbone':
             outputs = self.model(x)
         elif self.part == 'neck':
             outputs = self.model.extract_feat(x)
         elif hasattr(self.model, 'encode_decode'):
-            # At the size of the images, as MMSegmentation has it before it takes the largest.
+            # Logits at the size of the images, before MMSegmentation takes the argmax.
             outputs = self.model.encode_decode(x, [dict(img_shape=x.shape[2:])])
         else:
             outputs = self.model(x)
@@ -101,11 +99,11 @@ def export_model(
     part: str = 'model',
     classes: list | None = None,
 ) -> float | None:
-    """Writes a model to a file, for batches and images of any size, and tries the file.
+    """Exports a model for batches and images of any size, and tries the file.
 
     Args:
         model (nn.Module): A classifier, segmentor or detector of OpenMMLab, with its weights.
-        path (str | Path): The file. There is none if anything fails.
+        path (str | Path): The file. It is not written if anything fails.
         file_format (str): 'onnx' or 'pt2'.
         part (str): 'model', 'neck' or 'backbone', as for ``FromPixels``.
         classes (list[str], optional): Names of the classes, which the file will hold.
@@ -155,11 +153,11 @@ def export_model(
                     '--format or --part may do.'
                 ) from error
             deviation = max(map(_deviation, outputs, expected))
-            if not deviation <= MOST:
+            if not deviation <= TOLERANCE:
                 raise ExportError(
                     f'The exported file is wrong: for images {tuple(tried.shape)} it is '
-                    f'{deviation:.1e} standard deviations from PyTorch, and more than {MOST:.0e} '
-                    'is no rounding. It is not kept.'
+                    f'{deviation:.1e} standard deviations from PyTorch, and more '
+                    f'than {TOLERANCE:.0e} is no rounding. It is not kept.'
                 )
         os.replace(file, path)
     return deviation
@@ -167,7 +165,7 @@ def export_model(
 
 @contextmanager
 def _upsampling_at_any_size() -> Iterator[None]:
-    """MMSegmentation's Upsample computes a size with ``int``, which fixes it as it was traced."""
+    """Replaces MMSegmentation's Upsample, whose ``int`` fixes a size to the traced one."""
     if 'mmseg' not in sys.modules:
         yield
         return
@@ -189,7 +187,7 @@ def _upsampling_at_any_size() -> Iterator[None]:
 
 
 def runners(file: str | Path) -> Iterator[tuple[str, Callable[[Tensor], list[Tensor]]]]:
-    """What is installed and runs a file: names, and functions of images that give the outputs."""
+    """Yields the installed runtimes for a file: names, and functions from images to outputs."""
     if Path(file).suffix == '.pt2':
         yield 'PyTorch', torch.export.load(file).module()
         return
@@ -203,7 +201,7 @@ def runners(file: str | Path) -> Iterator[tuple[str, Callable[[Tensor], list[Ten
     if find_spec('openvino'):
         import openvino
 
-        # Its default on some CPUs is a lower precision.
+        # The default is a lower precision on some CPUs.
         settings = dict(
             INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=torch.get_num_threads()
         )
@@ -214,7 +212,7 @@ def runners(file: str | Path) -> Iterator[tuple[str, Callable[[Tensor], list[Ten
 def compare_speed(
     model: nn.Module, file: str | Path, part: str, sizes: Sequence[tuple[int, int]]
 ) -> Compare:
-    """Times a model and its file, whose path ``export_model`` got, with each of the ``runners``.
+    """Times a model and its exported file with each of the ``runners``.
 
     Args:
         model (nn.Module): The model.

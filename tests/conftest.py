@@ -1,4 +1,4 @@
-"""Small generated data for the tests that train, and the tools as functions."""
+"""Small synthetic data for the tests that train, and the tools as functions."""
 
 import functools
 import gc
@@ -17,6 +17,8 @@ from mmengine.registry import DefaultScope
 from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
 
+from mmhatnet.synthetic_data import make_toy_data
+
 ROOT = Path(__file__).parents[1]
 # MMEngine reads all metafiles of a package for each of its configs, which takes a second.
 utils.load = functools.cache(utils.load)
@@ -28,9 +30,7 @@ gc.freeze()
 def toy_data(tmp_path_factory) -> Path:
     """A folder in which `data/toy` holds a handful of generated pictures."""
     folder = tmp_path_factory.mktemp('project')
-    counts = ['--coco', '8', '4', '--ade', '8', '2', '--imagenet', '8', '2']
-    command = [sys.executable, ROOT / 'tools' / 'make_toy_data.py', 'data/toy', *counts]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    make_toy_data(folder / 'data' / 'toy', 0, dict(coco=[8, 4], ade=[8, 2], imagenet=[8, 2]))
     return folder
 
 
@@ -96,13 +96,13 @@ def told(run_tool, capsys) -> Callable[..., subprocess.CompletedProcess]:
 
     def run(*args) -> subprocess.CompletedProcess:
         capsys.readouterr()
-        code, sentence = 0, ''
+        code, message = 0, ''
         try:
             run_tool(*args)
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
-            sentence = ended.code if isinstance(ended.code, str) else ''
+            message = ended.code if isinstance(ended.code, str) else ''
         shown = capsys.readouterr()
-        return subprocess.CompletedProcess(args, code, shown.out, shown.err + sentence)
+        return subprocess.CompletedProcess(args, code, shown.out, shown.err + message)
 
     return run

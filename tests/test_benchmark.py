@@ -1,13 +1,9 @@
 """The benchmark counts, measures, writes and draws what it says, and refuses what it cannot do."""
 
 import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
 
 # Multiply-adds of the small variant at 224x224 in configs/hatnet/metafile.yml, without its head.
 SMALL_FLOPS = 2 * (4548314112 - 512 * 1000)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mmhatnet.preflight.report import Report
+from mmhatnet.data_checks import Report
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'toy' / 'maskrcnn_hatnet_toy.py'
 
@@ -13,7 +13,7 @@ def test_shows_what_is_there(run_tool, capsys):
         run_tool('check_data', CONFIG)
     assert not end.value.code
     shown = capsys.readouterr().out
-    for text in ('train', 'val', 'umbrella', 'pictures used', 'test reads what val reads.'):
+    for text in ('train', 'val', 'umbrella', 'images used', 'test reads what val reads.'):
         assert text in shown
     assert shown.endswith('Nothing is wrong.\n')
 

@@ -25,7 +25,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch.nn import GroupNorm
 
 from mmhatnet import HATNet
-from mmhatnet.preflight.configs import require_channels, require_complete, require_known_settings
+from mmhatnet.config_checks import require_channels, require_complete, require_known_settings
 
 # The paper's experiments, by entry point.
 OF_PAPER = dict(

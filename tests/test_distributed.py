@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmhatnet import HATNet, cli
 from mmhatnet.backbones.hatnet import Block
+from mmhatnet.errors import ConfigError
 from mmhatnet.openmmlab.fsdp import ResumableFSDPStrategy
 
 ROOT = Path(__file__).parents[1]
@@ -282,7 +283,7 @@ def test_without_gpu_another_backend_is_refused(monkeypatch) -> None:
         work_dir=None,
     )
     message = 'nccl needs a GPU.*--cfg-options env_cfg.dist_cfg.backend=gloo'
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ConfigError, match=message):
         cli.load_config(args)
 
 

@@ -27,7 +27,7 @@ from experiments import CONFIGS, TOY, as_text
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from mmhatnet.preflight.options import merge_options
+from mmhatnet.cli import merge_options
 
 ROOT = CONFIGS.parent
 PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]

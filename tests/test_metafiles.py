@@ -3,7 +3,6 @@
 import functools
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ from mmengine.config import Config
 from mmengine.config.utils import _get_cfg_metainfo
 from modelindex.load_model_index import load
 
+from mmhatnet.flops import DEFAULT_SHAPES, count_flops
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-import get_flops  # noqa: E402
 
 RELEASE = 'https://github.com/yun-liu/HAT-Net/releases/download/v2.0'
 PUBLISHED = {
@@ -158,8 +157,8 @@ def test_results_of_other_backbones_are_the_published_ones() -> None:
 def test_complexity_is_what_the_tool_counts(config: str) -> None:
     """For two that are quick; test_configs.py compares the parameters of all."""
     cfg = Config.fromfile(ROOT / 'configs' / 'hatnet' / f'{config}.py')
-    shape = get_flops.DEFAULT_SHAPES[cfg.default_scope]
-    parameters, layers, attention = get_flops.count(cfg, shape)['model']
+    shape = DEFAULT_SHAPES[cfg.default_scope]
+    parameters, layers, attention = count_flops(cfg, shape)['model']
     metadata = MODELS[f'configs/hatnet/{config}.py']['Metadata']
     assert metadata['Parameters'] == parameters
     assert metadata['FLOPs'] == layers + attention

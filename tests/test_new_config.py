@@ -11,17 +11,17 @@ from PIL import Image
 TRIANGLE = [[1, 1, 9, 1, 9, 9]]
 
 
-def picture(path: Path, labels: tuple[int, ...] | None = None) -> None:
+def image(path: Path, labels: tuple[int, ...] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.zeros((4, 4, 3), np.uint8) if labels is None else np.uint8([labels])
     Image.fromarray(pixels).save(path)
 
 
-def annotate(file: Path, pictures: Path, start: str = '', segmentation=TRIANGLE) -> None:
-    """An annotation file of ten pictures, as Roboflow writes them."""
+def annotate(file: Path, images: Path, start: str = '', segmentation=TRIANGLE) -> None:
+    """An annotation file of ten images, as Roboflow writes them."""
     names = [f'{number}.jpg' for number in range(10)]
     for name in names:
-        picture(pictures / name)
+        image(images / name)
     thing = dict(category_id=2, bbox=[1, 1, 8, 8], iscrowd=0, area=32, segmentation=segmentation)
     parts = dict(
         images=[dict(id=i, file_name=start + name) for i, name in enumerate(names)],
@@ -43,7 +43,7 @@ def written(run_tool, folder: Path, *options: object) -> Config:
 
 
 @pytest.mark.parametrize(
-    ('file', 'pictures', 'start', 'prefix'),
+    ('file', 'images', 'start', 'prefix'),
     [
         ('{}/_annotations.coco.json', '{}', '', 'val/'),  # Roboflow
         ('annotations/instances_{}.json', 'images/{}', '', 'images/val/'),  # CVAT
@@ -51,11 +51,11 @@ def written(run_tool, folder: Path, *options: object) -> Config:
         ('{}.json', 'images', 'images/', ''),
     ],
 )
-def test_annotations_and_pictures_are_found(
-    file: str, pictures: str, start: str, prefix: str, run_tool, tmp_path: Path
+def test_annotations_and_images_are_found(
+    file: str, images: str, start: str, prefix: str, run_tool, tmp_path: Path
 ) -> None:
     for split in ('train', 'val'):
-        annotate(tmp_path / file.format(split), tmp_path / pictures.format(split), start)
+        annotate(tmp_path / file.format(split), tmp_path / images.format(split), start)
     cfg = written(run_tool, tmp_path)
     dataset = cfg.val_dataloader.dataset
     assert dataset.metainfo.classes == ('dog', 'cat')
@@ -102,8 +102,8 @@ def test_dividing_writes_over_nothing(run_tool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(('names', 'reduce'), [('road grass', True), ('sky road grass', False)])
 def test_masks(images, masks, splits, names, reduce, run_tool, tmp_path: Path) -> None:
     for split in splits:
-        picture(tmp_path / images / split / '7.png')
-        picture(tmp_path / masks / split / '7_mask.png', labels=(0, 1, 2, 255))
+        image(tmp_path / images / split / '7.png')
+        image(tmp_path / masks / split / '7_mask.png', labels=(0, 1, 2, 255))
     cfg = written(run_tool, tmp_path, '--classes', *names.split())
     dataset = cfg.val_dataloader.dataset
     assert (dataset.img_suffix, dataset.seg_map_suffix) == ('.png', '_mask.png')
@@ -116,7 +116,7 @@ def test_masks(images, masks, splits, names, reduce, run_tool, tmp_path: Path) -
 def test_folders_of_classes(run_tool, tmp_path: Path) -> None:
     for split in ('train', 'valid'):
         for name in ('cat', 'big dog'):
-            picture(tmp_path / split / name / '1.jpg')
+            image(tmp_path / split / name / '1.jpg')
     cfg = written(run_tool, tmp_path, '--arch', 'small')
     assert cfg.val_dataloader.dataset.metainfo.classes == ('big dog', 'cat')
     assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == 2
@@ -126,7 +126,7 @@ def test_folders_of_classes(run_tool, tmp_path: Path) -> None:
 def test_refusals(run_tool, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match='none of the layouts'):
         written(run_tool, tmp_path)
-    picture(tmp_path / 'train' / 'cat' / '1.jpg')
+    image(tmp_path / 'train' / 'cat' / '1.jpg')
     with pytest.raises(SystemExit, match='no val split, only .*train: .* to val/CLASS'):
         written(run_tool, tmp_path)
     (tmp_path / 'written').mkdir()

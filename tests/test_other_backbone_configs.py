@@ -23,8 +23,8 @@ from mmengine.utils import import_modules_from_strings
 from peers import PEERS
 
 from mmhatnet.checkpoints.loading import read_pretrained
+from mmhatnet.config_checks import require_channels, require_complete, require_known_settings
 from mmhatnet.errors import CheckpointError
-from mmhatnet.preflight.configs import require_channels, require_complete, require_known_settings
 
 NETWORKS = ('p2t', 'shunted', 'stvit', 'glnet')
 METAFILE = {

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pickle
+import runpy
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,17 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from drawn import drawn_checkpoint
 from processes import Script
 
 from mmhatnet import HATNet
 from mmhatnet.checkpoints.files import fetch_weights
 from mmhatnet.errors import CheckpointError
+from mmhatnet.reproduce import read_experiments
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-import reproduce  # noqa: E402
 
 CLASSIFIER, DETECTOR = 'hatnet-tiny_8xb128_in1k', 'retinanet_hatnet-t_fpn_1x_coco'
 
@@ -86,14 +85,13 @@ train_dataloader = dict(batch_size=2, dataset=dict(indices=2))
 train_cfg = dict(max_epochs=1, val_interval=2)
 """)
     configs = {CLASSIFIER: 'classifier.py', DETECTOR: 'detector.py'}
-    metafile = yaml.safe_load(reproduce.METAFILE.read_text())
-    for model in metafile['Models']:
-        if model['Name'] in configs:
-            model['Config'] = str(tmp_path / configs[model['Name']])
+    experiments = read_experiments(ROOT / 'configs' / 'hatnet' / 'metafile.yml')
+    for name, model in experiments.items():
+        if name in configs:
+            model['Config'] = str(tmp_path / configs[name])
         if 'Weights' in model:
             model['Weights'] = f'{server.url}/{Path(model["Weights"]).name}'
-    (tmp_path / 'metafile.yml').write_text(yaml.safe_dump(metafile))
-    monkeypatch.setattr(reproduce, 'METAFILE', tmp_path / 'metafile.yml')
+    monkeypatch.setattr('mmhatnet.reproduce.read_experiments', lambda metafile: experiments)
     monkeypatch.chdir(toy_data)
     logs = (tmp_path / f'{number}.log' for number in itertools.count())
 
@@ -106,7 +104,7 @@ train_cfg = dict(max_epochs=1, val_interval=2)
     def run(*args: object) -> None:
         words = ['reproduce.py', *map(str, args), '--work-dir', str(tmp_path / 'work')]
         monkeypatch.setattr(sys, 'argv', words)
-        reproduce.main()
+        runpy.run_path(str(ROOT / 'tools' / 'reproduce.py'), run_name='__main__')
 
     return run
 

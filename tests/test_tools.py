@@ -10,6 +10,8 @@ import torch
 from experiments import rest_slow
 from mmengine.config import Config
 
+from mmhatnet.evaluation import augment_tests, dump_predictions
+
 CONFIGS = Path(__file__).parents[1] / 'configs'
 # Starting and ending processes that load data takes longer than training on a few pictures.
 AMP = 'hatnet/mask-rcnn_hatnet-s_fpn_amp-ms-crop-3x_coco'
@@ -221,9 +223,8 @@ def test_testing_leaves_the_dumped_config_alone_which_holds_nothing_of_one_run(
 
 
 def test_evaluators_may_be_a_list() -> None:
-    tool = runpy.run_path(str(CONFIGS.parent / 'tools' / 'test.py'))
     cfg = Config.fromfile(CONFIGS / 'retinanet_hatnet.py')
     cfg.test_evaluator = [dict(type='CocoMetric', metric='bbox'), dict(type='CocoMetric')]
-    tool['augment_tests'](cfg)
-    tool['write_predictions'](cfg, 'a.pkl')
+    augment_tests(cfg)
+    dump_predictions(cfg, 'a.pkl')
     assert [e.type for e in cfg.test_evaluator] == ['CocoMetric', 'CocoMetric', 'DumpDetResults']

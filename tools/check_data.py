@@ -1,4 +1,4 @@
-"""Looks at the data of a config: what is there, what is odd and what is wrong."""
+"""Checks the data of a config, and shows what is there, what is odd and what is wrong."""
 
 import argparse
 import sys
@@ -7,19 +7,20 @@ import warnings
 from rich.console import Console
 
 from mmhatnet import cli
-from mmhatnet.preflight import check_data
+from mmhatnet.data_checks import check_data
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config of the job')
     parser.add_argument(
-        '--all', action='store_true', help='read every picture and mask instead of a sample'
+        '--all', action='store_true', help='read all images and masks instead of a sample'
     )
     cli.add_settings_option(parser)
     return parser.parse_args()
 
 
+@cli.exit_on_error()
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)

@@ -1,6 +1,6 @@
-"""Says in words what training or a test reached, beside the goals of its config, and fails below.
+"""Compares the result of training or a test with the goals of its config, and fails below them.
 
-With --record it also keeps the figures, by config and seed, for the README: docs/results.json.
+--record also keeps the figures by config and seed, as in docs/results.json.
 """
 
 import argparse
@@ -9,15 +9,19 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmhatnet import cli
+from mmhatnet.errors import ConfigError, DataError, MMHATNetError
+
 # What each framework's metric says, and what to multiply it with to get a percentage.
 METRICS = {
     'coco/bbox_mAP_50': ('objects found and named, with a box around them (box AP50)', 100),
     'coco/segm_mAP_50': ('objects found and named, with their outline (mask AP50)', 100),
     'mIoU': ('area named right, mean of all classes (mIoU)', 1),
-    'accuracy/top1': ('pictures named right (top-1 accuracy)', 1),
+    'accuracy/top1': ('images named right (top-1 accuracy)', 1),
 }
 
 
+@cli.exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='a config with `goals`: the least of some metrics')
@@ -27,16 +31,18 @@ def main() -> None:
 
     goals = Config.fromfile(args.config).get('goals')
     if not goals:
-        raise SystemExit(f'{args.config} has no `goals`, a dict of metrics and their least values.')
+        raise ConfigError(
+            f'{args.config} has no `goals`, a dict of metrics and their least values.'
+        )
     results = sorted(args.work_dir.glob('*/[0-9]*.json'))  # of a test, or else of training
     results = results or sorted(args.work_dir.glob('*/vis_data/scalars.json'))
     if not results:
-        raise SystemExit(f'There is no result of a test in {args.work_dir}.')
+        raise DataError(f'There is no result of a test in {args.work_dir}.')
     reached = {}
     for line in results[-1].read_text().splitlines():
         reached.update(json.loads(line))
 
-    print('On pictures that it was not trained on, of 100 %:')
+    print('On images that it was not trained on, of 100 %:')
     missed = []
     for metric, goal in goals.items():
         words, factor = METRICS[metric]
@@ -51,7 +57,7 @@ def main() -> None:
         record.setdefault(name, {})[str(seed)] = {metric: reached[metric] for metric in goals}
         args.record.write_text(json.dumps(record, indent=1, sort_keys=True) + '\n')
     if missed:
-        raise SystemExit(
+        raise MMHATNetError(
             f'The model has not learnt what it should: {"; ".join(missed)}. Training with this '
             f'config gives more, so something is broken; {results[-1]} has all figures.'
         )

@@ -53,7 +53,7 @@ def main() -> None:
     found = identify(content)
     if not found:
         networks = ', '.join(network.CHECKPOINT.network for network in Backbone.__subclasses__())
-        raise SystemExit(
+        raise CheckpointError(
             f'{args.src} holds not all weights of any variant of {networks}: its first keys are '
             f'{[*content][:3]}'
         )
@@ -68,7 +68,9 @@ def main() -> None:
                 if re.match(pattern, key)
             }
         if not head:
-            raise SystemExit(f'{args.src} holds no classifier: convert it without --classifier.')
+            raise CheckpointError(
+                f'{args.src} holds no classifier: convert it without --classifier.'
+            )
         weights = {f'backbone.{key}': value for key, value in weights.items()} | head
     Path(args.dst).parent.mkdir(parents=True, exist_ok=True)
     torch.save({'state_dict': weights}, args.dst)

@@ -14,12 +14,11 @@ from mmhatnet import cli
 from mmhatnet.export import (
     FORMATS,
     PARTS,
-    ExportError,
     compare_speed,
     export_model,
     require_exporter,
 )
-from mmhatnet.inference import build_inferencer, inference_parser, load_job
+from mmhatnet.inference import build_inferencer
 
 
 def height_and_width(text: str) -> tuple[int, int]:
@@ -31,7 +30,7 @@ def height_and_width(text: str) -> tuple[int, int]:
 
 @cli.exit_on_error()
 def main() -> None:
-    parser = inference_parser(__doc__)
+    parser = cli.inference_parser(__doc__)
     parser.set_defaults(device='cpu')
     parser.add_argument('--format', choices=FORMATS, default='onnx', help='default: %(default)s')
     parser.add_argument('--part', choices=PARTS, default='model', help='default: %(default)s')
@@ -49,13 +48,11 @@ def main() -> None:
     if out.suffix != f'.{args.format}':
         parser.error(f'--out {out} must end with .{args.format}')
     cli.require_writable('--out', out.parent)
-    try:
-        require_exporter(args.format)
-        inferencer = build_inferencer(load_job(args), args.checkpoint, args.device)
-        model, classes = inferencer.model, inferencer.classes
-        deviation = export_model(model, out, args.format, args.part, classes)
-    except ExportError as error:
-        raise SystemExit(str(error)) from error
+    require_exporter(args.format)
+    cfg, device = cli.load_config(args), cli.find_device(args.device)
+    inferencer = build_inferencer(cfg, args.checkpoint, device)
+    model, classes = inferencer.model, inferencer.classes
+    deviation = export_model(model, out, args.format, args.part, classes)
     if deviation is None:
         print(f'{out} was not tried: onnxruntime is not installed (pip install onnxruntime).')
     else:

@@ -1,349 +1,38 @@
-"""Write three small generated data sets in the folder layouts that OpenMMLab's datasets read.
+"""Writes three small synthetic datasets in the folder layouts that OpenMMLab's datasets read.
 
     FOLDER/coco/{annotations,train2017,val2017}                    objects with boxes and masks
     FOLDER/ade/ADEChallengeData2016/{images,annotations}/{training,validation}   labelled scenes
-    FOLDER/imagenet/{train,val}/WNID                               one object per picture
+    FOLDER/imagenet/{train,val}/WNID                               one object per image
 
 The same seed writes the same bytes under the same versions of NumPy, OpenCV and Pillow, and the
-same first pictures whatever their number.
+same first images whatever their number.
 """
 
 import argparse
-import colorsys
-import hashlib
-import json
-import re
-import shutil
-from collections.abc import Callable, Iterator
-from itertools import cycle, pairwise, product
 from pathlib import Path
 
-import cv2
-import numpy as np
-from PIL import Image
-from pycocotools import mask as mask_utils
-from rich.progress import track
-
-# The version rises whenever the same settings give other files, so that older data is made again.
-GENERATOR = dict(generator='tools/make_toy_data.py', version=3)
-DEFAULT_COUNTS = dict(coco=[400, 50], ade=[200, 40], imagenet=[100, 25])
-SCALE = 3  # Pictures are drawn this many times larger and averaged down, for smooth edges.
-Rng = np.random.Generator
-# Polygons (N, 2), each over the ones before, and their colours: RGB in 0..1. Those that painters
-# return lie around the origin, to the right and down, with 1 as their radius.
-Shapes = list[tuple[np.ndarray, np.ndarray]]
-WHITE, BLACK, BROWN = np.array([0.97] * 3), np.array([0.1] * 3), np.array([0.4, 0.26, 0.14])
+from mmhatnet import cli
+from mmhatnet.synthetic_data import DEFAULT_COUNTS, make_toy_data
 
 
-def colour(rng: Rng, hue: float, saturation: float, value: float) -> np.ndarray:
-    """Draw a colour that is about this one; the hue is in degrees."""
-    h, s, v = rng.uniform(-1, 1, 3) * (0.02, 0.08, 0.08) + (hue / 360, saturation, value)
-    return np.array(colorsys.hsv_to_rgb(h % 1, *np.clip((s, v), 0, 1)))
-
-
-def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-
-
-def oval(x: float, y: float, across: float, down: float | None = None) -> np.ndarray:
-    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    return np.stack([x + across * np.cos(angle), y + (down or across) * np.sin(angle)], 1)
-
-
-def panels(half_width: np.ndarray, down: np.ndarray, hem: float, *paints: np.ndarray) -> Shapes:
-    """Draw the upright panels of something round, given half its width at some heights."""
-    edges, shapes = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 8)), []
-    for pair, paint in zip(pairwise(edges), cycle(paints)):
-        left, right = (np.stack([edge * half_width, down], 1) for edge in pair)
-        middle = [(sum(pair) / 2 * half_width[-1], hem)]
-        shapes.append((np.concatenate([left, middle, right[::-1]]), paint))
-    return shapes
-
-
-def car(rng: Rng) -> Shapes:
-    red, glass, way = colour(rng, 2, 0.88, 0.8), colour(rng, 205, 0.4, 0.4), rng.choice([-1, 1])
-    body = [(-1, 0.3), (-0.98, 0), (-0.85, -0.42), (0.15, -0.42), (0.5, -0.04), (1, 0.05), (1, 0.3)]
-    shapes = [(np.array(body), red), (box(-1, 0.22, 1, 0.3), red * 0.6)]
-    for window in ((-0.82, -0.75, -0.4, -0.4), (-0.32, -0.32, 0.1, 0.38)):
-        shapes += [(np.stack([window, (0, -0.34, -0.34, 0)], 1), glass)]
-    for x in (-0.55, 0.55):
-        shapes += [(oval(x, 0.3, 0.22), BLACK), (oval(x, 0.3, 0.1), WHITE * 0.75)]
-    return [(points * (way, 1), paint) for points, paint in shapes]
-
-
-def umbrella(rng: Rng) -> Shapes:
-    angle, orange = np.linspace(0, np.pi / 2, 12), colour(rng, 32, 0.9, 0.92)
-    edges = ((-0.05, -0.95, 0.05, 0.95), (0, 0.85, 0.3, 0.95), (0.22, 0.75, 0.3, 0.95))
-    canopy = (np.sin(angle), 0.1 - 0.92 * np.cos(angle), -0.02, orange, colour(rng, 50, 0.6, 0.98))
-    return [(box(*of_handle), BROWN) for of_handle in edges] + panels(*canopy)
-
-
-def sports_ball(rng: Rng) -> Shapes:
-    angle, green = np.linspace(-np.pi / 2, np.pi / 2, 24), colour(rng, 130, 0.8, 0.6)
-    return panels(np.cos(angle), np.sin(angle), 1, green, WHITE)
-
-
-def kite(rng: Rng) -> Shapes:
-    blue, cyan = colour(rng, 222, 0.85, 0.8), colour(rng, 190, 0.6, 0.95)
-    corners = np.array([(0, -1), (0.66, -0.35), (0, 0.6), (-0.66, -0.35), (0, -1)])
-    bows = product((-0.1, 0.1), (0.73, 0.93))
-    tail = [(box(-0.03, 0.5, 0.03, 1), BLACK), *((oval(*bow, 0.1, 0.07), blue) for bow in bows)]
-    sides = zip(pairwise(corners), cycle((blue, cyan)))
-    return tail + [(np.array([*side, (0, -0.35)]), paint) for side, paint in sides]
-
-
-def tree(rng: Rng) -> Shapes:
-    green, trunk = colour(rng, 130, 0.6, 0.36), (box(-0.08, 0.3, 0.08, 1), BROWN)
-    crown = enumerate(((-0.3, 0.1), (0.3, 0.1), (-0.2, -0.4), (0.25, -0.35)))
-    return [trunk, *((oval(x, y, 0.42), green * (0.9 + i / 8)) for i, (x, y) in crown)]
-
-
-def building(rng: Rng) -> Shapes:
-    wall, pane = colour(rng, 18, 0.45, 0.7), rng.choice([0.25, 0.9]) * np.array([0.8, 0.95, 1])
-    width, storeys = rng.uniform(0.45, 0.8), rng.integers(3, 6)
-    door, roof = box(-0.1, 0.72, 0.1, 1), box(-width - 0.03, -1, width + 0.03, -0.9)
-    panes = product((-0.65, -0.22, 0.22, 0.65), np.linspace(-0.75, 0.4, storeys))
-    panes = [(box((x - 0.13) * width, y, (x + 0.13) * width, y + 0.2), pane) for x, y in panes]
-    return [(box(-width, -1, width, 1), wall), (door, BROWN), (roof, wall * 0.55), *panes]
-
-
-# With the ids of the real data sets, where n02814533 is 'beach wagon'.
-COCO = {3: car, 28: umbrella, 37: sports_ball, 38: kite}
-IMAGENET = {'n02814533': car, 'n04254680': sports_ball, 'n04507155': umbrella}
-ADE = {2: 'building', 3: 'sky', 5: 'tree', 7: 'road', 10: 'grass', 21: 'car'}
-BUILDING, SKY, TREE, ROAD, GRASS, CAR = ADE
-
-
-def placed(rng: Rng, shapes: Shapes, centre: np.ndarray, radius: float, tilt: float = 0) -> Shapes:
-    """Move shapes to their place on a picture, in pixels, tilted by `tilt` degrees at most."""
-    turn = cv2.getRotationMatrix2D((0, 0), rng.uniform(-tilt, tilt), radius)[:, :2]
-    return [(points @ turn + centre, paint) for points, paint in shapes]
-
-
-def fill(target: np.ndarray, shapes: Shapes, value: int | None = None) -> np.ndarray:
-    for points, paint in shapes:
-        corners = np.round(points * SCALE - 0.5).astype(np.int32)
-        cv2.fillPoly(target, [corners], value or tuple(paint))
-    return target
-
-
-class Canvas:
-    """A picture while it is drawn: `image` (H, W, 3), RGB in 0..1, and `labels` (H, W)."""
-
-    def __init__(self, rng: Rng, size: np.ndarray, saturation: float, label: int = 0) -> None:
-        self.rng, self.size = rng, (int(size[0]), int(size[1]))
-        # In float64, so that the last bit's differences between processors do not reach 8 bits.
-        share = np.linspace(0, 1, SCALE * size[1])[:, None, None]
-        high, low = colour(rng, 210, saturation, 0.88), colour(rng, 30, 0.1, 0.95)
-        self.image = np.repeat((1 - share) * high + share * low, SCALE * size[0], 1)
-        self.labels = np.full(self.image.shape[:2], label, np.uint8)
-        puffs = (oval(-9, 1, 9, 4), oval(0, -1, 11, 5), oval(9, 1, 9, 4), oval(0, 3, 13, 5))
-        for place in size * rng.uniform((0, 0.04), (1, 0.25), (rng.integers(4), 2)):
-            self.draw([(puff + place, WHITE) for puff in puffs], label)
-
-    def draw(self, shapes: Shapes, label: int = 0, shadow: float = 0) -> None:
-        """Draw something, in a light from the upper left if it throws a shadow of some pixels."""
-        mask, reach = fill(np.zeros_like(self.labels), shapes, 1), int(shadow * SCALE)
-        x, y, width, height = cv2.boundingRect(mask)
-        inside, light = np.s_[y : y + height, x : x + width], 1
-        if reach:
-            left, top = max(x - reach, 0), max(y - reach, 0)
-            around = np.s_[top : y + height + reach, left : x + width + reach]
-            dark = cv2.blur(mask[around] * 1.0, (reach, reach), anchor=(reach - 1, reach - 1))
-            self.image[around] *= 1 - 0.4 * dark[..., None]
-            down, across = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-            light = 1.13 - 0.3 * np.hypot(across + 0.4, down + 0.5)
-        self.labels[inside][mask[inside] > 0] = label
-        fill(self.image, shapes)[inside] *= np.where(mask[inside], light, 1)[..., None]
-
-    def ground(self, top: float, unevenness: float, paint: np.ndarray, label: int = 0) -> None:
-        """Fill the picture below a line of hills, in shares of the height."""
-        (width, height), (starts, waves) = self.size, self.rng.uniform(3, 9, (2, 2))
-        x = np.linspace(0, 1, 50)
-        crest = top - unevenness * np.sin(starts + np.outer(x, waves)).mean(1)
-        line = np.stack([x * width, crest * height], 1)
-        self.draw([(np.concatenate([line, [(width, height), (0, height)]]), paint)], label)
-
-    def scenery(self) -> None:
-        """Draw hills or a beach, in dull colours."""
-        if self.rng.random() < 0.5:
-            for top in (0.45, 0.65, 0.85):
-                self.ground(top, 0.12, colour(self.rng, self.rng.uniform(50, 120), 0.25, 0.6))
-        else:
-            self.ground(self.rng.uniform(0.3, 0.5), 0, colour(self.rng, 195, 0.25, 0.65))
-            self.ground(self.rng.uniform(0.55, 0.7), 0.05, colour(self.rng, 40, 0.22, 0.82))
-
-    def finish(self) -> Image.Image:
-        """Average the picture down to its size, with a camera's grain."""
-        image = cv2.resize(np.clip(self.image, 0, 1), self.size, interpolation=cv2.INTER_AREA)
-        image = image * self.rng.uniform(0.88, 1.05) + self.rng.normal(0, 0.015, image.shape)
-        return Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
-
-
-def annotate(mask: np.ndarray, cover: np.ndarray, crowd: bool) -> dict | None:
-    """Describe what is visible of an object in COCO's format, if half of it is and has no holes."""
-    visible = mask & ~cover
-    pixels = np.asfortranarray(visible[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE])
-    outlines, parents = cv2.findContours(visible, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    if visible.sum() < mask.sum() / 2 or not crowd and (parents[..., 3] >= 0).any():
-        return None
-    if crowd:
-        rle = mask_utils.encode(pixels)
-        segmentation = {**rle, 'counts': rle['counts'].decode()}
-    else:
-        # Slivers of less than two pixels are left out, as an annotator would.
-        outlines = [line for line in outlines if cv2.contourArea(line) >= 2 * SCALE**2]
-        outlines = [cv2.approxPolyDP(line, 0.8, True).ravel() for line in outlines]
-        segmentation = [((line + 0.5) / SCALE).round(2).tolist() for line in outlines]
-        rle = mask_utils.merge(mask_utils.frPyObjects(segmentation, *pixels.shape))
-    area, bbox = float(mask_utils.area(rle)), mask_utils.toBbox(rle).tolist()
-    return dict(segmentation=segmentation, area=area, bbox=bbox, iscrowd=int(crowd))
-
-
-def draw_coco(rng: Rng, index: int) -> tuple[Image.Image, list[dict]]:
-    """Draw picture number `index`; of twenty, the second shows nothing, the third a crowd."""
-    size = 8 * rng.integers((18, 14), (23, 18))[:: rng.choice([1, -1], p=[0.7, 0.3])]
-    canvas, crowd = Canvas(rng, size, 0.25), index % 20 == 2
-    canvas.scenery()
-    # One in six is small, one in six large. Small ones come first and lie before the others.
-    count = 0 if index % 20 == 1 else 1 + rng.binomial(4, 0.45)
-    radii = rng.choice([0.12, 0.22, 0.3, 0.36, 0.44, 0.6], count) * rng.uniform(0.8, 1.15, count)
-    classes, things = rng.choice(list(COCO), count + crowd).tolist(), []
-    while len(things) < len(classes):  # All over again where one does not show well.
-        things, cover = [], np.zeros_like(canvas.labels)
-        for class_id, radius in zip(classes, np.append(np.sort(radii), 0.14) * min(size) / 2):
-            shapes, is_crowd = [], len(things) == count
-            for _ in range(20 if is_crowd else 1):
-                anywhere = rng.uniform(0.7 * radius, size - 0.7 * radius)
-                centre = size * rng.normal(0.5, 0.1, 2) if is_crowd else anywhere
-                shapes += placed(rng, COCO[class_id](rng), centre, radius, 25)
-            mask = fill(np.zeros_like(cover), shapes, 1)
-            if (thing := annotate(mask, cover, is_crowd)) is None:
-                break
-            things.append((shapes, dict(thing, category_id=class_id)))
-            cover |= mask
-    for shapes, _ in reversed(things):
-        canvas.draw(shapes, shadow=0.04 * min(size))
-    return canvas.finish(), [thing for _, thing in things]
-
-
-def draw_ade(rng: Rng, index: int) -> tuple[Image.Image, Image.Image]:
-    """Draw a street, and the map of its class ids."""
-    size = width, height = np.array([8 * rng.integers(16, 21), 128])
-    canvas, horizon = Canvas(rng, size, 0.55, SKY), rng.uniform(0.42, 0.52)
-
-    def stand(painter, label: int, x: float, foot: float, tall: float) -> None:
-        centre, radius = (x * width, (foot - tall / 2) * height), tall * height / 2
-        canvas.draw(placed(rng, painter(rng), centre, radius), label, shadow=2)
-
-    if rng.random() < 0.4:  # It belongs to none of the classes and stays unlabelled.
-        stand(kite, 0, rng.uniform(0.15, 0.85), 0.34, 0.3)
-    canvas.ground(horizon, 0.08, colour(rng, 85, 0.6, 0.7), GRASS)
-    near, far = horizon + rng.uniform((0.42, 0.14), (0.48, 0.2))
-    for x in np.arange(rng.uniform(0, 0.2), 1.1, rng.uniform(0.28, 0.45)):
-        stand(building, BUILDING, x, far - 0.06, rng.uniform(0.28, 0.5))
-    for x in rng.uniform(0, 1, rng.integers(1, 4)):
-        stand(tree, TREE, x, far - 0.01, rng.uniform(0.28, 0.4))
-    middle, kerb = (far + near) / 2, box(0, far, 1, far + 0.02)
-    road = [(box(0, far, 1, near), colour(rng, 220, 0.06, 0.4)), (kerb, WHITE * 0.75)]
-    road += [(box(x, middle, x + 0.12, middle + 0.02), WHITE) for x in np.arange(0, 1, 0.2)]
-    canvas.draw([(points * size, paint) for points, paint in road], ROAD)
-    for lane, x in product((far + 0.2, near + 0.07), np.arange(rng.random(), 1, 0.5)):
-        stand(car, CAR, (x + 2 * lane) % 1, lane, rng.uniform(0.34, 0.42))
-    return canvas.finish(), Image.fromarray(canvas.labels[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE])
-
-
-def draw_imagenet(rng: Rng, index: int, painter: Callable) -> tuple[Image.Image]:
-    """Draw one object of the class before a varied backdrop."""
-    size = 8 * rng.integers(8, 13, 2)
-    canvas, radius = Canvas(rng, size, 0.25), rng.uniform(0.3, 0.5) * min(size)
-    canvas.scenery()
-    centre = rng.uniform(0.9 * radius, size - 0.9 * radius)
-    canvas.draw(placed(rng, painter(rng), centre, radius, 25), shadow=0.15 * radius)
-    return (canvas.finish(),)
-
-
-def pictures(draw: Callable, part: str, seed: int, count: int, *args) -> Iterator[tuple]:
-    for index in track(range(count), part):
-        yield index, *draw(np.random.default_rng([seed, index, *part.encode()]), index, *args)
-
-
-def save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, quality=92, subsampling=0)
-
-
-# What is written, and alone may be replaced.
-NAMES = r'(coco|ade|imagenet)/.*(2017/\d{12}\.jpg|_\w+2017\.json|/ADE_\w+_\d{8}\....|_\d{4}\.JPEG)'
-
-
-def contents(folder: Path) -> list[str]:
-    paths = folder.rglob('*')
-    return sorted(path.relative_to(folder).as_posix() for path in paths if not path.is_dir())
-
-
-def digest(folder: Path) -> str:
-    """The SHA-256 of all data sets, names and bytes."""
-    names = [name for name in contents(folder) if name != 'toy.json']
-    data = (name.encode() + (folder / name).read_bytes() for name in names)
-    return hashlib.sha256(b''.join(data)).hexdigest()
-
-
-def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool:
-    """Write the data sets in the place of earlier ones, and return False if they are there, whole.
-
-    `counts` are to train and to validate on. A folder with anything else ends in SystemExit.
-    """
-    stamp, settings = folder / 'toy.json', dict(GENERATOR, seed=seed, counts=counts)
-    found, present = stamp.read_text() if stamp.is_file() else '', contents(folder)
-    if ours := GENERATOR['generator'] in found:
-        present.remove('toy.json')
-    if foreign := [name for name in present if not (ours and re.fullmatch(NAMES, name))]:
-        raise SystemExit(f"'{folder}' holds {foreign[0]}, which is not toy data; name a new one.")
-    if json.dumps(dict(settings, sha256=digest(folder))) == found:
-        return False
-    for data_set in counts:  # Whole folders, because an empty one would be a class.
-        shutil.rmtree(folder / data_set, ignore_errors=True)
-    (folder / 'coco' / 'annotations').mkdir(parents=True)
-    stamp.write_text(json.dumps(GENERATOR))  # Without settings, in case of an interruption.
-    for split, first_id, count in zip(('train2017', 'val2017'), (1, 500_001), counts['coco']):
-        categories = [dict(id=key, name=p.__name__.replace('_', ' ')) for key, p in COCO.items()]
-        content = dict(images=[], annotations=[], categories=categories)
-        for index, picture, things in pictures(draw_coco, f'coco/{split}', seed, count):
-            image = dict(id=first_id + index, file_name=f'{first_id + index:012d}.jpg')
-            content['images'].append(dict(image, width=picture.width, height=picture.height))
-            save(picture, folder / 'coco' / split / image['file_name'])
-            for thing in things:
-                thing.update(id=len(content['annotations']) + 1, image_id=image['id'])
-                content['annotations'].append(thing)
-        (folder / 'coco/annotations' / f'instances_{split}.json').write_text(json.dumps(content))
-    ade = folder / 'ade' / 'ADEChallengeData2016'
-    for split, short, count in zip(('training', 'validation'), ('train', 'val'), counts['ade']):
-        for index, picture, labels in pictures(draw_ade, f'ade/{split}', seed, count):
-            name = f'ADE_{short}_{index + 1:08d}'
-            save(picture, ade / 'images' / split / f'{name}.jpg')
-            save(labels, ade / 'annotations' / split / f'{name}.png')
-    for (split, count), wnid in product(zip(('train', 'val'), counts['imagenet']), IMAGENET):
-        part = f'imagenet/{split}/{wnid}'
-        for index, picture in pictures(draw_imagenet, part, seed, count, IMAGENET[wnid]):
-            save(picture, folder / part / f'{wnid}_{split}_{index + 1:04d}.JPEG')
-    stamp.write_text(json.dumps(dict(settings, sha256=digest(folder))))
-    return True
-
-
+@cli.exit_on_error()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('folder', nargs='?', type=Path, default='data/toy', help='where to')
-    parser.add_argument('--seed', type=int, default=0, help='of all random choices')
+    parser.add_argument(
+        'folder', nargs='?', type=Path, default='data/toy', help='the folder to write'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='the seed of all random choices')
     for name, counts in DEFAULT_COUNTS.items():
-        option = dict(nargs=2, metavar=('TRAIN', 'VAL'), help='how many, for ImageNet of a class')
+        option = dict(
+            nargs=2, metavar=('TRAIN', 'VAL'), help='numbers of images; for ImageNet, of each class'
+        )
         parser.add_argument(f'--{name}', type=int, default=counts, **option)
     args = parser.parse_args(argv)
     counts = {name: getattr(args, name) for name in DEFAULT_COUNTS}
     if (least := min(args.seed, *sum(counts.values(), []))) < 0:
-        parser.error(f'the seed or a number of pictures is {least}; give 0 or more')
+        parser.error(f'the seed or a number of images is {least}; give 0 or more')
     made = make_toy_data(args.folder, args.seed, counts)
-    print(f"The toy data {'is' if made else 'was already'} in '{args.folder}'.")
+    print(f"The synthetic data {'is' if made else 'was already'} in '{args.folder}'.")
 
 
 if __name__ == '__main__':

@@ -1,48 +1,34 @@
-"""Predicts pictures and videos: draws boxes, masks, label maps or classes, and writes them as JSON.
+"""Predicts images and videos: visualizes boxes, masks, label maps or classes, and writes JSON.
 
-For detectors predictions.json holds COCO's results, and images.json the pictures and categories
-whose ids these name. Segmentors write a label map of each picture, a PNG file of class numbers.
-The frames of a video are pictures in a folder of its name; drawn, they are a video again.
+For detectors, predictions.json holds results in COCO format, and images.json the images and
+categories that their ids refer to. Segmentors write a label map of each image, a PNG file of class
+numbers. Frames of a video count as images in a folder of its name; their visualization is a video.
 """
 
 import argparse
-import itertools
-import json
-import os
-import warnings
-from pathlib import Path
-
-import cv2
-import mmcv
-import numpy as np
-from rich.progress import track
 
 from mmhatnet import cli
-from mmhatnet.inference import (
-    Frame,
-    build_inferencer,
-    find_pictures,
-    inference_parser,
-    load_job,
-    predict,
-)
+from mmhatnet.inference import build_inferencer, find_images
+from mmhatnet.prediction import write_predictions
 
 
 def parse_args() -> argparse.Namespace:
-    parser = inference_parser(__doc__)
+    parser = cli.inference_parser(__doc__)
     parser.add_argument(
-        'images', nargs='+', help='pictures and videos: files, folders, or patterns like "*.jpg"'
+        'images', nargs='+', help='images and videos: files, folders, or patterns like "*.jpg"'
     )
     parser.add_argument('--out-dir', default='work_dirs/predictions', help='default: %(default)s')
-    parser.add_argument('--batch-size', type=int, default=1, help='pictures of one size at a time')
+    parser.add_argument(
+        '--batch-size', type=int, default=1, help='the number of images of one size in a batch'
+    )
     parser.add_argument(
         '--score-thr',
         type=float,
         default=0.3,
-        help='least score of the boxes that are drawn and written; 0 for all (default: 0.3)',
+        help='the least score of boxes; 0 for all (default: 0.3)',
     )
     parser.add_argument(
-        '--ann-file', help="COCO's annotations of these pictures, whose ids the results take"
+        '--ann-file', help='COCO annotations of these images, whose ids the results take'
     )
     args = parser.parse_args()
     if args.batch_size < 1:
@@ -50,138 +36,16 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def output_names(paths: list[str]) -> list[str]:
-    """File names without endings; paths below a common folder, with them, where some are alike."""
-    names = [Path(path).stem for path in paths]
-    if len({*names}) == len(names):
-        return names
-    folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
-    return [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]
-
-
-def coco_ids(ann_file: str | None, sizes: dict, classes: list[str]) -> dict:
-    """The pictures and categories in COCO's format, in the order of ``sizes`` and ``classes``."""
-    if ann_file is None:
-        images = [
-            dict(id=number, file_name=path, height=height, width=width)
-            for number, (path, (height, width)) in enumerate(sizes.items(), 1)
-        ]
-        categories = [dict(id=number, name=name) for number, name in enumerate(classes, 1)]
-        return dict(images=images, categories=categories, annotations=[])
-    try:
-        content = json.loads(Path(ann_file).read_text())
-        images = {os.path.basename(image['file_name']): image for image in content['images']}
-        categories = {category['name']: category for category in content['categories']}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f'--ann-file {ann_file} cannot be read as COCO: {error!r}.') from error
-    for kind, known, names in (
-        ('picture', images, [os.path.basename(path) for path in sizes]),
-        ('category', categories, classes),
-    ):
-        if unknown := [name for name in names if name not in known]:
-            raise SystemExit(
-                f'--ann-file {ann_file} has no {kind} {unknown[0]} ({len(unknown)} are missing): '
-                'name the annotations of these pictures, or leave it out.'
-            )
-    content['images'] = [images[os.path.basename(path)] for path in sizes]
-    content['categories'] = [categories[name] for name in classes]
-    return content
-
-
-def detections(sample, image: dict, categories: list[dict]) -> list[dict]:
-    """COCO's results of one picture."""
-    from mmdet.structures.mask import encode_mask_results
-
-    found = sample.pred_instances.numpy()
-    results = [
-        dict(image_id=image['id'], category_id=categories[label]['id'], score=score)
-        for label, score in zip(found.labels.tolist(), found.scores.tolist())
-    ]
-    for result, (left, top, right, bottom) in zip(results, found.bboxes.tolist()):
-        result['bbox'] = [left, top, right - left, bottom - top]
-    for result, mask in zip(results, encode_mask_results(found.get('masks', ()))):
-        result['segmentation'] = dict(size=mask['size'], counts=mask['counts'].decode())
-    return results
-
-
-def append(films: dict, frame: Frame, drawn: str) -> None:
-    """Moves a drawn frame to the end of the film that is drawn of its video."""
-    picture, path = cv2.imread(drawn), f'{drawn.removesuffix(".jpg")}.mp4'
-    if frame.reader not in films:
-        code, size = cv2.VideoWriter_fourcc(*'mp4v'), picture.shape[1::-1]
-        films[frame.reader] = cv2.VideoWriter(path, code, frame.reader.fps, size)
-        if not films[frame.reader].isOpened():
-            raise SystemExit(
-                f'{path} cannot be written by OpenCV, with {frame.reader.fps} frames a second and '
-                f'{size[0]} x {size[1]} pixels: name single pictures of {frame.file}.'
-            )
-    films[frame.reader].write(picture)
-    os.remove(drawn)
-
-
 @cli.exit_on_error()
 def main() -> None:
     args = parse_args()
-    cfg = load_job(args)
+    cfg, device = cli.load_config(args), cli.find_device(args.device)
     cli.require_writable('--out-dir', args.out_dir)
-    sizes = find_pictures(args.images, videos=True)
-    inferencer = build_inferencer(cfg, args.checkpoint, args.device)
-    scope, classes, out_dir = cfg.default_scope, inferencer.classes, Path(args.out_dir)
-    file_of = {path: getattr(path, 'file', path) for path in sizes}  # a frame's is its video
-    files = list(dict.fromkeys(file_of.values()))
-    names = dict(zip(files, output_names(files)))
-    if scope == 'mmdet':
-        coco = coco_ids(args.ann_file, sizes, classes)
-        images = dict(zip(sizes, coco['images']))
-    elif scope == 'mmpretrain':
-        from mmpretrain.visualization import UniversalVisualizer
-
-        inferencer.visualizer = UniversalVisualizer()
-    # Pictures of different sizes would be padded to one, and normalised with what is not there.
-    by_size = itertools.groupby(sorted(sizes, key=sizes.get), sizes.get)
-    groups = [list(paths) for _, paths in by_size]
-    size = args.batch_size
-    batches = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
-    predictions, films = {}, {}
-    warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
-    for batch in track(batches, 'Inference'):
-        pictures = [next(path.reader) if isinstance(path, Frame) else path for path in batch]
-        for path, picture, sample in zip(batch, pictures, predict(inferencer, pictures)):
-            sample = sample.cpu()
-            name = names[file_of[path]]
-            shown = dict(draw_gt=False, out_file=str(out_dir / 'drawn' / f'{name}.jpg'))
-            picture = mmcv.bgr2rgb(mmcv.imread(picture))
-            if scope == 'mmpretrain':
-                label = int(sample.pred_score.argmax())
-                found = dict(label=label, name=classes[label] if classes else None)
-                found['score'] = float(sample.pred_score[label])
-                predictions[path] = [dict(image=path, **found)]
-                inferencer.visualizer.visualize_cls(picture, sample, classes, **shown)
-            elif scope == 'mmdet':
-                certain = sample.pred_instances.scores > args.score_thr
-                sample.pred_instances = sample.pred_instances[certain]
-                predictions[path] = detections(sample, images[path], coco['categories'])
-                shown['pred_score_thr'] = args.score_thr
-                inferencer.visualizer.line_width = max(min(sizes[path]) // 200, 1)
-                inferencer.visualizer.add_datasample(path, picture, sample, **shown)
-            else:
-                labels = sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
-                label_map = str(
-                    out_dir / 'labels' / f'{name}{path.removeprefix(file_of[path])}.png'
-                )
-                mmcv.imwrite(labels, str(label_map))
-                pixels = {classes[i]: int((labels == i).sum()) for i in np.unique(labels)}
-                predictions[path] = [dict(image=path, label_map=str(label_map), pixels=pixels)]
-                inferencer.visualizer.add_datasample(path, picture, sample, **shown)
-            if isinstance(path, Frame):
-                append(films, path, shown['out_file'])
-    for film in films.values():
-        film.release()
-    results = [result for path in sizes for result in predictions[path]]
-    (out_dir / 'predictions.json').write_text(json.dumps(results))
-    if scope == 'mmdet':
-        (out_dir / 'images.json').write_text(json.dumps(coco))
-    print(f'{len(sizes)} pictures: predictions.json and drawn/ in {out_dir}')
+    inferencer = build_inferencer(cfg, args.checkpoint, device)
+    sizes = find_images(args.images, videos=True)
+    options = args.out_dir, args.batch_size, args.score_thr, args.ann_file
+    write_predictions(inferencer, cfg.default_scope, sizes, *options)
+    print(f'{len(sizes)} images: predictions.json and drawn/ in {args.out_dir}')
 
 
 if __name__ == '__main__':

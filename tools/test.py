@@ -1,25 +1,17 @@
 """Evaluates a checkpoint of MMDetection, MMSegmentation or MMPretrain, as the config says."""
 
 import argparse
-import copy
 import os
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
 from mmhatnet import cli
 from mmhatnet.checkpoints.loading import find_checkpoint, verify_checkpoint
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
-from mmhatnet.preflight import datasets_of
-from mmhatnet.preflight.configs import require_complete, wrong_settings_in_a_sentence
-
-DEFAULT_TTA_MODELS = dict(
-    mmdet=dict(
-        type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-    ),
-    mmseg=dict(type='SegTTAModel'),
-    mmpretrain=dict(type='AverageClsScoreTTA'),
-)
+from mmhatnet.config_checks import build_errors_as_messages, require_complete
+from mmhatnet.errors import ConfigError
+from mmhatnet.evaluation import augment_tests, dump_predictions, show_predictions
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,67 +36,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
-    hook = cfg.default_hooks.get('visualization')
-    if hook is None:
-        raise SystemExit(f'--show and --show-dir: {args.config} has no visualization hook.')
-    # The frameworks' own hooks name the same settings differently.
-    hook['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
-    hook.update(show=args.show, wait_time=args.wait_time)
-    if args.show_dir:
-        # MMDetection appends a relative folder to itself, image by image.
-        folder = os.path.abspath(args.show_dir)
-        if cfg.default_scope == 'mmseg':
-            cfg.visualizer.save_dir = folder
-            hook['interval'] = 1  # which the original package heeds in tests as well
-        else:
-            hook['test_out_dir' if cfg.default_scope == 'mmdet' else 'out_dir'] = folder
-
-
-def evaluators(cfg: Config) -> list[ConfigDict]:
-    """The test's evaluators, of which there may be one or several."""
-    given = cfg.test_evaluator
-    return list(given) if isinstance(given, (list, tuple)) else [given]
-
-
-def augment_tests(cfg: Config) -> None:
-    if cfg.default_scope == 'mmdet' and any('segm' in e.get('metric', []) for e in evaluators(cfg)):
-        raise SystemExit(
-            '--tta: MMDetection merges boxes and not masks; to test the boxes alone, add '
-            '--cfg-options model.roi_head.mask_head=None test_evaluator.metric=bbox'
-        )
-    if 'tta_model' not in cfg:
-        cfg.tta_model = DEFAULT_TTA_MODELS[cfg.default_scope]
-    datasets = list(datasets_of(cfg, 'test'))
-    if 'tta_pipeline' not in cfg:
-        *transforms, pack = copy.deepcopy(datasets[0].pipeline)
-        if cfg.default_scope == 'mmdet':
-            pack.meta_keys = (*pack.meta_keys, 'flip', 'flip_direction')
-        flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
-        cfg.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=[flips, [pack]])]
-    for dataset in datasets:
-        dataset.pipeline = cfg.tta_pipeline
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-
-
-def write_predictions(cfg: Config, out: str) -> None:
-    if cfg.default_scope == 'mmseg':
-        for evaluator in evaluators(cfg):
-            if evaluator.type.endswith('IoUMetric'):
-                evaluator.update(output_dir=out, keep_results=True)
-        return
-    if not out.endswith(('.pkl', '.pickle')):
-        raise SystemExit(f'--out {out}: the predictions are written to a .pkl or .pickle file.')
-    dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
-    cfg.test_evaluator = [*evaluators(cfg), dict(type=dump, out_file_path=out)]
-
-
 def require_folders(cfg: Config, args: argparse.Namespace) -> None:
     if args.out and cfg.default_scope == 'mmseg':
         cli.require_writable('--out', args.out)
     elif args.out:
         if os.path.isdir(args.out):
-            raise SystemExit(f'--out {args.out} is a folder: name a .pkl file.')
+            raise ConfigError(f'--out {args.out} is a folder: name a .pkl file.')
         cli.require_writable('--out', Path(args.out).parent)
     if args.show_dir:
         cli.require_writable('--show-dir', args.show_dir)
@@ -120,12 +57,12 @@ def main() -> None:
     cli.require_sound_job(cfg, args, 'test')
     cfg.load_from = checkpoint.place
     if args.show or args.show_dir:
-        show_predictions(cfg, args)
+        show_predictions(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:
         augment_tests(cfg)
     if args.out:
-        write_predictions(cfg, args.out)
-    with load_weights_only(checkpoint), wrong_settings_in_a_sentence(cfg):
+        dump_predictions(cfg, args.out)
+    with load_weights_only(checkpoint), build_errors_as_messages(cfg):
         runner = cli.build_runner(cfg, args, dump=False)
         metainfo = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
         verify_checkpoint(checkpoint, runner.model, None if args.ignore_classes else metainfo)

@@ -15,7 +15,8 @@ from mmhatnet.checkpoints.loading import (
     verify_resumable,
 )
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
-from mmhatnet.preflight.configs import require_complete, wrong_settings_in_a_sentence
+from mmhatnet.config_checks import build_errors_as_messages, require_complete
+from mmhatnet.errors import ConfigError
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,7 +27,7 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on with a run: from the given checkpoint, or without one from the latest in the '
+        help='resume a run: from the given checkpoint, or by default from the latest in the '
         'work folder',
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
@@ -45,10 +46,10 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> Checkpoint | None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         asking = '--amp' if args.amp else f'The mixed precision of {args.config}'
-        raise SystemExit(f'{asking} needs a GPU, and PyTorch finds none here.')
+        raise ConfigError(f'{asking} needs a GPU, and PyTorch finds none here.')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise SystemExit(
+            raise ConfigError(
                 f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size; give the '
                 'batch size that its learning rate is for with --cfg-options '
                 'auto_scale_lr.base_batch_size=N'
@@ -87,11 +88,11 @@ def main() -> None:
     require_complete(cfg, 'train', 'val')
     checkpoint = apply_options(cfg, args)
     cli.require_sound_job(cfg, args, 'train', 'val')
-    with wrong_settings_in_a_sentence(cfg):
+    with build_errors_as_messages(cfg):
         checkpoints = read_pretrained(cfg)
         if checkpoint:
             checkpoints.append(checkpoint)
-    with load_weights_only(*checkpoints), wrong_settings_in_a_sentence(cfg):
+    with load_weights_only(*checkpoints), build_errors_as_messages(cfg):
         if is_main_process():
             tell_about_earlier_training(cfg)
         runner = cli.build_runner(cfg, args, dump=True)

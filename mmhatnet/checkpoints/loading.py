@@ -18,8 +18,8 @@ from torch.func import functional_call
 from mmhatnet.backbones.base import Backbone
 from mmhatnet.checkpoints.files import fetch_and_read
 from mmhatnet.checkpoints.safe_loader import Checkpoint
+from mmhatnet.config_walk import class_of, dicts_of, type_name
 from mmhatnet.errors import CheckpointError
-from mmhatnet.preflight.pictures import class_of, kind, parts_of
 
 
 def find_checkpoint(place: str | Path) -> str | None:
@@ -112,10 +112,10 @@ def read_pretrained(cfg: Config) -> list[Checkpoint]:
 
 def _pretrained_modules(cfg: ConfigDict) -> Iterator[tuple[ConfigDict, ConfigDict]]:
     """Yields the modules of a model that start from a checkpoint, and their Pretrained init_cfg."""
-    for _, module in parts_of(cfg):
+    for _, module in dicts_of(cfg):
         given = module.get('init_cfg')
         for init_cfg in given if isinstance(given, (list, tuple)) else [given]:
-            if isinstance(init_cfg, dict) and kind(init_cfg).startswith('Pretrained'):
+            if isinstance(init_cfg, dict) and type_name(init_cfg).startswith('Pretrained'):
                 yield module, init_cfg
 
 

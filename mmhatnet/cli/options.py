@@ -1,5 +1,6 @@
-"""Reading --cfg-options, and saying in one sentence which of them have no place in a config."""
+"""The options of the tools, and what --cfg-options may set."""
 
+import argparse
 import inspect
 import re
 from collections.abc import Mapping
@@ -11,9 +12,11 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import FlexibleRunner, Runner
 
-from mmhatnet.preflight.configs import CHECKPOINTS, CONFIGS, parameters_of
+from mmhatnet.cli.configs import CHECKPOINTS, CONFIGS
+from mmhatnet.config_checks import parameters_of
+from mmhatnet.errors import ConfigError
 
-# What tools read at the top of a config, beside the arguments of the runners.
+# Top-level settings: the arguments of the runners, and what tools read besides.
 TOP_LEVEL = {
     *inspect.signature(Runner).parameters,
     *inspect.signature(FlexibleRunner).parameters,
@@ -21,8 +24,48 @@ TOP_LEVEL = {
 }
 
 
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that training and testing share in all OpenMMLab projects."""
+    parser.add_argument(
+        '--work-dir',
+        help='folder of logs and checkpoints (default: work_dirs/ and the config name)',
+    )
+    add_settings_option(parser)
+    parser.add_argument('--no-check', action='store_true', help='skip the checks of the data')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed job are started',
+    )
+    # Older PyTorch launchers pass the rank as an option, not as an environment variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_settings_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --cfg-options, and defaults of the other options that ``load_config`` reads."""
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=SettingsAction,
+        help='settings that override the config: key=value, key="[a,b]" or key=a,b; quotation '
+        'marks are needed around brackets, and no white space is allowed',
+    )
+
+
+def inference_parser(description: str) -> argparse.ArgumentParser:
+    """Returns a parser with the arguments that tools for single images share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='the config of the job')
+    parser.add_argument('checkpoint', help='the checkpoint, or the work folder of a training')
+    parser.add_argument('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
+    add_settings_option(parser)
+    return parser
+
+
 class SettingsAction(DictAction):
-    """Parses ``--cfg-options``, and refuses what is none."""
+    """Parses ``--cfg-options``, and refuses malformed ones."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for word in values:
@@ -41,14 +84,14 @@ class SettingsAction(DictAction):
 
 
 def _refuse(option: str, reason: str) -> NoReturn:
-    raise SystemExit(f'--cfg-options {option}: {reason}.')
+    raise ConfigError(f'--cfg-options {option}: {reason}.')
 
 
 def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
-    """Overrides settings of a config.
+    """Overrides settings of a config with options.
 
     Raises:
-        SystemExit: If one has no place in the config, or its class does not know it.
+        ConfigError: If an option has no place in the config, or its class has no such setting.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     replaced = {key.removesuffix('._delete_') for key in options if key.endswith('._delete_')}
@@ -62,7 +105,7 @@ def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
 
 
 def _require_place(cfg: Config, key: str, value: object) -> None:
-    """Refuses an option that has no place in the config, or another kind of value."""
+    """Refuses an option that has no place in the config, or a value of the wrong type."""
     node, parts = cfg._cfg_dict, key.split('.')
     for depth, part in enumerate(parts):
         where = '.'.join(parts[:depth])
@@ -91,14 +134,14 @@ def _require_place(cfg: Config, key: str, value: object) -> None:
 
 
 def _require_known(node: dict, parts: list[str], depth: int) -> None:
-    """Refuses a new setting that is another one misspelt, or says so where that is not sure."""
+    """Refuses a new setting that looks misspelt, or warns where that is uncertain."""
     key, name = '.'.join(parts), parts[depth]
     known = parameters_of(node) if depth else TOP_LEVEL
     similar = get_close_matches(name, {*map(str, node), *(known or ())}, n=1, cutoff=0.8)
     if name in (known or ()) or not similar:
         return
     if similar[0].rstrip('0123456789') == name.rstrip('0123456789'):
-        return  # two of a row
+        return  # such as stage1 and stage2
     meant = '.'.join([*parts[:depth], similar[0], *parts[depth + 1 :]])
     if known is not None:
         _refuse(key, f'there is no setting {name!r}; perhaps {meant} is meant')

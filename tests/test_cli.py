@@ -8,15 +8,16 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmhatnet.preflight import configs
-from mmhatnet.preflight.options import SettingsAction, merge_options
+from mmhatnet import config_checks
+from mmhatnet.cli import SettingsAction, merge_options, read_config
+from mmhatnet.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 
 
 def read(path: Path, text: str, encoding: str = 'utf-8') -> Config:
     path.write_text(text, encoding=encoding)
-    return configs.read_config(str(path))
+    return read_config(str(path))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def read(path: Path, text: str, encoding: str = 'utf-8') -> Config:
 )
 def test_unreadable(name: str, text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / 'bad.py').write_text('a = 1\n\nb = nothing\n')
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ConfigError, match=message):
         read(tmp_path / name, text)
 
 
@@ -66,7 +67,7 @@ def options(*words: str) -> dict:
 )
 def test_options_without_a_place(words: str, message: str) -> None:
     cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ConfigError, match=message):
         merge_options(cfg, options(*words.split()))
 
 
@@ -99,16 +100,16 @@ def test_options_with_a_place(capsys) -> None:
 def test_configs_that_do_not_fit_together(changes: dict, message: str) -> None:
     cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
     cfg.merge_from_dict(changes)
-    with pytest.raises(SystemExit, match=message):
-        configs.require_complete(cfg, 'train', 'val')
-        configs.require_known_settings(cfg)
-        configs.require_channels(cfg, 'train', 'val', 'test')
+    with pytest.raises(ConfigError, match=message):
+        config_checks.require_complete(cfg, 'train', 'val')
+        config_checks.require_known_settings(cfg)
+        config_checks.require_channels(cfg, 'train', 'val', 'test')
 
 
 def test_a_config_may_train_without_validation() -> None:
     cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
     cfg.merge_from_dict(dict(val_dataloader=None, val_cfg=None, val_evaluator=None))
-    configs.require_complete(cfg, 'train', 'val')
+    config_checks.require_complete(cfg, 'train', 'val')
 
 
 class Own(nn.Module):
@@ -131,15 +132,15 @@ class Own(nn.Module):
 )
 def test_what_a_class_says_to_settings_is_a_sentence(settings, message, tmp_path) -> None:
     cfg = read(tmp_path / 'a.py', '')
-    with pytest.raises(SystemExit, match=rf'a\.py: .*{message}'):
-        with configs.wrong_settings_in_a_sentence(cfg):
+    with pytest.raises(ConfigError, match=rf'a\.py: .*{message}'):
+        with config_checks.build_errors_as_messages(cfg):
             MODELS.build(settings)
 
 
 @pytest.mark.parametrize('kind', [AssertionError, KeyError, TypeError, ValueError])
 def test_an_error_inside_a_class_of_a_user_keeps_its_traceback(kind: type) -> None:
     message = "A.__init__() got an unexpected keyword argument 'b'"
-    with pytest.raises(kind), configs.wrong_settings_in_a_sentence(Config()):
+    with pytest.raises(kind), config_checks.build_errors_as_messages(Config()):
         MODELS.build(dict(type=Own, error=kind(message)))
-    with pytest.raises(kind), configs.wrong_settings_in_a_sentence(Config()):
+    with pytest.raises(kind), config_checks.build_errors_as_messages(Config()):
         raise kind(message)  # of the training itself

@@ -1,6 +1,8 @@
-"""The generated data: reproducible, consistently annotated, read by the real dataset classes."""
+"""The synthetic data: reproducible, consistently annotated, read by the real dataset classes."""
 
+import runpy
 import sys
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -12,11 +14,12 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-import make_toy_data as toy  # noqa: E402
+from mmhatnet import synthetic_data as toy
+from mmhatnet.errors import DataError
 
-# Of each COCO split, the second picture shows nothing and the third shows a crowd.
+ROOT = Path(__file__).parents[1]
+
+# Of each COCO split, the second image shows nothing and the third shows a crowd.
 COUNTS = {'coco': [8, 5], 'ade': [3, 2], 'imagenet': [2, 1]}
 FEWER = {'coco': [3, 0], 'ade': [1, 2], 'imagenet': [0, 1]}
 
@@ -27,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def made(folder: Path, seed: int, counts: dict) -> dict[str, bytes]:
-    """The pictures that are made in a new folder."""
+    """The images that are made in a new folder."""
     assert toy.make_toy_data(folder, seed, counts)
     return {name: data for name, data in contents(folder).items() if not name.endswith('.json')}
 
@@ -53,7 +56,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_seed_and_number_determine_a_picture(folder: Path, tmp_path: Path) -> None:
+def test_seed_and_number_determine_an_image(folder: Path, tmp_path: Path) -> None:
     made(tmp_path / 'again', 0, COUNTS)
     assert contents(tmp_path / 'again') == contents(folder)
     fewer, other = made(tmp_path / 'fewer', 0, FEWER), made(tmp_path / 'other', 1, FEWER)
@@ -76,16 +79,16 @@ def test_coco_annotations_lie_on_what_is_visible(coco: COCO) -> None:
         min(coco.imgs) + 1
     ]
     touching = 0
-    for image_id, image in coco.imgs.items():
-        picture = np.asarray(Image.open(coco.images / image['file_name']))
-        assert picture.shape == (image['height'], image['width'], 3)
+    for image_id, record in coco.imgs.items():
+        image = np.asarray(Image.open(coco.images / record['file_name']))
+        assert image.shape == (record['height'], record['width'], 3)
         things = coco.loadAnns(coco.getAnnIds(image_id))
         for thing in things:
             mask, name = coco.annToMask(thing), coco.cats[thing['category_id']]['name']
             assert mask.sum() == thing['area'] > 0
             assert mask_utils.toBbox(coco.annToRLE(thing)).tolist() == thing['bbox']
-            mean = picture[mask > 0].mean(0)
-            assert COLOURS[name](*mean), (image, name, mean)
+            mean = image[mask > 0].mean(0)
+            assert COLOURS[name](*mean), (record, name, mean)
         for first, second in combinations(things, 2):
             boxes = np.array([first['bbox'], second['bbox']])
             touching += mask_utils.iou(boxes[:1], boxes[1:], [0])[0, 0] > 0
@@ -172,7 +175,9 @@ def test_other_settings_replace_the_data(tmp_path: Path, monkeypatch) -> None:
 def test_foreign_folder_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / 'toy' / name).parent.mkdir(parents=True)
     (tmp_path / 'toy' / name).write_text('mine')
-    with pytest.raises(SystemExit, match=f"toy' holds {name}, which is not toy data; name a new"):
+    with pytest.raises(
+        DataError, match=f"toy' holds {name}, which is not synthetic data; name a new"
+    ):
         toy.make_toy_data(tmp_path / 'toy', 0, FEWER)
     assert contents(tmp_path) == {f'toy/{name}': b'mine'}
 
@@ -183,7 +188,7 @@ def test_own_files_among_the_data_are_kept(tmp_path: Path, name: str) -> None:
     (tmp_path / 'toy' / name).parent.mkdir(exist_ok=True)
     (tmp_path / 'toy' / name).write_text('mine')
     before = contents(tmp_path)
-    with pytest.raises(SystemExit, match=f'holds {name}, which is not toy data; name a new'):
+    with pytest.raises(DataError, match=f'holds {name}, which is not synthetic data; name a new'):
         toy.make_toy_data(tmp_path / 'toy', 1, FEWER)
     assert contents(tmp_path) == before
 
@@ -197,20 +202,31 @@ def test_damaged_data_is_made_again(tmp_path: Path, damage) -> None:
     assert contents(tmp_path) == before
 
 
-def test_second_command_writes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    toy.main('--seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0'.split())
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch) -> Callable[[str], None]:
+    """Runs tools/make_toy_data.py in a new folder."""
+
+    def run(words: str) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', ['make_toy_data.py', *words.split()])
+        runpy.run_path(str(ROOT / 'tools' / 'make_toy_data.py'), run_name='__main__')
+
+    return run
+
+
+def test_second_command_writes_nothing(command, tmp_path: Path, capsys) -> None:
+    command('--seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0')
     made(tmp_path / 'called', 3, {'coco': [1, 0], 'ade': [0, 1], 'imagenet': [0, 0]})
     assert contents(tmp_path / 'data/toy') == contents(tmp_path / 'called')
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
-    toy.main('called --seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0'.split())
-    assert capsys.readouterr().out.endswith("The toy data was already in 'called'.\n")
+    command('called --seed 3 --coco 1 0 --ade 0 1 --imagenet 0 0')
+    assert capsys.readouterr().out.endswith("The synthetic data was already in 'called'.\n")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
 
 
-@pytest.mark.parametrize('option', [['--seed', '-1'], ['--ade', '1', '-1']])
-def test_negative_numbers_are_refused(tmp_path: Path, capsys, option: list[str]) -> None:
+@pytest.mark.parametrize('option', ['--seed -1', '--ade 1 -1'])
+def test_negative_numbers_are_refused(command, tmp_path: Path, capsys, option: str) -> None:
     with pytest.raises(SystemExit):
-        toy.main([str(tmp_path / 'toy'), *option])
-    assert 'number of pictures is -1; give 0 or more' in capsys.readouterr().err
+        command(f'toy {option}')
+    assert 'number of images is -1; give 0 or more' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

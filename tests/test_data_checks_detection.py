@@ -8,10 +8,11 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmhatnet.preflight import check_data, require_sound_data
+from mmhatnet.data_checks import check_data, require_sound_data
+from mmhatnet.errors import DataError
 
 
-def picture(path, width=40, height=30, orientation=None):
+def image(path, width=40, height=30, orientation=None):
     exif = Image.Exif()
     if orientation:
         exif[0x0112] = orientation
@@ -32,7 +33,7 @@ def content(names=('cat', 'dog')):
 
 
 class Project:
-    """A sound job on three pictures a split, for tests to break."""
+    """A sound job on three images a split, for tests to break."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -41,7 +42,7 @@ class Project:
         for split in self.files:
             (folder / split).mkdir()
             for i in (1, 2, 3):
-                picture(folder / split / f'{i}.jpg')
+                image(folder / split / f'{i}.jpg')
         self.cfg = Config(dict(default_scope='mmdet', model=dict(roi_head=dict())))
         for head in ('bbox_head', 'mask_head'):
             self.cfg.model.roi_head[head] = dict(num_classes=2)
@@ -100,19 +101,19 @@ def test_finds_nothing_in_sound_data_and_counts_them(project):
     assert report.counts['Objects of each class'] == {
         'cat': dict(train=2, val=2), 'dog': dict(train=1, val=1)
     }  # fmt: skip
-    assert report.counts['Data']['smallest picture'] == dict(train='40 x 30', val='40 x 30')
+    assert report.counts['Data']['smallest image'] == dict(train='40 x 30', val='40 x 30')
 
 
 def test_refuses_a_job_with_all_that_is_wrong(project):
     project.cfg.model.roi_head.bbox_head.num_classes = 1
     (project.folder / 'val' / '2.jpg').unlink()
     project.check()
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(DataError) as refused:
         require_sound_data(project.cfg, 'train', 'val')
     heads, missing, way_out = str(refused.value).split('\n')
     assert 'model.roi_head.bbox_head.num_classes is 1' in heads and 'set it to 2' in heads
     assert '--no-check' in way_out
-    assert '1 of 3 pictures' in missing and str(project.folder / 'val' / '2.jpg') in missing
+    assert '1 of 3 images' in missing and str(project.folder / 'val' / '2.jpg') in missing
 
 
 def test_looks_inside_wrappers_and_leaves_others_in_peace(project):
@@ -213,7 +214,7 @@ def test_looks_at_every_head(project):
         ('images', 'height', '30', '"height" of 1 images is not a number'),
         ('images', 'file_name', 7, '"file_name" of 1 images is not a text, as 7'),
         ('images', 'id', 1, 'ids of "images" occur more than once (1)'),
-        ('images', 'width', -1, 'the width of 1 of 3 pictures (ids 2) is -1'),
+        ('images', 'width', -1, 'the width of 1 of 3 images (ids 2) is -1'),
         ('categories', 'id', 1, 'ids of "categories" occur more than once (1)'),
     ],
 )
@@ -241,21 +242,21 @@ def test_says_which_objects_are_left_out(project):
     assert '1 of 3 annotations are left out, as "images" has no id 9' in report.notes[0]
     project.files['train'] = content()
     project.files['train']['annotations'][0]['bbox'] = [5, 5, 39, 29]
-    assert '1 of 3 objects (annotation ids 1) reach out of their picture' in project.note('train')
+    assert '1 of 3 objects (annotation ids 1) reach out of their image' in project.note('train')
 
 
 def test_says_why_nothing_is_left_to_train_with(project):
     for annotation in project.files['train']['annotations']:
         annotation['bbox'] = [0.1, 0.1, 0.5, 0.5]
-    assert 'in fractions of the picture' in project.error('train')
+    assert 'in fractions of the image' in project.error('train')
     project.files['train'] = content()
     project.files['train']['annotations'] = []
-    assert 'none of 3 pictures is left' in project.error('train')
+    assert 'none of 3 images is left' in project.error('train')
     project.files['train'] = content()
     project.train.filter_cfg.min_size = 32
     assert "'min_size': 32" in project.error('train')
     project.files['train']['images'] = []
-    assert 'has no pictures' in project.error('train')
+    assert 'has no images' in project.error('train')
 
 
 @pytest.mark.parametrize(
@@ -288,30 +289,30 @@ def test_takes_rle_and_lets_training_skip_a_line_but_not_the_metric(project):
     assert 'which the metric segm of val_evaluator needs' in project.error('val')
 
 
-def test_names_pictures_that_cannot_be_loaded(project):
+def test_names_images_that_cannot_be_loaded(project):
     path = project.folder / 'train' / '1.jpg'
     Image.effect_noise((200, 200), 50).save(path)
     path.write_bytes(path.read_bytes()[:2000])
     (project.folder / 'train' / '2.jpg').write_text('<html>')
     error = project.error('train')
-    for text in ('1.jpg is damaged', '2.jpg is not a picture', '2 of 3'):
+    for text in ('1.jpg is damaged', '2.jpg is not an image', '2 of 3'):
         assert text in error
-    picture(path)
+    image(path)
     (project.folder / 'train' / '2.jpg').write_bytes(b'')
-    assert '1 of 3 pictures are missing or empty' in project.error('train')
+    assert '1 of 3 images are missing or empty' in project.error('train')
 
 
-def test_takes_no_notice_of_pictures_that_are_not_used(project):
+def test_takes_no_notice_of_images_that_are_not_used(project):
     (project.folder / 'train' / '2.jpg').unlink()
     project.train.indices = [0, 2]
     report = project.check('train')
-    assert not report.errors and report.counts['Data']['pictures used'] == dict(train=2)
+    assert not report.errors and report.counts['Data']['images used'] == dict(train=2)
     project.train.indices = None
     del project.files['train']['annotations'][1]
     assert not project.check('train').errors
 
 
-def test_guesses_where_pictures_are(project):
+def test_guesses_where_images_are(project):
     for image in project.files['train']['images']:
         image['file_name'] = 'train/' + image['file_name']
     assert 'set data_prefix=dict(img="")' in project.error('train')
@@ -320,27 +321,27 @@ def test_guesses_where_pictures_are(project):
     assert 'write file_name without folders' in project.error('train')
 
 
-def test_compares_sizes_with_pictures_as_they_are_loaded(project):
+def test_compares_sizes_with_images_as_they_are_loaded(project):
     for number, (width, height, orientation) in enumerate(((30, 40, 6), (40, 30, 3), (40, 30, 1))):
         path = project.folder / 'train' / f'{number + 1}.jpg'
-        picture(path, width, height, orientation)
+        image(path, width, height, orientation)
     assert 'mirrored by their EXIF orientation' in project.note('train')
-    picture(project.folder / 'train' / '1.jpg', 40, 30, 6)
+    image(project.folder / 'train' / '1.jpg', 40, 30, 6)
     error = project.check('train').errors[0]
     assert '30 x 40 instead of 40 x 30, as its EXIF orientation' in error
     project.train.pipeline[0].color_type = 'color_ignore_orientation'
     report = project.check('train')
     assert not report.errors and not report.notes
-    picture(project.folder / 'train' / '1.jpg', 80, 60)
-    assert '80 x 60 instead of 40 x 30: use the pictures that were' in project.error('train')
-    picture(project.folder / 'train' / '1.jpg', 30, 40)
+    image(project.folder / 'train' / '1.jpg', 80, 60)
+    assert '80 x 60 instead of 40 x 30: use the images that were' in project.error('train')
+    image(project.folder / 'train' / '1.jpg', 30, 40)
     assert 'width and height are swapped' in project.error('train')
-    picture(project.folder / 'train' / '1.jpg', 41, 30)
+    image(project.folder / 'train' / '1.jpg', 41, 30)
     assert '41 x 30' in project.note('train')
 
 
-def test_reads_a_sample_of_many_pictures_and_all_when_asked(project, monkeypatch):
-    monkeypatch.setattr('mmhatnet.preflight.pictures.SAMPLE', 2)
+def test_reads_a_sample_of_many_images_and_all_when_asked(project, monkeypatch):
+    monkeypatch.setattr('mmhatnet.data_checks.images.SAMPLE', 2)
     assert project.check('train').counts['Data']['of these decoded'] == dict(train=2)
     report = check_data(project.cfg, 'train', every=True)
     assert report.counts['Data']['of these decoded'] == dict(train=3)
@@ -351,7 +352,7 @@ def test_leaves_files_elsewhere_in_peace(project):
     assert 'not checked' in project.note('train')
     project.train.ann_file = 'train.json'
     project.train.pipeline[0].backend_args = dict(backend='petrel')
-    assert 'pictures are not checked' in project.note('train')
+    assert 'images are not checked' in project.note('train')
 
 
 def test_compares_the_file_of_an_evaluator(project):
@@ -361,7 +362,7 @@ def test_compares_the_file_of_an_evaluator(project):
     error = project.error('val')
     assert "val_evaluator[0].ann_file: there is no annotation file '/nowhere.json'" in error
     assert f'set it to {project.folder / "val.json"}' in error
-    # The same numbers and names of pictures in another folder.
+    # The same numbers and names of images in another folder.
     evaluator.ann_file = str(project.folder / 'train.json')
     assert 'train.json holds the training data' in project.error('val')
     project.files['other'] = copy.deepcopy(project.files['val'])
@@ -373,7 +374,7 @@ def test_compares_the_file_of_an_evaluator(project):
     project.files['other']['categories'].reverse()
     assert 'other ids or another order' in project.error('val')
     project.files['other']['images'].pop()
-    assert 'has 2 pictures, of which 2 are among the 3' in project.error('val')
+    assert 'has 2 images, of which 2 are among the 3' in project.error('val')
 
 
 def test_says_when_there_is_nothing_to_compare_with(project):

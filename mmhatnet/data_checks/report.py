@@ -1,4 +1,4 @@
-"""What a look at a job finds."""
+"""The report of data checks."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,19 +14,19 @@ from rich.table import Table
 
 @dataclass
 class Report:
-    """Errors refuse the job, notes are oddities that do not, counts say what is there."""
+    """The result of data checks: errors refuse a job, notes warn, counts describe the data."""
 
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    # Sentences beside the tables.
+    # Lines below the tables.
     facts: list[str] = field(default_factory=list)
     # By title, row and column: {'Objects': {'cat': {'train': 12, 'val': 3}}}.
     counts: dict[str, dict[str, dict[str, int | str]]] = field(default_factory=dict)
-    # Where progress is shown; without it the look is silent.
+    # Where progress is shown; without it the check is silent.
     console: Console | None = None
 
     def count(self, title: str, column: str, values: dict[str, int | str]) -> None:
-        """Adds a column, such as a split, to a table that several looks fill; numbers add up."""
+        """Adds a column, such as a split, to a table. Numbers of the same cell add up."""
         for row, value in values.items():
             columns = self.counts.setdefault(title, {}).setdefault(row, {})
             if column not in columns:
@@ -37,13 +37,13 @@ class Report:
                 columns[column] += f'\n{value}'
 
     def track(self, items: Sequence | Iterable, total: int, doing: str) -> Iterator:
-        """Yields the items behind a progress bar, which only terminals show."""
+        """Yields the items, with a progress bar on terminals."""
         if self.console is None or not self.console.is_terminal:
             return iter(items)
         return track(items, doing, total, console=self.console, transient=True)
 
     def busy(self, doing: str) -> AbstractContextManager:
-        """Shows what takes long and cannot say how far it is."""
+        """Shows a spinner while something of unknown length is done."""
         return self.console.status(doing) if self.console else nullcontext()
 
     def show(self, console: Console) -> None:
@@ -57,17 +57,17 @@ class Report:
             console.print(_table(title, ['', *columns], lines))
         for text in self.facts:
             console.print(escape(text), soft_wrap=True, highlight=False)
-        for color, kind, texts in (('yellow', 'odd', self.notes), ('red', 'wrong', self.errors)):
+        for color, label, texts in (('yellow', 'odd', self.notes), ('red', 'wrong', self.errors)):
             for text in dict.fromkeys(texts):
                 console.print(
-                    f'[{color}]{kind:5}[/]  {escape(text)}', soft_wrap=True, highlight=False
+                    f'[{color}]{label:5}[/]  {escape(text)}', soft_wrap=True, highlight=False
                 )
         if not self.errors:
             console.print('[green]Nothing is wrong.[/]')
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence]) -> Table:
-    """A table, with numbers aligned at the right."""
+    """Returns a table with right-aligned numbers."""
     table = Table(title=title, title_justify='left')
     for column, name in enumerate(header):
         numbers = any(isinstance(row[column], (int, float)) for row in rows)
@@ -85,15 +85,15 @@ def _cell(value) -> str:
 
 @dataclass
 class Job:
-    """One data set of a split, and where to say what was found in it.
+    """One dataset of a split, and the report of its checks.
 
     Attributes:
         cfg (Config): The config of the job.
         split (str): 'train', 'val' or 'test'.
-        settings (ConfigDict): The settings of the data set, without what wraps it.
-        dataset (BaseDataset): The data set, built from them without its pipeline, not read yet.
+        settings (ConfigDict): The settings of the dataset, without its wrappers.
+        dataset (BaseDataset): The dataset, built without its pipeline and not read yet.
         report (Report): What was found.
-        every (bool): Whether to read all pictures and masks instead of a sample of them.
+        every (bool): Whether to read all images and masks instead of a sample of them.
     """
 
     cfg: Config
@@ -108,15 +108,15 @@ class Job:
         return f'{self.split}_dataloader.dataset'
 
     def refuse(self, text: str, sure: bool = True) -> None:
-        """Says what is wrong with the data set, as a note where that is not sure."""
+        """Adds an error, or a note where the fault is not certain."""
         (self.report.errors if sure else self.report.notes).append(f'{self.where}: {text}.')
 
     def note(self, text: str) -> None:
         self.refuse(text, sure=False)
 
 
-def some(values: Iterable, most: int = 5) -> str:
-    """The first few values, and how many more there are."""
+def preview(values: Iterable, most: int = 5) -> str:
+    """Returns the first few values, and the number of the others."""
     values = [str(value) for value in values]
     more = f' and {len(values) - most:,} more' if len(values) > most else ''
     return ', '.join(values[:most]) + more

@@ -1,15 +1,14 @@
 """Parameters and FLOPs are the known ones, however many boxes NMS would leave."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 
+from mmhatnet.flops import count_flops
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-import get_flops  # noqa: E402
 
 # Parameters (M), and GFLOPs without and with the attention products. The paper's GFLOPs are 2.0,
 # 4.3, 8.3 and 11.5: they leave these products out, and contain the additions of biases.
@@ -24,7 +23,7 @@ KNOWN = {
 @pytest.mark.parametrize('name', KNOWN)
 def test_counts_are_the_known_ones(name: str) -> None:
     cfg = Config.fromfile(ROOT / 'configs' / 'hatnet' / f'{name}.py')
-    result = get_flops.count(cfg, (224, 224))
+    result = count_flops(cfg, (224, 224))
     parameters, layers, attention = result['model']
     figures = round(layers / 1e9, 3), round((layers + attention) / 1e9, 2)
     assert (round(parameters / 1e6, 2), *figures) == KNOWN[name]
@@ -47,7 +46,7 @@ def test_counts_as_many_proposals_and_detections_as_are_kept(limits: list) -> No
         cfg.model.test_cfg.rpn.max_per_img = proposals
         cfg.model.test_cfg.rcnn.update(max_per_img=detections, score_thr=0.9)
         torch.manual_seed(seed)
-        layers.append(get_flops.count(cfg, (64, 96))['model'][1])
+        layers.append(count_flops(cfg, (64, 96))['model'][1])
     assert layers[2] - layers[1] == layers[1] - layers[0] > 0
 
 

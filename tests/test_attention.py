@@ -1,7 +1,6 @@
 """The weights that are drawn are those that attention uses, at the position that is asked for."""
 
 import re
-import sys
 from pathlib import Path
 
 import mmcv
@@ -13,12 +12,9 @@ from predicting import random_job
 from torch import Tensor, nn
 
 from mmhatnet import HATNet
+from mmhatnet.attention_figure import attention_of_image, frame
 from mmhatnet.attention_maps import AttentionMap, attention_maps, recorded_inputs
 from mmhatnet.backbones.hatnet import HierarchicalAttention, PlainAttention, pointwise
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-import visualize_attention  # noqa: E402
 
 
 def with_drawn_weights(module: nn.Module) -> nn.Module:
@@ -90,20 +86,18 @@ def test_recorded_inputs_are_those_of_the_forward_pass() -> None:
 
 @pytest.mark.parametrize('job', ['maskrcnn', 'semfpn', 'imagenet'])
 def test_maps_lie_around_the_point(job: str, toy_data: Path, tmp_path: Path) -> None:
-    """The model sees the picture smaller or larger than it is, and the maps lie on the picture."""
+    """The model sees the image smaller or larger than it is, and the maps lie on the image."""
     config, checkpoint = random_job(job, tmp_path)
-    picture = mmcv.imread(str(next(toy_data.glob('data/toy/coco/val2017/*.jpg'))))
+    image = mmcv.imread(str(next(toy_data.glob('data/toy/coco/val2017/*.jpg'))))
     path = tmp_path / 'large.png'
-    mmcv.imwrite(mmcv.imresize(picture, (300, 200)), str(path))
-    parser = visualize_attention.inference_parser('')
-    args = parser.parse_args([str(config), str(checkpoint), '--device', 'cpu'])
-    args.image, args.point, args.block = str(path), [290, 30], -1
-    stages = visualize_attention.compute(args)
+    mmcv.imwrite(mmcv.imresize(image, (300, 200)), str(path))
+    cfg = Config.fromfile(config)
+    stages = attention_of_image(cfg, str(checkpoint), str(path), (290, 30), device='cpu')
     assert [list(maps) for maps, _ in stages] == [['local', 'global']] * 3 + [['global']]
     for maps, pixels in stages:
         for kind, found in maps.items():
             torch.testing.assert_close(found.weights.sum((1, 2)), torch.ones(len(found.weights)))
-            (left, top), (right, bottom) = visualize_attention.frame(found, pixels)
+            (left, top), (right, bottom) = frame(found, pixels)
             assert left <= 290 < right and top <= 30 < bottom
             if kind == 'global':
                 assert left == top == 0 and right >= 299 and bottom >= 199
@@ -112,9 +106,9 @@ def test_maps_lie_around_the_point(job: str, toy_data: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize('options', [[], ['--heads', '--block', '0']])
 def test_command(options: list[str], run_tool, toy_data: Path, tmp_path: Path) -> None:
     job = random_job('imagenet', tmp_path)
-    picture = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
+    image = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
     out = tmp_path / 'new' / 'attention.png'
-    run_tool('visualize_attention', *job, picture, '--point', 9, 5, '--out', out, *options)
+    run_tool('visualize_attention', *job, image, '--point', 9, 5, '--out', out, *options)
     height, width = mmcv.imread(str(out)).shape[:2]
     assert width <= 2100 and height <= 2700, 'it fits a page'
 
@@ -135,8 +129,8 @@ def test_command(options: list[str], run_tool, toy_data: Path, tmp_path: Path) -
 )
 def test_bad_input_is_named(args: list, message: str, told, toy_data, tmp_path: Path) -> None:
     job = random_job('imagenet', tmp_path)
-    picture = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
-    result = told('visualize_attention', *job, picture, *args)
+    image = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
+    result = told('visualize_attention', *job, image, *args)
     assert result.returncode and re.search(message, result.stderr)
 
 
@@ -144,6 +138,6 @@ def test_another_backbone_is_refused(told, toy_data: Path, tmp_path: Path) -> No
     backbone = dict(type='LeNet5', num_classes=-1)
     config, checkpoint = random_job('imagenet', tmp_path, backbone=backbone, in_channels=120)
     assert Config.fromfile(config).model.backbone == backbone
-    picture = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
-    result = told('visualize_attention', config, checkpoint, picture, '--point', '1', '1')
+    image = next(toy_data.glob('data/toy/imagenet/val/*/*.*'))
+    result = told('visualize_attention', config, checkpoint, image, '--point', '1', '1')
     assert result.returncode and 'has no HATNet' in result.stderr

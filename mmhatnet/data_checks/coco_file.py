@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format, and what MMDetection makes of them."""
+"""Annotation files in COCO format, as MMDetection reads them."""
 
 import gc
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from mmdet.datasets import CocoDataset
 
-from mmhatnet.preflight.report import Report, some
+from mmhatnet.data_checks.report import Report, preview
 
 NUMBER, TEXT, ID = (int, float), (str,), (int, float, str, type(None))
 BOX = NUMBER * 4
@@ -20,7 +20,7 @@ FIELDS = dict(
     categories=dict(id=ID, name=TEXT),
     annotations=dict(id=ID, image_id=ID, category_id=ID, bbox=BOX, area=NUMBER),
 )
-WAYS_OUT = dict(area='fill in width * height of each box', iscrowd='fill in 0')
+HINTS = dict(area='fill in width * height of each box', iscrowd='fill in 0')
 
 
 @dataclass
@@ -34,14 +34,14 @@ class CocoFile:
 
 
 def read_coco(path: str, report: Report) -> CocoFile:
-    """Reads an annotation file, and notes which annotations belong to nothing in it.
+    """Reads and validates an annotation file, and notes annotations without image or category.
 
     Raises:
-        ValueError: If it is missing, not in COCO's format, or its ids are not sound.
+        ValueError: If it is missing, not in COCO format, or its ids are invalid.
     """
     if not os.path.isfile(path):
         raise ValueError(f'there is no annotation file {path!r}')
-    # Millions of new objects would be searched for garbage over and over.
+    # Otherwise Python's garbage collector scans millions of new objects repeatedly.
     gc.disable()
     try:
         with report.busy(f'Reading {path}'), open(path) as file:
@@ -88,11 +88,11 @@ def _is(value, wanted: tuple) -> bool:
 
 
 def lacking(file: CocoFile, name: str, field: str, entries: Iterable[dict]) -> Iterator[str]:
-    """Yields what is wrong if there are entries that lack a field."""
+    """Yields an error message if entries lack a field."""
     if ids := [entry.get('id') for entry in entries]:
         yield (
-            f'{len(ids):,} of {len(getattr(file, name)):,} {name} (ids {some(ids)}) lack '
-            f'"{field}", which MMDetection needs: {WAYS_OUT.get(field, "export them again")}'
+            f'{len(ids):,} of {len(getattr(file, name)):,} {name} (ids {preview(ids)}) lack '
+            f'"{field}", which MMDetection needs: {HINTS.get(field, "export them again")}'
         )
 
 
@@ -101,7 +101,7 @@ def _faults_of_ids(file: CocoFile, report: Report) -> Iterator[str]:
         seen = Counter(entry['id'] for entry in getattr(file, name))
         if twice := [i for i, number in seen.items() if number > 1]:
             yield (
-                f'ids of "{name}" occur more than once ({some(twice)}), of which MMDetection '
+                f'ids of "{name}" occur more than once ({preview(twice)}), of which MMDetection '
                 'keeps one: number them anew'
             )
     for field, name in (('image_id', 'images'), ('category_id', 'categories')):
@@ -118,22 +118,22 @@ def _faults_of_ids(file: CocoFile, report: Report) -> Iterator[str]:
         elif unknown:
             report.notes.append(
                 f'{file.path}: {sum(used[i] for i in unknown):,} of {len(file.annotations):,} '
-                f'annotations are left out, as "{name}" has no id {some(unknown)}.'
+                f'annotations are left out, as "{name}" has no id {preview(unknown)}.'
             )
 
 
 class Objects:
-    """The annotations of a file in arrays, and what a data set makes of them.
+    """The annotations of a file as arrays, and which of them a dataset keeps.
 
     Attributes:
-        sizes (np.ndarray): Width and height of the pictures, (pictures, 2).
-        image (np.ndarray): Index of each object's picture, -1 if there is none.
-        room (np.ndarray): Width and height of each object's picture, (objects, 2).
+        sizes (np.ndarray): Width and height of the images, (images, 2).
+        image (np.ndarray): Index of each object's image, -1 if there is none.
+        room (np.ndarray): Width and height of each object's image, (objects, 2).
         label (np.ndarray): Each object's class, -1 if it is of none.
         low, high (np.ndarray): Left and top, right and bottom of the boxes, (objects, 2).
         named (np.ndarray): Whether an object is of a class, and not marked as to ignore.
         used (np.ndarray): Whether CocoDataset keeps it.
-        pictures (np.ndarray): The indices of the pictures that CocoDataset keeps.
+        kept (np.ndarray): The indices of the images that CocoDataset keeps.
     """
 
     def __init__(self, file: CocoFile, dataset: CocoDataset) -> None:
@@ -152,18 +152,18 @@ class Objects:
         area = np.array([a['area'] for a in annotations], float)
         ignored = np.array([bool(a.get('ignore')) for a in annotations], bool)
         self.named = (self.label >= 0) & (self.image >= 0) & ~ignored
-        # The same tests as those of CocoDataset.parse_data_info.
+        # The conditions of CocoDataset.parse_data_info.
         inside = (np.minimum(self.high, self.room) > np.maximum(self.low, 0)).all(1)
         self.used = self.named & inside & (area > 0) & (box[:, 2:] >= 1).all(1)
-        self.pictures = self._pictures_of(dataset)
+        self.kept = self._kept_images(dataset)
 
-    def some(self, found: Sequence[int]) -> str:
-        """Says how many objects were found, and which."""
-        ids = some(self.ids[i] for i in found)
+    def preview(self, found: Sequence[int]) -> str:
+        """Returns the number and the first ids of the objects found."""
+        ids = preview(self.ids[i] for i in found)
         return f'{len(found):,} of {self.named.sum():,} objects (annotation ids {ids})'
 
-    def _pictures_of(self, dataset: CocoDataset) -> np.ndarray:
-        """Does what CocoDataset.filter_data and the setting `indices` do."""
+    def _kept_images(self, dataset: CocoDataset) -> np.ndarray:
+        """Applies CocoDataset.filter_data and the setting `indices`."""
         kept = np.ones(len(self.sizes), bool)
         if dataset.filter_cfg and not dataset.test_mode:
             kept = self.sizes.min(1) >= dataset.filter_cfg.get('min_size', 0)

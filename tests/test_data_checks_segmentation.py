@@ -1,4 +1,4 @@
-"""What the look at a segmentor's data says about pictures and masks that do not fit the config."""
+"""What the look at a segmentor's data says about images and masks that do not fit the config."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +8,14 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmhatnet.preflight import check_data
-from mmhatnet.preflight.report import Report
+from mmhatnet.data_checks import Report, check_data
 
 HALVES = np.repeat([[1], [2]], 8, axis=0).repeat(16, axis=1)
 
 
 @pytest.fixture
 def look(tmp_path: Path, monkeypatch) -> Callable[..., Report]:
-    """Writes two pictures a split with the same mask, and looks at them."""
+    """Writes two images a split with the same mask, and looks at them."""
     monkeypatch.chdir(tmp_path)
 
     def look(
@@ -64,9 +63,9 @@ def write(path: str, pixels: np.ndarray | Image.Image) -> None:
 
 
 def palette() -> Image.Image:
-    picture = Image.fromarray(HALVES.astype(np.uint8), 'P')
-    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
-    return picture
+    image = Image.fromarray(HALVES.astype(np.uint8), 'P')
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    return image
 
 
 SOUND = dict(
@@ -172,7 +171,7 @@ def test_classes_that_a_dataset_does_not_know_are_refused(look, classes, says):
     assert len(errors) == 2 and all(says in error for error in errors)
 
 
-def test_a_list_of_pictures_is_followed(look):
+def test_a_list_of_images_is_followed(look):
     def change():
         Path('list.txt').write_text('b\nc.jpg\n')
         Path('ann/train/a.png').unlink()
@@ -189,14 +188,14 @@ def test_labels_that_mean_something_else_than_in_training_are_refused(look, othe
     assert any('in train_dataloader' in error for error in errors), errors
 
 
-def test_pictures_that_the_pipeline_may_skip_are_not_refused(look):
+def test_images_that_the_pipeline_may_skip_are_not_refused(look):
     load = dict(type='LoadImageFromFile', ignore_empty=True, imdecode_backend='pillow')
     skip = [load, dict(type='LoadAnnotations')]
     assert look(change=lambda: Path('img/val/a.jpg').write_text('?'), pipeline=skip).errors == []
 
 
 def test_a_large_sample_does_not_hide_a_rare_class(look, monkeypatch):
-    monkeypatch.setattr('mmhatnet.preflight.pictures.SAMPLE', 1)
+    monkeypatch.setattr('mmhatnet.data_checks.images.SAMPLE', 1)
     rare = dict(mask=np.ones((16, 16)), val_mask=HALVES)
     assert look(**rare, change=lambda: write('ann/train/b.png', HALVES)).errors == []
     assert "only 'cat' has pixels" in look(**rare).errors[0]

@@ -53,8 +53,8 @@ def test_detections_are_those_of_the_model_and_load_as_coco(
         np.testing.assert_allclose(boxes, expected.bboxes, atol=1e-2)
         masks = np.array([results.annToMask(f) for f in found])
         assert (masks == expected.masks).mean() > 0.999
-        picture = mmcv.imread(image['file_name'])
-        assert picture.shape[:2] == masks.shape[1:] == (image['height'], image['width'])
+        image = mmcv.imread(image['file_name'])
+        assert image.shape[:2] == masks.shape[1:] == (image['height'], image['width'])
     assert drawn(tmp_path / 'out') == sorted(f'{p.stem}.jpg' for p in folder.iterdir())
 
     annotations = toy_data / 'data/toy/coco/annotations/instances_val2017.json'
@@ -128,23 +128,23 @@ def test_names_of_the_checkpoint_come_first(run_tool, toy_data, tmp_path: Path) 
     names = ('one', 'two', 'three')
     weights['meta'] = dict(dataset_meta=dict(classes=names))
     torch.save(weights, checkpoint)
-    picture = next(toy_data.glob('data/toy/imagenet/val/*/*'))
-    run_tool('predict', config, checkpoint, picture, '--out-dir', tmp_path / 'out')
+    image = next(toy_data.glob('data/toy/imagenet/val/*/*'))
+    run_tool('predict', config, checkpoint, image, '--out-dir', tmp_path / 'out')
     (result,) = written(tmp_path / 'out')
     assert result['name'] == names[result['label']]
 
 
-def test_pictures_of_the_same_name_are_kept_apart(run_tool, toy_data, tmp_path: Path) -> None:
+def test_images_of_the_same_name_are_kept_apart(run_tool, toy_data, tmp_path: Path) -> None:
     job = random_job('imagenet', tmp_path)
-    picture = mmcv.imread(str(next(toy_data.glob('data/toy/imagenet/val/*/*'))))
+    image = mmcv.imread(str(next(toy_data.glob('data/toy/imagenet/val/*/*'))))
     for name in ('a/x.jpg', 'a/x.png', 'b/x.jpg'):
-        mmcv.imwrite(picture, str(tmp_path / 'pictures' / name))
-    run_tool('predict', *job, tmp_path / 'pictures', '--out-dir', tmp_path / 'out')
+        mmcv.imwrite(image, str(tmp_path / 'images' / name))
+    run_tool('predict', *job, tmp_path / 'images', '--out-dir', tmp_path / 'out')
     assert drawn(tmp_path / 'out') == ['a/x.jpg.jpg', 'a/x.png.jpg', 'b/x.jpg.jpg']
 
 
 @pytest.mark.parametrize('job', ['maskrcnn', 'semfpn', 'imagenet'])
-def test_frames_of_a_video_are_predicted_as_pictures_are(
+def test_frames_of_a_video_are_predicted_as_images_are(
     job: str, run_tool, toy_data: Path, tmp_path: Path
 ) -> None:
     source = toy_data / 'data/toy/coco/val2017'
@@ -189,12 +189,12 @@ def classifier(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (['nowhere.jpg'], r'There is no picture at nowhere\.jpg'),
-        (['good', 'nothing/*.jpg'], r'There is no picture at nothing/\*\.jpg'),
-        (['empty'], 'There is no picture in the folder empty'),
+        (['nowhere.jpg'], r'There is no image at nowhere\.jpg'),
+        (['good', 'nothing/*.jpg'], r'There is no image at nothing/\*\.jpg'),
+        (['empty'], 'There is no image in the folder empty'),
         (
             ['good', 'bad'],
-            r'2 of 3 pictures cannot be read, bad/a\.jpg is .*, bad/b\.png is .*: mend them',
+            r'2 of 3 images cannot be read, bad/a\.jpg is .*, bad/b\.png is .*: repair them',
         ),
         (['film.mp4'], r'film\.mp4 cannot be read as a video'),
         (['good', '--batch-size', '0'], '--batch-size 0 must be at least 1'),
@@ -214,7 +214,7 @@ def test_bad_input_is_named_before_the_work_starts(
         (tmp_path / folder).mkdir()
     shutil.copy(next(toy_data.glob('data/toy/imagenet/val/*/*')), tmp_path / 'good')
     (tmp_path / 'bad' / 'a.jpg').touch()
-    (tmp_path / 'bad' / 'b.png').write_text('no picture')
+    (tmp_path / 'bad' / 'b.png').write_text('no image')
     (tmp_path / 'film.mp4').touch()
     # Tools run in the folder of the toy data.
     args = [str(tmp_path / a) if a in NAMES else a for a in args]

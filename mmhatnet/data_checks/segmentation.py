@@ -1,4 +1,4 @@
-"""What can be wrong with the pictures and masks of a segmentor."""
+"""Checks of the images and masks of a segmentor."""
 
 import os
 import re
@@ -15,21 +15,19 @@ from mmengine.registry import Registry
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 
-from mmhatnet.preflight import report
-from mmhatnet.preflight.pictures import (
-    are_there,
+from mmhatnet.config_walk import class_of, dicts_of, type_name
+from mmhatnet.data_checks import report
+from mmhatnet.data_checks.images import (
     check_number,
-    class_of,
     datasets_of_training,
     is_local,
-    kind,
-    parts_of,
-    read_pictures,
+    paths_exist,
+    read_images,
     read_sample,
-    say_missing,
+    refuse_missing,
     size_rows,
 )
-from mmhatnet.preflight.report import some
+from mmhatnet.data_checks.report import preview
 
 ENDINGS = ('.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 NO_CLASS = ('background', 'bg', 'unlabeled', 'unlabelled', 'void', 'ignore')
@@ -37,7 +35,7 @@ CROSS_ENTROPY = ('CrossEntropyLoss', 'OhemCrossEntropy')
 
 
 class Mask(NamedTuple):
-    """The shape of a mask, and how many of its pixels have which value."""
+    """The shape of a mask, and the number of pixels by value."""
 
     shape: tuple[int, ...]
     values: Counter
@@ -45,40 +43,42 @@ class Mask(NamedTuple):
 
 @dataclass
 class Job(report.Job):
-    """One data set of a segmentor, and what its masks mean."""
+    """One dataset of a segmentor, and the meaning of its masks."""
 
     def __post_init__(self) -> None:
         steps = list(self.settings.get('pipeline') or ())
-        self.load_mask = next((step for step in steps if kind(step) == 'LoadAnnotations'), None)
+        self.load_mask = next(
+            (step for step in steps if type_name(step) == 'LoadAnnotations'), None
+        )
         self.classes = self.dataset.metainfo.get('classes') or ()
         self.reduce = self.dataset.reduce_zero_label
         judges = [part for _, part in _heads_of(self.cfg)]
         if self.split != 'train':
-            metrics = parts_of(self.cfg.get(f'{self.split}_evaluator'))
-            judges = [metric for _, metric in metrics if kind(metric) == 'IoUMetric']
+            metrics = dicts_of(self.cfg.get(f'{self.split}_evaluator'))
+            judges = [metric for _, metric in metrics if type_name(metric) == 'IoUMetric']
         self.ignored = {part.get('ignore_index', 255) for part in judges} or {255}
-        # What a user's own steps or metrics do is not known.
+        # The effect of a user's own steps or metrics is unknown.
         self.sure = bool(judges) and all(_is_of(TRANSFORMS, s, 'mmcv.', 'mmseg.') for s in steps)
 
     def label(self, value: int) -> int:
-        """The label that a mask's value becomes, as LoadAnnotations has it."""
+        """Returns the label of a mask's value, as LoadAnnotations computes it."""
         value %= 256
         if self.reduce:
             value = 255 if value in (0, 255) else value - 1
         return (self.dataset.label_map or {}).get(value, value)
 
     def labels(self, values: Counter) -> set[int]:
-        """The labels that count."""
+        """Returns the labels that are not ignored."""
         return set(map(self.label, values)) - self.ignored
 
 
 def check_segmentation(job: report.Job) -> None:
-    """Looks at one data set of a segmentor."""
+    """Checks one dataset of a segmentor."""
     if not isinstance(job.dataset, BaseSegDataset) or not is_local('', job.dataset.backend_args):
-        job.note(f'{kind(job.settings)} is not checked, as its files are not known')
+        job.note(f'{type_name(job.settings)} is not checked, because its files are unknown')
         return
     job = Job(**vars(job))
-    # Without masks, heads may learn something else, such as depth.
+    # Without masks, heads may predict something else, such as depth.
     if not job.load_mask or _check_heads(job):
         _check_against_training(job)
         if pairs := _find_pairs(job):
@@ -86,15 +86,15 @@ def check_segmentation(job: report.Job) -> None:
 
 
 def why_not_built(where: str, settings: ConfigDict) -> str | None:
-    """Says why MMSegmentation cannot build a dataset whose type has classes of its own."""
+    """Returns why MMSegmentation cannot build a dataset whose type has its own classes."""
     own = getattr(class_of(DATASETS, settings), 'METAINFO', {}).get('classes')
     names = (settings.get('metainfo') or {}).get('classes') or ()
     if not own or not (other := [name for name in names if name not in own]):
         return None
     return (
-        f'{where}: metainfo.classes names {some(other)}, which {kind(settings)} does not know, as '
-        f"it has {len(own)} classes of its own; set type='BaseSegDataset' with img_suffix, "
-        'seg_map_suffix and reduce_zero_label as your files need them.'
+        f'{where}: metainfo.classes names {preview(other)}, which {type_name(settings)} does not '
+        f"know, as it has {len(own)} classes of its own; set type='BaseSegDataset' with "
+        'img_suffix, seg_map_suffix and reduce_zero_label as your files need them.'
     )
 
 
@@ -104,24 +104,25 @@ def _is_of(registry: Registry, part: dict, *modules: str) -> bool:
 
 
 def _heads_of(cfg: Config) -> Iterator[tuple[str, dict]]:
-    """Yields the segmentor's heads, each with its place in the config."""
-    for place, part in parts_of(cfg.get('model'), 'model'):
+    """Yields the segmentor's heads with their paths in the config."""
+    for place, part in dicts_of(cfg.get('model'), 'model'):
         if re.fullmatch(r'model\.(decode|auxiliary)_head(\[\d+\])?', place):
             yield place, part
 
 
 def _check_heads(job: Job) -> bool:
-    """Compares heads and classes; returns whether there are classes to choose from."""
+    """Compares heads with classes; returns whether there are at least two classes."""
     n = len(job.classes)
     for place, head in _heads_of(job.cfg):
         number, sure = head.get('num_classes'), _is_of(MODELS, head, 'mmseg.')
-        # STDC's learns edges.
-        if not (number and n) or kind(head) == 'STDCHead':
+        # STDCHead predicts edges.
+        if not (number and n) or type_name(head) == 'STDCHead':
             continue
         one_channel = (head.get('out_channels') or number) == 1
-        losses = dict(parts_of(head, place))
+        losses = dict(dicts_of(head, place))
         softmax = 'loss_decode' not in head or any(
-            kind(loss) in CROSS_ENTROPY and not loss.get('use_sigmoid') for loss in losses.values()
+            type_name(loss) in CROSS_ENTROPY and not loss.get('use_sigmoid')
+            for loss in losses.values()
         )
         if n == 1 or (one_channel and softmax):
             texts = job.report.errors if sure else job.report.notes
@@ -138,7 +139,7 @@ def _check_heads(job: Job) -> bool:
         check_number(job, f'{place}.num_classes', number, job.classes, sure)
         for loss, part in losses.items():
             weights = part.get('class_weight')
-            # Queries may also be no object.
+            # Queries have one more class, for no object.
             wanted = number + loss.endswith('loss_cls')
             if isinstance(weights, (list, tuple)) and len(weights) != wanted:
                 job.report.errors.append(
@@ -149,14 +150,14 @@ def _check_heads(job: Job) -> bool:
 
 
 def _check_against_training(job: Job) -> None:
-    """Compares how labels come about with how they do in training."""
+    """Compares the settings of labels with those of training."""
     trained = datasets_of_training(job.cfg) if job.split != 'train' else []
     for name in ('classes', 'reduce_zero_label'):
         found = [dataset.metainfo.get(name) for dataset in (job.dataset, *trained)]
-        # Where nothing is set, nothing is said; lists and tuples are the same.
+        # Unset values are not compared; lists and tuples are equal.
         own, *others = (list(v) if isinstance(v, tuple) else v for v in found)
         if others and None not in (own, *others) and own not in others:
-            own, other = (some(v, 8) if name == 'classes' else v for v in (own, others[0]))
+            own, other = (preview(v, 8) if name == 'classes' else v for v in (own, others[0]))
             job.refuse(
                 f'{name}: {own}, but {other} in train_dataloader, so that labels mean something '
                 'else than in training; give both the same'
@@ -164,30 +165,30 @@ def _check_against_training(job: Job) -> None:
 
 
 def _find_pairs(job: Job) -> dict[str, str | None]:
-    """Finds each picture with its mask, and says what is missing or left out."""
+    """Pairs images with masks, and reports what is missing or left out."""
     dataset = job.dataset
     listed = dataset.ann_file if not os.path.isdir(dataset.ann_file) else ''
     keys = ('img_path', 'seg_map_path') if job.load_mask else ('img_path',)
     folders = {f'data_prefix.{key}': dataset.data_prefix.get(key) for key in keys}
-    if not are_there(job, folders | dict(ann_file=listed)):
+    if not paths_exist(job, folders | dict(ann_file=listed)):
         return {}
-    # A list of no picture cannot be serialized.
+    # An empty list cannot be serialized.
     dataset.serialize_data = False
     dataset.full_init()
     infos = dataset.data_list
     pairs = {i['img_path']: i.get('seg_map_path') if job.load_mask else None for i in infos}
     if listed and not pairs:
-        job.refuse(f'{listed} lists no picture')
+        job.refuse(f'{listed} lists no image')
     elif not listed and dataset._indices is None:
         _say_left_out(job, {*pairs, *pairs.values()}, *folders.values())
-    missing = say_missing(job, list(pairs), 'pictures', partial(_way_to_file, dataset, False))
-    masks = [mask for picture, mask in pairs.items() if mask and picture not in missing]
-    missing |= say_missing(job, masks, 'masks', partial(_way_to_file, dataset, True))
-    return {picture: mask for picture, mask in pairs.items() if not missing & {picture, mask}}
+    missing = refuse_missing(job, list(pairs), 'images', partial(_hint_for_file, dataset, False))
+    masks = [mask for image, mask in pairs.items() if mask and image not in missing]
+    missing |= refuse_missing(job, masks, 'masks', partial(_hint_for_file, dataset, True))
+    return {image: mask for image, mask in pairs.items() if not missing & {image, mask}}
 
 
-def _pictures_in(folder: str) -> list[str]:
-    """All pictures below a folder, as their names tell."""
+def _images_in(folder: str) -> list[str]:
+    """Lists all files below a folder whose names end like images."""
     return [
         os.path.join(at, name)
         for at, _, names in os.walk(folder, followlinks=True)
@@ -197,30 +198,30 @@ def _pictures_in(folder: str) -> list[str]:
 
 
 def _say_left_out(job: Job, used: set[str], folder: str, masks: str | None = None) -> None:
-    """Says which pictures and masks are not used."""
+    """Reports images and masks that are not used."""
     suffixes = f'img_suffix={job.dataset.img_suffix!r}'
     used = {os.path.normpath(path) for path in used if path}
-    left = {folder: _pictures_in(folder)}
+    left = {folder: _images_in(folder)}
     if not used:
         ends = Counter(os.path.splitext(path)[1] for path in left[folder])
-        way = f'set img_suffix={max(ends, key=ends.get)!r}' if ends else 'correct data_prefix'
+        hint = f'set img_suffix={max(ends, key=ends.get)!r}' if ends else 'correct data_prefix'
         job.refuse(
-            f'none of the {ends.total():,} pictures in {folder} ends with {suffixes}, but with '
-            f'{some(ends) or "-"}; {way}'
+            f'none of the {ends.total():,} images in {folder} ends with {suffixes}, but with '
+            f'{preview(ends) or "-"}; {hint}'
         )
         return
     if masks and not os.path.samefile(folder, masks):
-        # Beside masks, Cityscapes has files of other kinds.
+        # Cityscapes has other files beside the masks.
         ending = job.dataset.seg_map_suffix
-        left[masks] = [path for path in _pictures_in(masks) if path.endswith(ending)]
+        left[masks] = [path for path in _images_in(masks) if path.endswith(ending)]
         suffixes += f', seg_map_suffix={ending!r}'
     for root, paths in left.items():
         if names := [os.path.basename(p) for p in paths if os.path.normpath(p) not in used]:
-            job.note(f'{len(names):,} files in {root} are left out by {suffixes}: {some(names)}')
+            job.note(f'{len(names):,} files in {root} are left out by {suffixes}: {preview(names)}')
 
 
-def _way_to_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
-    """Looks for a mask with another suffix."""
+def _hint_for_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
+    """Suggests how to find a missing file, such as a mask with another suffix."""
     folder, name = os.path.split(path)
     stem = name.removesuffix(dataset.seg_map_suffix)
     for other in sorted(os.listdir(folder)) if is_mask and os.path.isdir(folder) else ():
@@ -228,16 +229,16 @@ def _way_to_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
         if other != end and not end[:1].isalnum() and not other.endswith(dataset.img_suffix):
             return f'{other} is there: set seg_map_suffix={end!r}'
     return (
-        f'names follow from {dataset.ann_file or "pictures"}, img_suffix={dataset.img_suffix!r} '
+        f'names follow from {dataset.ann_file or "images"}, img_suffix={dataset.img_suffix!r} '
         f'and seg_map_suffix={dataset.seg_map_suffix!r}; add the files, or remove these names'
     )
 
 
 def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
-    """Reads pictures and masks as the pipeline does, and judges what is in them."""
-    sizes = read_pictures(job, list(pairs))
-    found = dict(folder=job.dataset.data_prefix['img_path'], pictures=len(pairs))
-    found['pictures read'] = len(sizes)
+    """Reads images and masks as the pipeline does, and checks their content."""
+    sizes = read_images(job, list(pairs))
+    found = dict(folder=job.dataset.data_prefix['img_path'], images=len(pairs))
+    found['images read'] = len(sizes)
     job.report.count('Data', job.split, found | size_rows(sizes.values()))
     if not job.load_mask:
         if job.split != 'test':
@@ -254,8 +255,8 @@ def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
     if deep := [path for path, mask in masks.items() if len(mask.shape) != 2]:
         job.refuse(
             f'{len(deep):,} of {len(masks):,} masks read have the shape {masks[deep[0]].shape}, '
-            f'{some(deep, 3)}; colours are no labels, save the number of the class of each pixel, '
-            'or one channel where the channels are equal, as gray or palette PNG',
+            f'{preview(deep, 3)}; colors are no labels, save the number of the class of each '
+            'pixel, or one channel where the channels are equal, as gray or palette PNG',
             job.sure,
         )
     elif masks:
@@ -265,7 +266,7 @@ def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
 
 
 def _read_mask(load: ConfigDict, path: str) -> Mask:
-    """Reads a mask as LoadAnnotations does, but for the values."""
+    """Reads a mask as LoadAnnotations does, without changing its values."""
     with open(path, 'rb') as file:
         content = file.read()
     backend = load.get('imdecode_backend', 'pillow')
@@ -278,53 +279,53 @@ def _check_sizes(job: Job, pairs: dict, sizes: dict, masks: dict[str, Mask]) -> 
     read = [(p, pairs[p], *sizes[p], *masks[pairs[p]].shape) for p in sizes if pairs[p] in masks]
     other = [look for look in read if look[2:4] != look[4:]]
     if other:
-        picture, mask, height, width, rows, columns = other[0]
-        # Resize brings a smaller mask to the picture's size, but in training alone.
-        resizes = any('Resize' in kind(step) for step in job.settings.pipeline)
+        image, mask, height, width, rows, columns = other[0]
+        # Resize fits a smaller mask to the image, but only in training.
+        resizes = any('Resize' in type_name(step) for step in job.settings.pipeline)
         scaled = all(h * columns == w * rows for _, _, h, w, rows, columns in other)
         job.refuse(
-            f'{len(other):,} of {len(read):,} masks read have another size than their picture, '
-            f'{mask} {columns}x{rows}, {picture} {width}x{height}; make both the same, without '
+            f'{len(other):,} of {len(read):,} masks read have another size than their image, '
+            f'{mask} {columns}x{rows}, {image} {width}x{height}; make both the same, without '
             'interpolating the mask',
             job.sure and not (job.split == 'train' and resizes and scaled),
         )
 
 
 def _check_values(job: Job, masks: dict[str, Mask], paths: list[str]) -> None:
-    """Judges the values in masks by the classes."""
+    """Compares the values in masks with the classes."""
     n, first = len(job.classes), int(job.reduce)
     values = sorted(set().union(*(mask.values for mask in masks.values())))
-    found = f'values found: {some(values, 12)}'
+    found = f'values found: {preview(values, 12)}'
     known = job.ignored | set(range(n))
-    # LoadAnnotations makes bytes of them.
+    # LoadAnnotations converts values to bytes.
     counted = set(range(-1, 256))
     beyond = [v for v in values if job.label(v) not in (known if v in counted else job.ignored)]
     if n and not beyond:
         _check_used(job, masks, paths, found)
     elif n:
-        way = 'correct the masks (lossy or interpolated ones have many), or name all classes'
+        hint = 'correct the masks (lossy or interpolated ones have many), or name all classes'
         if beyond == [n] and not first:
-            way = 'set reduce_zero_label=True if 0 is no class, or name the class that is missing'
+            hint = 'set reduce_zero_label=True if 0 is no class, or name the class that is missing'
         example = next(path for path, mask in masks.items() if beyond[0] in mask.values)
         job.refuse(
-            f'the value {some(beyond, 8)} in masks ({example}) is none of the {n} classes, which '
-            f'are {first} to {first + n - 1} as reduce_zero_label={job.reduce}, nor ignored as '
-            f'{some(job.ignored)} is, {found}; {way}',
+            f'the value {preview(beyond, 8)} in masks ({example}) is none of the {n} classes, '
+            f'which are {first} to {first + n - 1} as reduce_zero_label={job.reduce}, nor ignored '
+            f'as {preview(job.ignored)} is, {found}; {hint}',
             job.sure,
         )
 
 
 def _check_used(job: Job, masks: dict[str, Mask], paths: list[str], found: str) -> None:
-    """Judges which classes have pixels at all."""
+    """Checks which classes have pixels."""
     classes, first, last = job.classes, int(job.reduce), len(job.classes) - 1
     used = set().union(*(job.labels(mask.values) for mask in masks.values()))
     zero_dropped = job.reduce and any(0 in mask.values for mask in masks.values())
-    # The masks of data sets that MMSegmentation knows are as it says.
+    # Datasets of MMSegmentation itself have the masks that it expects.
     own = not (type(job.dataset).METAINFO and _is_of(DATASETS, job.settings, 'mmseg.'))
     named = classes[0].strip('_ ').lower() in NO_CLASS
     shifted = zero_dropped and own and named
     if (len(used) < 2 or (shifted and last not in used)) and len(masks) < len(paths):
-        # Rare classes may be missing in a sample: nobody is refused before all masks were read.
+        # A sample may lack rare classes: read all masks before a refusal.
         every = read_sample(job, paths, 'masks', partial(_read_mask, job.load_mask), every=True)
         _check_used(job, every, list(every), found)
     elif shifted and last not in used:
@@ -337,18 +338,18 @@ def _check_used(job: Job, masks: dict[str, Mask], paths: list[str], found: str) 
     elif len(used) < 2:
         only = f'only {classes[min(used)]!r} has pixels' if used else 'no class has pixels'
         drops = ' and 0 too, as reduce_zero_label=True' if job.reduce else ''
-        way = ', or set reduce_zero_label=False if 0 is one' if zero_dropped else ''
+        hint = ', or set reduce_zero_label=False if 0 is one' if zero_dropped else ''
         job.refuse(
-            f'{only} ({found}; {some(job.ignored)} is ignored{drops}), so that there is nothing to '
-            f'learn; give the classes the values {first} to {first + last}{way}',
+            f'{only} ({found}; {preview(job.ignored)} is ignored{drops}), so that there is nothing '
+            f'to learn; give the classes the values {first} to {first + last}{hint}',
             job.sure and job.split == 'train',
         )
     elif len(masks) == len(paths) and (unused := set(range(len(classes))) - used):
-        job.note(f'no mask has pixels of {some(classes[i] for i in sorted(unused))}')
+        job.note(f'no mask has pixels of {preview(classes[i] for i in sorted(unused))}')
 
 
 def _show(job: Job, masks: dict[str, Mask]) -> None:
-    """Adds the share of each class."""
+    """Adds the share of pixels by class."""
     names = dict.fromkeys(job.ignored, 'ignored') | dict(enumerate(job.classes))
     pixels = Counter()
     for mask in masks.values():

@@ -1,38 +1,39 @@
-"""One look at the data of a job before time is spent on it."""
+"""Checks the data of a job before time is spent on it."""
 
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from mmengine.config import Config, ConfigDict
-from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from rich.console import Console
 
-from mmhatnet.preflight.report import Job, Report
+from mmhatnet.config_walk import build_unread, datasets_of
+from mmhatnet.data_checks.report import Job, Report
+from mmhatnet.errors import DataError
 
 
 def check_data(
     cfg: Config, *splits: str, every: bool = False, console: Console | None = None
 ) -> Report:
-    """Looks at the data that a config names.
+    """Checks the data that a config names.
 
     Args:
         cfg (Config): The config.
         splits (str): 'train', 'val' or 'test'.
-        every (bool): Whether to read all pictures and masks instead of a sample of them.
+        every (bool): Whether to read all images and masks instead of a sample of them.
         console (Console | None): Where progress is shown.
 
     Returns:
-        Report: What was found. Nothing is changed, and nothing is refused here.
+        Report: What was found. Nothing is changed, and nothing is refused.
     """
     report = Report(console=console)
     check = _check_of(cfg.get('default_scope'))
     if check is None:
         report.notes.append(
-            f'The data are not checked, as default_scope is {cfg.get("default_scope")!r}.'
+            f'The data are not checked, because default_scope is {cfg.get("default_scope")!r}.'
         )
         return report
     init_default_scope(cfg.default_scope)
@@ -53,13 +54,13 @@ def check_data(
                     report.errors.append(wrong)
                 else:
                     check(Job(cfg, split, settings, dataset, report, every))
-            except Exception as error:  # a job must not end because of a look at it
+            except Exception as error:  # a data check must not end a job
                 if why := _why_not_built(cfg.default_scope, where, settings):
                     report.errors.append(why)
                     continue
                 report.notes.append(
-                    f'{split}_dataloader: the data are not fully checked, as a '
-                    f'{settings.get("type")} is not what was expected '
+                    f'{split}_dataloader: the data are not fully checked, because a '
+                    f'{settings.get("type")} is not as expected '
                     f'({type(error).__name__}: {error}).'
                 )
     return report
@@ -73,7 +74,7 @@ def _why_not_built(scope: str, where: str, settings: ConfigDict) -> str | None:
         )
     wrong = _text_instead_of_names(where, (settings.get('metainfo') or {}).get('classes'))
     if not wrong and scope == 'mmseg':
-        from mmhatnet.preflight.segmentation import why_not_built
+        from mmhatnet.data_checks.segmentation import why_not_built
 
         return why_not_built(where, settings)
     return wrong
@@ -89,57 +90,35 @@ def _text_instead_of_names(where: str, classes: object) -> str | None:
 
 
 def _check_of(scope: str | None) -> Callable | None:
-    # Only one of the three projects may be installed.
+    # Often only one of the three frameworks is installed.
     match scope:
         case 'mmdet':
-            from mmhatnet.preflight.detection import check_detection as check
+            from mmhatnet.data_checks.detection import check_detection as check
         case 'mmseg':
-            from mmhatnet.preflight.segmentation import check_segmentation as check
+            from mmhatnet.data_checks.segmentation import check_segmentation as check
         case 'mmpretrain':
-            from mmhatnet.preflight.classification import check_classification as check
+            from mmhatnet.data_checks.classification import check_classification as check
         case _:
             return None
     return check
 
 
 def require_sound_data(cfg: Config, *splits: str) -> None:
-    """Refuses a job whose data are wrong, and logs what is odd about them.
+    """Refuses a job whose data are wrong, and logs warnings about oddities.
 
     Args:
         cfg (Config): The config.
         splits (str): 'train', 'val' or 'test'.
 
     Raises:
-        SystemExit: With all that is wrong, a sentence a line.
+        DataError: If data are wrong, with a line for each fault.
     """
-    # One process of a distributed job looks for all.
+    # The first process of a distributed job checks for all of them.
     if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) != 0:
         return
     report = check_data(cfg, *splits, console=Console(file=sys.stderr))
     for note in dict.fromkeys(report.notes):
         print_log(note, logger='current', level=logging.WARNING)
     if report.errors:
-        way_out = 'Nothing was started; --no-check does without this look at the data.'
-        raise SystemExit('\n'.join(dict.fromkeys([*report.errors, way_out])))
-
-
-def build_unread(settings: ConfigDict) -> BaseDataset:
-    """Builds a dataset that can be asked what it would read, and has read nothing yet."""
-    return DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
-
-
-def datasets_of(cfg: Config, split: str) -> Iterator[ConfigDict]:
-    """Yields the settings of the datasets that read files, out of whatever wraps them."""
-    yield from _inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset'))
-
-
-def _inner_datasets(settings: ConfigDict | None) -> Iterator[ConfigDict]:
-    if not isinstance(settings, dict):
-        return
-    if 'dataset' in settings:
-        yield from _inner_datasets(settings['dataset'])
-    elif 'datasets' in settings:
-        for wrapped in settings['datasets']:
-            yield from _inner_datasets(wrapped)
-    else:
-        yield settings
+        hint = 'Nothing was started. --no-check skips this data check.'
+        raise DataError('\n'.join(dict.fromkeys([*report.errors, hint])))

@@ -1,4 +1,4 @@
-"""What the command-line tools share: their options, and checks before time is spent."""
+"""The job of a tool: its config, its checks before time is spent, its runner and its end."""
 
 import argparse
 import copy
@@ -10,19 +10,22 @@ from tempfile import TemporaryDirectory
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmhatnet.checkpoints.files import force_weights_only
-from mmhatnet.errors import MMHATNetError
-from mmhatnet.preflight import datasets_of, require_sound_data
-from mmhatnet.preflight.configs import read_config, require_channels, require_known_settings
-from mmhatnet.preflight.options import SettingsAction, merge_options
+from mmhatnet.cli.configs import read_config
+from mmhatnet.cli.options import merge_options
+from mmhatnet.config_checks import require_channels, require_known_settings
+from mmhatnet.config_walk import datasets_of
+from mmhatnet.data_checks import require_sound_data
+from mmhatnet.errors import ConfigError, DataError, MMHATNetError
 
-# What options of the tools set for one run, and training from the same config shall not repeat.
+# Settings of a single run, which a later training from the dumped config must not repeat.
 OF_ONE_RUN = ('launcher', 'work_dir', 'load_from', 'resume', 'model_wrapper_cfg')
 
-# Where to get the data.
+# Where to get the data, and the configs of the same jobs on synthetic data.
 DATASET_HELP = {
     'CocoDataset': 'COCO 2017 is at https://cocodataset.org/#download',
     'ADE20KDataset': 'ADE20K is "Scene Parsing" at http://sceneparsing.csail.mit.edu',
@@ -46,45 +49,13 @@ def exit_on_error() -> Iterator[None]:
         raise SystemExit(str(error)) from None
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that training and testing have in common in all OpenMMLab projects."""
-    parser.add_argument(
-        '--work-dir',
-        help='folder of logs and checkpoints (default: work_dirs/ and the config name)',
-    )
-    add_settings_option(parser)
-    parser.add_argument(
-        '--no-check', action='store_true', help='do not look at the data before the work starts'
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of a distributed job are started',
-    )
-    # Older launchers of PyTorch pass the rank as an option instead of an environment variable.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-
-
-def add_settings_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --cfg-options, and what ``load_config`` takes where a tool has no option for it."""
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=SettingsAction,
-        help='settings that override the config: key=value, key="[a,b]" or key=a,b; quotation '
-        'marks are needed around brackets, and no white space is allowed',
-    )
-
-
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config that the common options name, with their overrides.
+    """Reads the config that the common options name, and applies their overrides.
 
-    What is of this run alone replaces what the config says, which is kept as ``args.given``.
+    Settings of this run replace those of the config, which are kept as ``args.given``.
 
     Raises:
-        SystemExit: If there is no such config, or something is wrong with it or with an option.
+        ConfigError: If the config cannot be read, or an option cannot be used.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
@@ -101,17 +72,34 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def find_device(name: str | None) -> str:
+    """Returns the device that ``--device`` names, or by default a GPU if there is one.
+
+    Raises:
+        ConfigError: If it cannot be used.
+    """
+    device = name or get_device()
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].partition(': ')[0].rstrip('.')
+        raise ConfigError(
+            f'--device {device} cannot be used ({reason}): leave it out, or name cpu.'
+        ) from error
+    return device
+
+
 def build_runner(cfg: Config, args: argparse.Namespace, dump: bool) -> Runner:
-    """Builds what runs the job.
+    """Builds the runner of a job.
 
     Args:
         cfg (Config): The config.
-        args (argparse.Namespace): What ``load_config`` has read it from.
+        args (argparse.Namespace): The options that ``load_config`` has read.
         dump (bool): Whether to write it to the work folder, less what is of this run alone. The
             file that it was read from is never written to.
 
     Raises:
-        SystemExit: If a class of the config does not know a setting.
+        ConfigError: If a class of the config does not know a setting.
     """
     recipe = copy.deepcopy(cfg)
     for key in OF_ONE_RUN:
@@ -136,26 +124,26 @@ def build_runner(cfg: Config, args: argparse.Namespace, dump: bool) -> Runner:
 
 
 def require_writable(option: str, folder: str | Path) -> None:
-    """Checks that files can be written to a folder, or that it can be made, and makes none.
+    """Checks that a folder is writable or can be created, without creating it.
 
     Raises:
-        SystemExit: If not.
+        ConfigError: If not.
     """
     there = next(path for path in (Path(folder), *Path(folder).parents) if os.path.lexists(path))
     try:
         TemporaryDirectory(dir=there).cleanup()
     except OSError as error:
-        raise SystemExit(
+        raise ConfigError(
             f'{option} {folder} cannot be written to ({error.strerror}: {there}); name a folder '
-            'in which you may make files.'
+            'that is writable.'
         ) from error
 
 
 def _join_cpu_processes(cfg: Config) -> None:
-    """Joins the processes of a job on CPUs, for which MMEngine itself would choose GPUs."""
+    """Initializes distributed training on CPUs, where MMEngine itself expects GPUs."""
     backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
     if backend != 'gloo':
-        raise SystemExit(
+        raise ConfigError(
             f'--launcher pytorch: the backend {backend} needs a GPU, and PyTorch finds none here; '
             'for processes on the CPU add --cfg-options env_cfg.dist_cfg.backend=gloo'
         )
@@ -172,15 +160,16 @@ def _join_cpu_processes(cfg: Config) -> None:
 
 
 def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> None:
-    """Asks all of a job that can be asked before anything of it is built.
+    """Runs all checks of a job that are possible before anything is built.
 
     Args:
-        cfg (Config): The config, with what its splits need.
+        cfg (Config): The config.
         args (argparse.Namespace): The common options.
         splits (str): 'train', 'val' or 'test'.
 
     Raises:
-        SystemExit: With what is wrong.
+        ConfigError: If a setting cannot be used.
+        DataError: If the data are missing or wrong.
     """
     require_writable('--work-dir', cfg.work_dir)
     require_datasets(cfg, *splits)
@@ -191,14 +180,14 @@ def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> No
 
 
 def require_datasets(cfg: Config, *splits: str) -> None:
-    """Checks that the data of some splits exist where the config looks for them.
+    """Checks that the files and folders of the splits exist.
 
     Args:
         cfg (Config): The config.
         splits (str): 'train', 'val' or 'test'.
 
     Raises:
-        SystemExit: If a file or folder is missing.
+        DataError: If a file or folder is missing.
     """
     for split in splits:
         for dataset in datasets_of(cfg, split):
@@ -208,18 +197,18 @@ def require_datasets(cfg: Config, *splits: str) -> None:
                 keys = (cfg.get('model', {}).get('type'), cfg.get('default_scope'), 'mmdet')
                 toy_config = next(TOY_CONFIGS[key] for key in keys if key in TOY_CONFIGS)
                 help_text = DATASET_HELP.get(dataset.get('type'), 'Put the data set there')
-                raise SystemExit(
+                raise DataError(
                     f'The {split} data are missing: {cfg.filename} looks for {path}. '
                     f'{help_text}; link or unpack it to {dataset.get("data_root") or path}, or '
                     'name your folder with --cfg-options '
-                    f'{split}_dataloader.dataset.data_root=FOLDER. To run on generated data '
+                    f'{split}_dataloader.dataset.data_root=FOLDER. To run on synthetic data '
                     'instead: python tools/make_toy_data.py && python tools/train.py '
                     f'configs/toy/{toy_config}'
                 )
 
 
 def _dataset_paths(dataset: ConfigDict) -> list[str]:
-    """The files and folders that one dataset reads."""
+    """Returns the files and folders that a dataset reads."""
     prefix = dataset.get('data_prefix') or {}
     folders = list(prefix.values()) if isinstance(prefix, dict) else [prefix]
     if not folders and dataset.get('split'):

@@ -9,8 +9,7 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmhatnet.preflight import check_data
-from mmhatnet.preflight.report import Report
+from mmhatnet.data_checks import Report, check_data
 
 NAMED = dict(metainfo=dict(classes=('cat', 'dog', 'owl')))
 
@@ -22,7 +21,7 @@ def write(path: str) -> None:
 
 @pytest.fixture
 def look(tmp_path: Path, monkeypatch) -> Callable[..., Report]:
-    """Writes a picture in three folders of each split, and looks at them."""
+    """Writes an image in three folders of each split, and looks at them."""
     monkeypatch.chdir(tmp_path)
 
     def look(
@@ -112,7 +111,7 @@ WRONG = dict(
     suffixes=(dict(extensions=('.webp',)), 'files end with .jpg, and extensions=(.webp)'),
     damaged=(
         dict(change=lambda: Path('train/dog/0.jpg').write_text('<html>')),
-        'train/dog/0.jpg is not a picture',
+        'train/dog/0.jpg is not an image',
     ),
     empty=(dict(change=lambda: Path('val/owl/0.jpg').write_text('')), 'val/owl/0.jpg'),
 )
@@ -145,7 +144,7 @@ def test_lists_that_do_not_fit_are_refused(look, case):
     'arguments, says',
     [
         (dict(change=lambda: write('train/cat/1.gif')), '1 files in train are left out'),
-        (dict(change=lambda: Path('train/cat/0.jpg').unlink()), 'without pictures in train: cat'),
+        (dict(change=lambda: Path('train/cat/0.jpg').unlink()), 'without images in train: cat'),
         (dict(model=dict(head=dict(num_classes=5))), 'num_classes is 5, but the data have 3'),
         (dict(metainfo=dict(classes=('cat', 'puppy', 'owl'))), 'dog is puppy'),
         (dict(with_label=False), 'CustomDataset is not checked'),
@@ -157,8 +156,8 @@ def test_what_may_be_meant_is_not_refused(look, arguments, says):
     assert any(says in note for note in report.notes), report.notes
 
 
-def test_pictures_are_counted(look):
+def test_images_are_counted(look):
     counts = look(**NAMED).counts
     names = ('cat', 'dog', 'owl')
-    assert counts['Pictures'] == {f'{name}: {name}': dict(train=1, val=1) for name in names}
-    assert counts['Data']['largest picture'] == dict(train='16 x 12', val='16 x 12')
+    assert counts['Images'] == {f'{name}: {name}': dict(train=1, val=1) for name in names}
+    assert counts['Data']['largest image'] == dict(train='16 x 12', val='16 x 12')

@@ -1,4 +1,4 @@
-"""What can be wrong with the data of a detector, in COCO's format."""
+"""Checks of the data of a detector, in COCO format."""
 
 import os
 import re
@@ -13,28 +13,25 @@ from mmengine.config import ConfigDict
 from mmengine.registry import METRICS
 from PIL import ExifTags, Image
 
-from mmhatnet.preflight import datasets_of
-from mmhatnet.preflight.coco_file import NUMBER, CocoFile, Objects, lacking, read_coco
-from mmhatnet.preflight.pictures import (
-    are_there,
+from mmhatnet.config_walk import class_of, datasets_of, dicts_of, type_name
+from mmhatnet.data_checks.coco_file import NUMBER, CocoFile, Objects, lacking, read_coco
+from mmhatnet.data_checks.images import (
     check_number,
-    class_of,
     datasets_of_training,
     is_local,
-    kind,
-    parts_of,
-    read_pictures,
-    say_missing,
+    paths_exist,
+    read_images,
+    refuse_missing,
     size_rows,
 )
-from mmhatnet.preflight.report import Job as AnyJob
-from mmhatnet.preflight.report import some
+from mmhatnet.data_checks.report import Job as AnyJob
+from mmhatnet.data_checks.report import preview
 
 HEAD = re.compile(r'\.(bbox|mask|mask_iou|panoptic|query)_head(\[\d+\])?$')
 
 
 class Job(AnyJob):
-    """One data set of a detector, and what it is for."""
+    """One dataset of a detector, with the evaluators that use it."""
 
     @property
     def classes(self) -> list[str]:
@@ -42,12 +39,12 @@ class Job(AnyJob):
 
     @property
     def transforms(self) -> list[ConfigDict]:
-        return [part for _, part in parts_of(self.settings.get('pipeline'))]
+        return [part for _, part in dicts_of(self.settings.get('pipeline'))]
 
     def metrics(self) -> Iterator[tuple[str, ConfigDict]]:
-        """Yields those evaluators of this split that compare with annotations."""
+        """Yields the evaluators of this split that compare with annotations."""
         name = f'{self.split}_evaluator'
-        for path, metric in parts_of(self.cfg.get(name), name):
+        for path, metric in dicts_of(self.cfg.get(name), name):
             found = class_of(METRICS, metric)
             if found and issubclass(found, CocoMetric) and not metric.get('format_only'):
                 yield path, metric
@@ -57,12 +54,14 @@ class Job(AnyJob):
 
 
 def check_detection(job: AnyJob) -> None:
-    """Looks at one data set of a detector."""
+    """Checks one dataset of a detector."""
     job, dataset = Job(**vars(job)), job.dataset
     if not _reads_coco(dataset):
-        job.note(f'not checked, as {kind(job.settings)} reads no local file as CocoDataset does')
+        job.note(
+            f'not checked, as {type_name(job.settings)} reads no local file as CocoDataset does'
+        )
         return
-    if not are_there(job, {'ann_file': dataset.ann_file}):
+    if not paths_exist(job, {'ann_file': dataset.ann_file}):
         return
     try:
         file = read_coco(dataset.ann_file, job.report)
@@ -70,7 +69,7 @@ def check_detection(job: AnyJob) -> None:
         job.refuse(f'{error}')
         return
     objects = Objects(file, dataset)
-    # What is wrong with names has consequences that need not be said.
+    # Wrong names cause further errors, which would only distract.
     if _check_names(job, file):
         _check_heads(job)
         _check_training_agrees(job)
@@ -78,7 +77,7 @@ def check_detection(job: AnyJob) -> None:
         _check_something_is_left(job, file, objects)
     _check_boxes(job, file, objects)
     _check_masks(job, file, objects)
-    _count(job, file, objects, _check_pictures(job, [file.images[i] for i in objects.pictures]))
+    _count(job, file, objects, _check_images(job, [file.images[i] for i in objects.kept]))
 
 
 def _reads_coco(dataset: object) -> bool:
@@ -91,7 +90,7 @@ def _reads_coco(dataset: object) -> bool:
 
 
 def _check_names(job: Job, file: CocoFile) -> bool:
-    """Compares classes with categories, in whose order MMDetection numbers them."""
+    """Compares classes with categories, whose order determines the labels in MMDetection."""
     classes, names = job.classes, [category['name'] for category in file.categories]
     numbered = [name for name in names if name in classes]
     missing = [name for name in classes if name not in names]
@@ -99,43 +98,44 @@ def _check_names(job: Job, file: CocoFile) -> bool:
     objects = Counter(a['category_id'] for a in file.annotations)
     source = 'that metainfo names'
     if 'classes' not in (job.settings.get('metainfo') or {}):
-        source = f'of {kind(job.settings)}, which hold where no metainfo has classes'
-    # Some tools write a category above the others that no object belongs to.
+        source = f'of {type_name(job.settings)}, which hold where no metainfo has classes'
+    # Some tools write a supercategory that no object belongs to.
     wanted = [c['name'] for c in file.categories if c['id'] in objects or c['name'] in classes]
-    wanted = f'set metainfo=dict(classes=({some(map(repr, wanted or names), 20)},))'
+    wanted = f'set metainfo=dict(classes=({preview(map(repr, wanted or names), 20)},))'
     in_order = numbered == classes[: len(numbered)]
     twice = [n for n in numbered if numbered.count(n) > 1 or classes.count(n) > 1]
-    # A file may know fewer classes than the config, as long as those that it knows come first.
+    # A file may have fewer classes than the config, if it has the first ones.
     lacks = not numbered or (missing and (job.split != 'train' or left_out or not in_order))
     if lacks:
         near = get_close_matches(missing[0], left_out if numbered else [], 1)
         guess = f' (did you mean {near[0]!r}?)' if near else ''
-        rest = f', and has {some(left_out)}, which the config leaves out' if left_out else ''
+        rest = f', and has {preview(left_out)}, which the config leaves out' if left_out else ''
         job.refuse(
-            f'{file.path} lacks classes {source}: {some(missing)}{guess}{rest}, so that '
+            f'{file.path} lacks classes {source}: {preview(missing)}{guess}{rest}, so that '
             f'objects would get wrong names, or none: {wanted}, or add the categories to the file'
         )
     elif twice:
         job.refuse(
-            f'{file.path} ({some(names)}) or metainfo ({some(classes)}) has the same name '
+            f'{file.path} ({preview(names)}) or metainfo ({preview(classes)}) has the same name '
             f'({twice[0]}) twice, and those after it get wrong names: merge them, or rename one'
         )
     elif not in_order:
         job.refuse(
-            f'the classes are numbered as the categories of {file.path} ({some(numbered)}), not as '
-            f'those of metainfo ({some(classes)}), so that their names would be swapped: {wanted}'
+            f'the classes are numbered as the categories of {file.path} ({preview(numbered)}), not '
+            f'as those of metainfo ({preview(classes)}), so that their names would be swapped: '
+            f'{wanted}'
         )
     elif left_out:
         number = sum(objects[c['id']] for c in file.categories if c['name'] in left_out)
         job.note(
             f'{file.path}: the config leaves out {len(left_out)} of {len(names)} categories '
-            f'({some(left_out)}), with {number:,} objects'
+            f'({preview(left_out)}), with {number:,} objects'
         )
     return in_order and not lacks and not twice
 
 
 def _check_heads(job: Job) -> None:
-    for path, head in parts_of(job.cfg.model, 'model'):
+    for path, head in dicts_of(job.cfg.model, 'model'):
         if not HEAD.search(path) or head.get('class_agnostic'):
             continue
         setting, number = 'num_classes', head.get('num_classes')
@@ -153,14 +153,14 @@ def _check_heads(job: Job) -> None:
 
 
 def _check_training_agrees(job: Job) -> None:
-    """Compares the classes with those of the training data, which number the model's outputs."""
+    """Compares the classes with those of training, whose order is that of the model's outputs."""
     trained = datasets_of_training(job.cfg) if job.split != 'train' else []
     others = [list(dataset.metainfo.get('classes') or job.classes) for dataset in trained]
     if others and job.classes not in others:
         job.refuse(
-            f'the classes ({some(job.classes)}) are not those of train_dataloader '
-            f'({some(others[0])}), which number the outputs of the model: set the same metainfo',
-            # A test may be of a model that was trained with another config.
+            f'the classes ({preview(job.classes)}) are not those of train_dataloader '
+            f'({preview(others[0])}), which number the outputs of the model: set the same metainfo',
+            # The tested model may come from another config.
             sure=job.split == 'val',
         )
 
@@ -182,7 +182,7 @@ def _check_evaluators(job: Job, file: CocoFile) -> None:
 
 
 def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
-    """Reads an evaluator's own file; a ValueError says why these are not the answers."""
+    """Reads an evaluator's own file; raises a ValueError if it does not fit the dataset."""
 
     def compared(file: CocoFile) -> tuple[set, list, list]:
         return (
@@ -193,13 +193,13 @@ def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
 
     answers = read_coco(path, job.report)
     if len(list(datasets_of(job.cfg, job.split))) > 1:
-        job.note(f'the evaluator reads {path} for several data sets, so that it is not compared')
+        job.note(f'the evaluator reads {path} for several datasets, so that it is not compared')
         return answers
-    (pictures, categories, boxes), wanted = compared(answers), compared(file)
-    common = len(pictures & wanted[0])
+    (images, categories, boxes), wanted = compared(answers), compared(file)
+    common = len(images & wanted[0])
     if not common == len(answers.images) == len(file.images):
         raise ValueError(
-            f'{path} has {len(answers.images):,} pictures, of which {common:,} are among the '
+            f'{path} has {len(answers.images):,} images, of which {common:,} are among the '
             f'{len(file.images):,} that are read'
         )
     if categories != wanted[1]:
@@ -213,7 +213,7 @@ def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
 
 
 def _check_answers(job: Job, file: CocoFile) -> None:
-    """Checks what pycocotools needs of the annotations that it compares with."""
+    """Checks what pycocotools needs of the ground truth."""
     named = {c['id'] for c in file.categories if c['name'] in job.classes}
     answers = [a for a in file.annotations if a['category_id'] in named]
     without = (a for a in answers if not isinstance(a.get('iscrowd'), int))
@@ -229,7 +229,7 @@ def _check_answers(job: Job, file: CocoFile) -> None:
         job.note(f'{file.path} has no objects of the classes to compare with: AP will be -1')
     elif job.dataset._indices is not None:
         job.note(
-            f'indices={job.dataset._indices} leaves out pictures whose objects the evaluator '
+            f'indices={job.dataset._indices} leaves out images whose objects the evaluator '
             'counts as missed, so that AP will be too low'
         )
 
@@ -239,14 +239,14 @@ def _check_boxes(job: Job, file: CocoFile, objects: Objects) -> None:
     if len(lost):
         missed = ' and count as missed' if any(job.metrics()) else ''
         job.note(
-            f'{file.path}: {objects.some(lost)} are left out{missed}, as their box is outside of '
-            'the picture, thinner than a pixel or not a number, or their area is 0'
+            f'{file.path}: {objects.preview(lost)} are left out{missed}, as their box is outside '
+            'of the image, thinner than a pixel or not a number, or their area is 0'
         )
     beyond = (objects.low < -1) | (objects.high > objects.room + 1)
     reaching = np.flatnonzero(objects.used & beyond.any(1))
     if len(reaching):
         job.note(
-            f'{file.path}: {objects.some(reaching)} reach out of their picture: a box is x, y, '
+            f'{file.path}: {objects.preview(reaching)} reach out of their image: a box is x, y, '
             'width and height, not two corners'
         )
 
@@ -262,7 +262,7 @@ def _check_masks(job: Job, file: CocoFile, objects: Objects) -> None:
             faults.setdefault(fault, []).append(i)
     reader = f'the metric segm of {job.split}_evaluator' if judged else 'the model'
     for fault, found in faults.items():
-        text = f'{file.path}: {objects.some(found)} have {fault}'
+        text = f'{file.path}: {objects.preview(found)} have {fault}'
         if fault.startswith('no polygon') and not judged:
             job.note(f'{text}: training takes no notice of them')
         else:
@@ -282,7 +282,7 @@ def _fault_of_mask(mask: object, size: list[float]) -> str | None:
     if not isinstance(counts, (list, str)) or not isinstance(mask.get('size'), list):
         return 'a mask that is neither a list of polygons nor RLE'
     if mask['size'] != size or (isinstance(counts, list) and sum(counts) != size[0] * size[1]):
-        return 'an RLE mask whose size, [height, width], or counts are not those of its picture'
+        return 'an RLE mask whose size, [height, width], or counts are not those of its image'
     return None
 
 
@@ -290,118 +290,118 @@ def _check_something_is_left(job: Job, file: CocoFile, objects: Objects) -> None
     total, named = len(file.images), objects.named
     unsized = [image for image in file.images if image['width'] <= 0]
     if not file.images:
-        job.refuse(f'{file.path} has no pictures, its "images" is empty')
+        job.refuse(f'{file.path} has no images, its "images" is empty')
     elif job.split == 'train' and unsized:
         job.refuse(
-            f'{file.path}: the width of {len(unsized):,} of {total:,} pictures (ids '
-            f'{some(image["id"] for image in unsized)}) is {unsized[0]["width"]}, so that their '
-            'objects are left out: write the sizes of the pictures into the file'
+            f'{file.path}: the width of {len(unsized):,} of {total:,} images (ids '
+            f'{preview(image["id"] for image in unsized)}) is {unsized[0]["width"]}, so that their '
+            'objects are left out: write the sizes of the images into the file'
         )
     elif job.split == 'train' and named.any() and not objects.used.any():
-        reason = 'is outside of its picture, thinner than a pixel, not a number, or of area 0'
+        reason = 'is outside of its image, thinner than a pixel, not a number, or of area 0'
         if (objects.high[named] <= 2).all():
-            reason = 'is given in fractions of the picture, not in pixels'
+            reason = 'is given in fractions of the image, not in pixels'
         job.refuse(
             f'{file.path}: none of {named.sum():,} objects can be used, as each box {reason}'
         )
-    elif not len(objects.pictures):
+    elif not len(objects.kept):
         job.refuse(
-            f'{file.path}: none of {total:,} pictures is left by filter_cfg='
+            f'{file.path}: none of {total:,} images is left by filter_cfg='
             f'{dict(job.dataset.filter_cfg or {})} and indices={job.dataset._indices}; '
             f'{named.sum():,} of {len(named):,} annotations are of the classes'
         )
 
 
-def _check_pictures(job: Job, images: list[dict]) -> int:
-    """Checks that pictures exist and have the sizes of the file; returns how many were read."""
+def _check_images(job: Job, images: list[dict]) -> int:
+    """Checks that images exist and have the right sizes; returns the number of images read."""
     folder = job.dataset.data_prefix.get('img')
     backend = next((t['backend_args'] for t in job.transforms if 'backend_args' in t), None)
     if not all(is_local(os.path.join(folder or '', i['file_name']), backend) for i in images):
-        job.note('the pictures are not checked, as they are not on a disk of this machine')
+        job.note('the images are not checked, because they are not on a local disk')
         return 0
-    if not are_there(job, {'data_prefix=dict(img=FOLDER)': folder}):
+    if not paths_exist(job, {'data_prefix=dict(img=FOLDER)': folder}):
         return 0
     sizes = {os.path.join(folder, i['file_name']): (i['height'], i['width']) for i in images}
-    missing = say_missing(job, list(sizes), 'pictures', lambda path: _way_to(job, path))
-    read = read_pictures(job, [path for path in sizes if path not in missing])
+    missing = refuse_missing(job, list(sizes), 'images', lambda path: _hint_for_path(job, path))
+    read = read_images(job, [path for path in sizes if path not in missing])
     _check_sizes(job, read, sizes)
     return len(read)
 
 
-def _way_to(job: Job, path: str) -> str:
-    """Guesses where a picture is that is not where the config says."""
+def _hint_for_path(job: Job, path: str) -> str:
+    """Suggests how to find a missing image."""
     root, folder = job.dataset.data_root or '', job.dataset.data_prefix['img']
     name = os.path.relpath(path, folder or '.')
-    for other, way in (
+    for other, hint in (
         (os.path.join(root, name), 'set data_prefix=dict(img="")'),
         (os.path.join(folder, re.split(r'[\\/]', name)[-1]), 'write file_name without folders'),
     ):
         if os.path.isfile(other) and os.path.getsize(other):
-            return f'{other} is there: {way}'
+            return f'{other} is there: {hint}'
     return f'replace them, or remove them from {job.dataset.ann_file}'
 
 
 def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
-    """Compares sizes (height, width) of pictures, as they are loaded, with those of the file."""
+    """Compares the (height, width) of loaded images with those in the file."""
     slight = 0 if job.judges_masks() else 1
     other = {}
     for path, size in read.items():
         if size != wanted[path] and min(wanted[path]) > 0:
             near = all(abs(a - b) <= slight for a, b in zip(size, wanted[path]))
-            way = '' if near else _way_out_of_size(path, size, wanted[path])
-            other.setdefault(way, []).append(path)
-    for way, paths in other.items():
+            hint = '' if near else _hint_for_size(path, size, wanted[path])
+            other.setdefault(hint, []).append(path)
+    for hint, paths in other.items():
         (h, w), (wanted_h, wanted_w) = read[paths[0]], wanted[paths[0]]
         job.refuse(
-            f'{len(paths):,} of {len(read):,} pictures that were read have another size than '
+            f'{len(paths):,} of {len(read):,} images that were read have another size than '
             f'{job.dataset.ann_file} says, such as {paths[0]}, which is {w} x {h} instead of '
-            f'{wanted_w} x {wanted_h}{way}',
-            sure=way != '',
+            f'{wanted_w} x {wanted_h}{hint}',
+            sure=hint != '',
         )
     turned = [
         path
         for path, (h, w) in read.items()
-        # Sizes tell whether the annotator knew of a quarter turn, but not for squares.
+        # Sizes reveal whether annotations were made on the turned image, except for squares.
         if (h, w) == wanted[path] and _orientation(path) in range(2, 9 if h == w else 5)
     ]
     if turned and 'ignore_orientation' not in str(job.transforms):
         job.note(
-            f'{len(turned):,} of {len(read):,} pictures that were read, such as {turned[0]}, are '
+            f'{len(turned):,} of {len(read):,} images that were read, such as {turned[0]}, are '
             'turned or mirrored by their EXIF orientation when they are loaded: their annotations '
             'must have been made on them as shown'
         )
 
 
-def _way_out_of_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) -> str:
+def _hint_for_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) -> str:
     if size != wanted[::-1]:
-        return ': use the pictures that were annotated, or scale the annotations'
+        return ': use the images that were annotated, or scale the annotations'
     if _orientation(path) < 5:
-        return ': width and height are swapped in the file, or the picture was turned'
+        return ': width and height are swapped in the file, or the image was turned'
     return (
         ', as its EXIF orientation turns it when it is loaded and its annotations were made '
         'without: set color_type="color_ignore_orientation" for LoadImageFromFile in all '
-        'pipelines, or annotate the picture as it is shown'
+        'pipelines, or annotate the image as it is shown'
     )
 
 
 def _orientation(path: str) -> int:
     try:
-        with Image.open(path) as picture:
-            # In other kinds of files, loading takes no notice of it.
-            jpeg = picture.format == 'JPEG'
-            return int(picture.getexif().get(ExifTags.Base.Orientation, 1)) if jpeg else 1
-    except Exception:  # broken EXIF data, which loading takes no notice of
+        with Image.open(path) as image:
+            # Loaders ignore it in other formats.
+            jpeg = image.format == 'JPEG'
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1)) if jpeg else 1
+    except Exception:  # broken EXIF data, which loaders ignore
         return 1
 
 
 def _count(job: Job, file: CocoFile, objects: Objects, read: int) -> None:
-    used = objects.used & np.isin(objects.image, objects.pictures)
-    sizes = objects.sizes[objects.pictures].astype(int)
+    used = objects.used & np.isin(objects.image, objects.kept)
+    sizes = objects.sizes[objects.kept].astype(int)
     facts = {
         'annotation file': file.path,
-        'pictures in it': len(file.images),
-        'pictures used': len(objects.pictures),
-        'of these without objects': len(objects.pictures) - len(np.unique(objects.image[used])),
+        'images in it': len(file.images),
+        'images used': len(objects.kept),
+        'of these without objects': len(objects.kept) - len(np.unique(objects.image[used])),
         'of these decoded': read,
         'objects': int(used.sum()),
     }
@@ -410,4 +410,4 @@ def _count(job: Job, file: CocoFile, objects: Objects, read: int) -> None:
     job.report.count('Objects of each class', job.split, dict(zip(job.classes, numbers)))
     unknown = [name for name, number in zip(job.classes, numbers) if not number]
     if job.split == 'train' and unknown and not job.report.errors:
-        job.note(f'{file.path} has nothing to train with for {some(unknown)}')
+        job.note(f'{file.path} has nothing to train with for {preview(unknown)}')

@@ -1,0 +1,35 @@
+"""The command line: the options of the tools, their configs and their checks."""
+
+from mmhatnet.cli.configs import read_config
+from mmhatnet.cli.job import (
+    build_runner,
+    exit_on_error,
+    find_device,
+    load_config,
+    require_datasets,
+    require_sound_job,
+    require_writable,
+)
+from mmhatnet.cli.options import (
+    SettingsAction,
+    add_common_options,
+    add_settings_option,
+    inference_parser,
+    merge_options,
+)
+
+__all__ = [
+    'SettingsAction',
+    'add_common_options',
+    'add_settings_option',
+    'build_runner',
+    'exit_on_error',
+    'find_device',
+    'inference_parser',
+    'load_config',
+    'merge_options',
+    'read_config',
+    'require_datasets',
+    'require_sound_job',
+    'require_writable',
+]

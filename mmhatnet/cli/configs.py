@@ -1,0 +1,114 @@
+"""Reads a user's config, and names the file and the line of what is wrong with it."""
+
+import functools
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mmengine
+from mmengine.config import Config
+
+from mmhatnet.errors import ConfigError
+from mmhatnet.openmmlab.patches import apply_patches
+from mmhatnet.openmmlab.versions import require_supported
+
+CONFIGS = ('.py', '.json', '.yaml', '.yml')
+CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
+# MMEngine's functions that read a config file, and call themselves for each file it inherits.
+PARSERS = ('_file2dict', '_parse_lazy_import')
+
+
+def read_config(path: str) -> Config:
+    """Reads a config.
+
+    Raises:
+        ConfigError: If there is none, or it or one that it inherits cannot be read, with the file
+            and the line.
+    """
+    suffix = Path(path).suffix
+    if suffix in CHECKPOINTS:
+        raise ConfigError(f'{path} is a checkpoint: the config comes first, as in CONFIG {path}.')
+    if not Path(path).exists():
+        raise ConfigError(f'There is no config {path}: those of this project are in configs/.')
+    if Path(path).is_dir() or suffix not in CONFIGS:
+        what = 'a folder' if Path(path).is_dir() else 'no config'
+        raise ConfigError(f'{path} is {what}: name a {", ".join(CONFIGS)} file.')
+    apply_patches()
+    try:
+        with _errors_with_files():
+            cfg = Config.fromfile(path)
+    except Exception as error:  # a config is code, which may raise anything
+        raise ConfigError(f'The config cannot be read: {_reason(error, path)}.') from error
+    try:
+        require_supported(cfg.get('default_scope'))
+    except ImportError as error:
+        raise ConfigError(f'{path}: {error}') from error
+    return cfg
+
+
+class _FileError(Exception):
+    """An error in a config file, which is its cause.
+
+    Attributes:
+        files (list[str]): The file, after those that inherit it.
+    """
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self.files = [file]
+
+
+@contextmanager
+def _errors_with_files() -> Iterator[None]:
+    """Makes MMEngine say in which file an error is, and skip the byte order mark of Windows."""
+    module, parsers = mmengine.config.config, {name: Config.__dict__[name] for name in PARSERS}
+    module.open = _open_without_mark
+    for name, parser in parsers.items():
+        setattr(Config, name, staticmethod(_with_file(parser.__func__)))
+    try:
+        yield
+    finally:
+        del module.open
+        for name, parser in parsers.items():
+            setattr(Config, name, parser)
+
+
+def _with_file(parse: Callable) -> Callable:
+    @functools.wraps(parse)
+    def parse_file(filename: str, *args: object, **settings: object) -> object:
+        try:
+            return parse(filename, *args, **settings)
+        except _FileError as error:
+            error.files.insert(0, filename)
+            raise
+        except Exception as error:
+            raise _FileError(filename) from error
+
+    return parse_file
+
+
+def _open_without_mark(file, mode: str = 'r', **settings):
+    """Takes the place of ``open`` in MMEngine's module of configs."""
+    if mode == 'r' and settings.get('encoding') == 'utf-8':
+        settings['encoding'] = 'utf-8-sig'
+    return open(file, mode, **settings)
+
+
+def _reason(error: Exception, path: str) -> str:
+    """Returns the file, the line and the message of an error."""
+    above, file = [], path
+    if isinstance(error, _FileError):
+        # MMEngine makes the first path absolute; the message names it as the user does.
+        *above, file = [path, *error.files[1:]]
+        error = error.__cause__
+    if above and not Path(file).is_file():
+        return f'{above[-1]}: it inherits {os.path.normpath(file)}, which is not there'
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename in (file, os.path.abspath(file))]
+    line = lines[-1] if lines else None
+    reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+    if isinstance(error, SyntaxError):
+        line, reason = error.lineno or line, f'syntax error: {error.msg}'
+    return f'{file}{f", line {line}" if line else ""}: {reason.rstrip(".")}'

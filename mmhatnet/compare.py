@@ -1,0 +1,195 @@
+"""The page docs/compare.md and its plots, from recorded measurements and published figures."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+from matplotlib.figure import Figure
+
+FORMULATIONS = {
+    'literal_small': 'Published formulation',
+    'HAT-Net small': '`HATNet`',
+    'hatnet_small_cp': '`HATNet`, `with_cp=True`',
+}
+JOBS = ['Top 1 Accuracy', 'Mask R-CNN 1x', 'RetinaNet 1x', 'Semantic FPN 80k', 'UPerNet 160k']
+TITLES = ['ImageNet-1K top-1', 'Mask R-CNN 1x box / mask AP', 'RetinaNet 1x box AP']
+TITLES += ['Semantic FPN 80k mIoU', 'UPerNet 160k mIoU']
+WORDS = dict(forward='forward', train='training step')
+TEXT = """# Side by side
+
+The small variant of each network here, beside what they are compared with, written by
+`tools/compare.py` from [{json}]({json}) and [compare.yml](compare.yml).
+
+## Published
+
+Not reproduced here. mIoU is with one scale. Parameters and GFLOPs are counted here, of the backbone
+without a head at {size}; a FLOP is a multiply-add, and products between activations count.
+
+{published}
+
+Sources:
+
+{sources}
+
+## Measured
+
+{machine}. All took turns in one process; seconds are the median of {rounds} rounds, {precision}.
+Memory is what one step takes above the model. A square matrix product reached {ceilings} GFLOP/s in
+the cases, in their order: where these differ much, the machine was busy and cases do not compare.
+
+{measured}
+
+![Speed against published accuracy](compare_speed.png)
+![Memory of a training step against published accuracy](compare_memory.png)
+
+## HAT-Net and its published formulation
+
+The small variant in the same run. The published formulation is `LiteralHATNet` in
+`mmhatnet/backbones/hatnet_literal.py`, which computes the same numbers and to which the tests hold
+`HATNet`. [Performance](performance.md) says how it is done.
+
+{formulations}
+
+## Learned
+
+Mask R-CNN on the generated data with the smallest variant of each network: 400 pictures, 3 epochs,
+random weights, seed {seed}, one recipe, which was made for HAT-Net. AP is in per cent, of 50 other
+pictures ({learned_on}). It says that all of them learn, and nothing of how they compare on real
+pictures.
+
+{learned}
+
+Five of those pictures, as annotated and as each found them (scores of 0.3 and more):
+
+![Annotated and detected objects, a column for each network](compare_toy.jpg)
+"""
+
+
+def figures_of(entry: dict, root: Path) -> dict[str, float | str]:
+    """Returns the published figures of a backbone by job."""
+    figures = dict(entry.get('figures', {}))
+    for path, names in entry.get('metafiles', {}).items():
+        file = root / path
+        if not file.exists():
+            package, _, rest = path.partition('/')
+            file = Path(find_spec(package).origin).parent / rest
+        models = {model['Name']: model for model in yaml.safe_load(file.read_text())['Models']}
+        for name in names:
+            results = models[name]['Results']
+            results = results if isinstance(results, list) else [results]
+            metrics = {k: v for result in results for k, v in result['Metrics'].items()}
+            if 'Top 1 Accuracy' in metrics:
+                figures['Top 1 Accuracy'] = metrics['Top 1 Accuracy']
+            elif 'mIoU' in metrics:
+                job = 'UPerNet 160k' if 'upernet' in name else 'Semantic FPN 80k'
+                figures[job] = metrics['mIoU']
+            else:
+                job = 'RetinaNet 1x' if 'retinanet' in name else 'Mask R-CNN 1x'
+                figures[job] = ' / '.join(str(v) for k, v in metrics.items() if k.endswith(' AP'))
+    return figures
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+
+
+def formulations(rows: dict[tuple, dict[str, dict]], cases: list[tuple]) -> str:
+    head = ['Case', '', 's (from, to)', 'times faster', 'of a matrix product', 'GB', 'ratio']
+    lines = []
+    for mode, shape in cases:
+        literal = rows[mode, shape]['literal_small']
+        for name, title in FORMULATIONS.items():
+            row = rows[mode, shape][name]
+            seconds, memory = row['seconds'], row.get('memory')
+            cells = [f'{seconds:.3g} ({min(row["times"]):.3g}, {max(row["times"]):.3g})']
+            cells.append(f'{literal["seconds"] / seconds:.2f}')
+            cells.append(f'{row["flops"] / seconds / row["ceiling"]:.0%}')
+            cells.append(f'{memory / 1e9:.2f}' if memory else '')
+            # The reference implementation needs most memory, and is the first that may not fit.
+            known = memory and literal.get('memory')
+            cells.append(f'{memory / literal["memory"]:.2f}' if known else '')
+            lines.append([f'{WORDS[mode]} {shape}', title, *cells])
+    return table(head, lines)
+
+
+def described(machine: dict[str, str]) -> str:
+    return f'{machine["date"]}, {machine["device"]}, PyTorch {machine["torch"]}'
+
+
+def draw(points: dict[str, tuple[float, float]], label: str, path: Path) -> None:
+    figure = Figure(figsize=(8, 5), layout='constrained')
+    axes = figure.subplots()
+    by_accuracy = sorted(points.items(), key=lambda item: -item[1][1])
+    for index, (name, point) in enumerate(by_accuracy):
+        axes.scatter(*point, color='tab:red' if name.startswith('HAT-Net') else 'tab:blue')
+        offset, side = ((5, -11), 'left') if index % 2 else ((-5, 5), 'right')
+        axes.annotate(name, point, offset, textcoords='offset points', ha=side, fontsize=9)
+    axes.set(xlabel=label, ylabel='published ImageNet-1K top-1, %')
+    axes.margins(x=0.2, y=0.1)
+    figure.savefig(path, dpi=120)
+
+
+def write_comparison(
+    backbones: dict[str, dict], measured: dict, toy: dict, root: Path, out: Path, record: str
+) -> None:
+    """Writes ``compare.md``, ``compare_speed.png`` and ``compare_memory.png``.
+
+    Args:
+        backbones (dict[str, dict]): The content of ``docs/compare.yml``.
+        measured (dict): What ``tools/benchmark.py`` records of them.
+        toy (dict): The content of ``docs/compare_toy.json``, results on synthetic data.
+        root (Path): The checkout, whose metafiles hold published figures.
+        out (Path): The folder of the output.
+        record (str): The name of the file with the measurements, to which the page links.
+    """
+    rows = {}
+    for row in measured['results']:
+        rows.setdefault((row['mode'], 'x'.join(map(str, row['shape']))), {})[row['backbone']] = row
+    cases = sorted(rows, key=lambda case: (case[1].split('x')[0] == '1', case[0]))
+    first = rows[cases[0]]
+    figures = {name: figures_of(entry, root) for name, entry in backbones.items()}
+    published, times = [], []
+    for name in backbones:
+        row = first[name]
+        # A training step is recorded as three forward passes, a multiply-add as two operations.
+        flops = row['flops'] / (3 if row['mode'] == 'train' else 1) / 2 / row['shape'][0]
+        counted = [f'{row["parameters"] / 1e6:.1f}', f'{flops / 1e9:.2f}']
+        published.append([name, *counted, *(figures[name].get(job, '') for job in JOBS)])
+        cells = []
+        for case in cases:
+            seconds, memory = rows[case][name]['seconds'], rows[case][name].get('memory')
+            cells.append(f'{seconds:.3g} / {memory / 1e9:.2f}' if memory else f'{seconds:.3g}')
+        times.append([name, *cells])
+    head = ['Backbone', *(f'{WORDS[mode]} {shape}, s / GB' for mode, shape in cases)]
+    any_row = next(iter(first.values()))
+    metrics = [f'coco/{kind}_mAP{level}' for kind in ('bbox', 'segm') for level in ('_50', '')]
+    learned = [
+        [name, f'`{result["config"]}`', *(f'{100 * result[metric]:.1f}' for metric in metrics)]
+        for name, result in toy['results'].items()
+    ]
+    text = TEXT.format(
+        json=record,
+        seed=toy['seed'],
+        learned_on=described(toy['machine']),
+        learned=table(['Backbone', 'Config', 'box AP50', 'AP', 'mask AP50', 'AP'], learned),
+        published=table(['Backbone', 'Parameters, M', 'GFLOPs', *TITLES], published),
+        sources='\n'.join(f'- {name}: {entry["source"]}.' for name, entry in backbones.items()),
+        machine=described(measured['machine']),
+        rounds=len(any_row['times']),
+        size='x'.join(map(str, any_row['shape'][2:])),
+        ceilings=', '.join(f'{next(iter(rows[c].values()))["ceiling"] / 1e9:.0f}' for c in cases),
+        precision=any_row['dtype'],
+        measured=table(head, times),
+        formulations=formulations(rows, cases),
+    )
+    (out / 'compare.md').write_text(text)
+    top1 = {name: of.get('Top 1 Accuracy') for name, of in figures.items()}
+    known = [name for name, value in top1.items() if value]
+    speed = {n: (first[n]['shape'][0] / first[n]['seconds'], top1[n]) for n in known}
+    draw(speed, f'images/s, {WORDS[cases[0][0]]} {cases[0][1]}', out / 'compare_speed.png')
+    case = next((c for c in reversed(cases) if all('memory' in r for r in rows[c].values())), None)
+    if case and all(rows[case][name]['memory'] for name in known):
+        memory = {n: (rows[case][n]['memory'] / 1e9, top1[n]) for n in known}
+        label = f'GB, {WORDS[case[0]]} {case[1]}'
+        draw(memory, label, out / 'compare_memory.png')

@@ -1,0 +1,129 @@
+"""Checks of files and images that all frameworks share."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from mmcv.transforms import LoadImageFromFile
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from PIL import Image, UnidentifiedImageError
+
+from mmhatnet.config_walk import build_unread, datasets_of, type_name
+from mmhatnet.data_checks.report import Job, preview
+
+# The number of files of each dataset that are read by default.
+SAMPLE = 200
+
+
+def is_local(path: str, backend: dict | None) -> bool:
+    return '://' not in path and (backend or {}).get('backend', 'local') == 'local'
+
+
+def datasets_of_training(cfg: Config) -> list[BaseDataset]:
+    """Builds the datasets of the training split lazily; returns none if one cannot be built."""
+    try:
+        return [build_unread(settings) for settings in datasets_of(cfg, 'train')]
+    except Exception:  # the check of the training split reports it
+        return []
+
+
+def check_number(
+    job: Job, setting: str, number: int, classes: Sequence[str], sure: bool = True
+) -> None:
+    """Compares a head's number of classes with the classes of the data."""
+    text = f'{setting} is {number}, but the data have {len(classes)} classes ({preview(classes)})'
+    if number < len(classes):
+        texts = job.report.errors if sure else job.report.notes
+        texts.append(f'{text}: set it to {len(classes)}, or name only the classes meant.')
+    elif number > len(classes):
+        job.report.notes.append(f'{text}: the others learn nothing, which is allowed.')
+
+
+def paths_exist(job: Job, paths: Mapping[str, str | None]) -> bool:
+    """Returns whether the paths of settings exist, and refuses the first that does not."""
+    for setting, path in paths.items():
+        # An empty setting is not used; None means that the config lacks it.
+        if path is None or (path and not os.path.exists(path)):
+            job.refuse(f'there is no {path or setting}; correct {setting}, or data_root before it')
+            return False
+    return True
+
+
+def refuse_missing(
+    job: Job, paths: Sequence[str], what: str, hint: Callable[[str], str]
+) -> set[str]:
+    """Refuses files that are missing or empty, with a hint, and returns them."""
+    missing = [path for path in paths if not (os.path.isfile(path) and os.path.getsize(path))]
+    if missing:
+        text = (
+            f'{len(missing):,} of {len(paths):,} {what} are missing or empty, {preview(missing, 3)}'
+        )
+        job.refuse(f'{text}: {hint(missing[0])}')
+    return set(missing)
+
+
+def read_sample(
+    job: Job, paths: Sequence[str], what: str, read: Callable, every: bool = False
+) -> dict[str, object]:
+    """Applies `read` to a sample of files, and refuses those that it cannot read."""
+    if not (every or job.every) and len(paths) > SAMPLE:
+        paths = [paths[i * len(paths) // SAMPLE] for i in range(SAMPLE)]
+
+    def attempt(path: str) -> object:
+        try:
+            return read(path)
+        except Exception as error:  # each image library has errors of its own
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        doing = f'Reading {what} of {job.split}'
+        found = job.report.track(threads.map(attempt, paths), len(paths), doing)
+        found = dict(zip(paths, found))
+    bad = [f'{path} {why_unreadable(path)}' for path in found if isinstance(found[path], Exception)]
+    if bad:
+        job.refuse(
+            f'{len(bad):,} of {len(found):,} {what} that were read cannot be: {preview(bad, 3)}; '
+            'replace them, or take them out of the data'
+        )
+    return {path: one for path, one in found.items() if not isinstance(one, Exception)}
+
+
+def read_images(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Returns the (height, width) of a sample of images by path, as the pipeline loads them."""
+    steps = job.settings.get('pipeline') or ()
+    step = next((step for step in steps if type_name(step) == 'LoadImageFromFile'), None)
+    try:
+        load = LoadImageFromFile(**{k: v for k, v in step.items() if k != 'type'})
+    except Exception:  # building the pipeline reports wrong arguments best
+        job.note('no image is read, because its pipeline has no standard LoadImageFromFile')
+        return {}
+    found = read_sample(
+        job, paths, 'images', lambda path: (load(dict(img_path=path)) or {}).get('img_shape')
+    )
+    return {path: size for path, size in found.items() if size}
+
+
+def why_unreadable(path: str) -> str:
+    """Returns why a file cannot be read as an image."""
+    try:
+        with open(path, 'rb') as file:
+            head = file.read(64)
+            if not head:
+                return 'is empty'
+            if head.startswith(b'version https://git-lfs'):
+                return 'is a pointer of Git LFS ("git lfs pull" fetches the file itself)'
+        with Image.open(path) as image:
+            image.load()
+    except UnidentifiedImageError:
+        return 'is not an image'
+    except Exception as error:
+        return f'is damaged or cut off ({error})'
+    return f'is {image.format}, which its loader does not know'
+
+
+def size_rows(sizes: Sequence[tuple[int, int]]) -> dict[str, str]:
+    """Returns the table rows of the smallest, median and largest (height, width)."""
+    ordered = [f'{w} x {h}' for h, w in sorted(sizes, key=lambda size: size[0] * size[1])] or ['-']
+    places = dict(smallest=0, median=len(ordered) // 2, largest=-1)
+    return {f'{name} image': ordered[place] for name, place in places.items()}

@@ -1,0 +1,96 @@
+"""Experiments of the paper, repeated with the published weights and set beside its results."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from rich.table import Table
+
+from mmhatnet.checkpoints.files import fetch_weights
+from mmhatnet.checkpoints.loading import find_checkpoint
+from mmhatnet.errors import MMHATNetError
+
+# What the frameworks call the results of the metafile, and the factors that make them per cent.
+METRICS = {
+    'Top 1 Accuracy': ('accuracy/top1', 1),
+    'box AP': ('coco/bbox_mAP', 100),
+    'mask AP': ('coco/segm_mAP', 100),
+    'mIoU': ('mIoU', 1),
+}
+
+
+def read_experiments(metafile: Path) -> dict[str, dict]:
+    """Reads the entries of a metafile by their names."""
+    return {model['Name']: model for model in yaml.safe_load(metafile.read_text())['Models']}
+
+
+def reproduce(
+    experiment: dict,
+    root: Path,
+    work_dir: Path,
+    checkpoint: str | None = None,
+    gpus: int = 1,
+    options: dict[str, object] | None = None,
+) -> Table:
+    """Tests the published classifier of an experiment, or trains from the published backbone.
+
+    Args:
+        experiment (dict): An entry of the metafile.
+        root (Path): The folder with ``configs`` and ``tools``.
+        work_dir (Path): The folder of logs and checkpoints. A training in it is resumed.
+        checkpoint (str, optional): The published weights. Defaults to None: they are downloaded.
+        gpus (int): The number of processes. Defaults to 1.
+        options (dict, optional): What ``--cfg-options`` of the tools set.
+
+    Returns:
+        rich.table.Table: The paper's results and the measured ones.
+
+    Raises:
+        CheckpointError: If weights cannot be downloaded.
+        MMHATNetError: If a tool fails, or the test has no result.
+    """
+    config, options = root / experiment['Config'], options or {}
+    if 'Weights' in experiment:
+        published = checkpoint or fetch_weights(experiment['Weights'], '--checkpoint FILE')
+        checkpoint = Path(work_dir, 'published.pth')
+        _run(root, 'convert_checkpoint', '--classifier', published, checkpoint)
+    else:
+        weights = {'model.backbone.init_cfg.checkpoint': checkpoint} if checkpoint else {}
+        # The learning rates of the configs are for the batch sizes of their numbers of GPUs.
+        words = [config, '--work-dir', work_dir, '--auto-scale-lr', '--resume']
+        _run(root, 'train', *words, processes=gpus, options=weights | options)
+        checkpoint = find_checkpoint(work_dir)
+    test_dir = Path(work_dir, 'test')
+    words = [config, checkpoint, '--work-dir', test_dir]
+    _run(root, 'test', *words, processes=gpus, options=options)
+    results = max(test_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+    measured = json.loads(results.read_text())
+    paper = {}
+    for result in experiment.get('Results', []):
+        paper.update(result['Metrics'])
+    table = Table('metric', 'paper', 'measured')
+    for name, (key, factor) in METRICS.items():
+        if key in measured:
+            expected = str(paper.get(name, 'not in the paper'))
+            table.add_row(name, expected, f'{measured[key] * factor:.1f}')
+    if not table.rows:
+        raise MMHATNetError(f'The test has no result: its log is in {results.parent}.')
+    return table
+
+
+def _run(
+    root: Path, tool: str, *words: object, processes: int = 1, options: dict | None = None
+) -> None:
+    """Runs a tool, in several processes if asked to."""
+    command = [sys.executable, str(root / 'tools' / f'{tool}.py'), *map(str, words)]
+    if options:
+        command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+    if processes > 1:
+        launcher = f'-m torch.distributed.run --standalone --nproc-per-node={processes}'
+        command = [command[0], *launcher.split(), *command[1:], '--launcher', 'pytorch']
+    print(shlex.join(command), flush=True)
+    if status := subprocess.call(command):
+        raise MMHATNetError(f'This failed with status {status}: {shlex.join(command)}')
