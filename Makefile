@@ -43,6 +43,7 @@ test-slow: env
 lint: env
 	@$(python) -m ruff check
 	@$(python) -m ruff format --check
+	@$(python) -m mypy
 
 # Ruff, which formats signatures, is looked for in PATH.
 docs: env
@@ -56,8 +57,8 @@ toy-data: env
 # Its date changes only when the data do.
 $(toy)/toy.json: toy-data ;
 
-sources := $(wildcard configs/maskrcnn_hatnet.py configs/_base_/*.py configs/toy/*.py \
-    mmhatnet/*.py mmhatnet/*/*.py tools/train.py)
+sources := $(wildcard configs/hatnet/mask-rcnn_hatnet-s_fpn_1x_coco.py \
+    configs/_base_/*.py configs/toy/*.py mmhatnet/*.py mmhatnet/*/*.py tools/train.py)
 $(demo)/trained: $(toy)/toy.json $(sources)
 	@rm -rf $(demo)
 	@echo '==> Training Mask R-CNN with HAT-Net: about 5 minutes on 2 cores'

@@ -6,8 +6,12 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PAGES = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'examples/kites/README.md')
-OTHERS = ('CITATION.cff', 'LICENSE')
+PAGES = ['README.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md']
+PAGES += ['examples/kites/README.md', 'tests/data/README.md']
+PAGES += [path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/README.md')]
+OTHERS = ['CITATION.cff', 'LICENSE', 'NOTICE']
+# The READMEs of configs/ link to them.
+OTHERS += [path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/*.py')]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -18,6 +22,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page, **_) -> str:
     """The pages of docs/ lie beside the README on the site, and below it in the repository."""
+    up = '../' * page.file.src_uri.count('/')
     if page.file.src_uri in PAGES:
-        return markdown.replace('](docs/', '](')
-    return markdown.replace('](../', '](')
+        return markdown.replace(f']({up}docs/', f']({up}')
+    return markdown.replace(f'](../{up}', f']({up}')

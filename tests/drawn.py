@@ -1,6 +1,10 @@
-"""Weights and images that a formula draws, as for the golden features, and published key names."""
+"""Weights and images from a formula, as for the golden features, and published key names.
+
+``tests/data/README.md`` states the formula.
+"""
 
 import math
+import re
 import zlib
 
 import numpy as np
@@ -9,15 +13,47 @@ from torch import Tensor
 
 from mmhatnet.backbones.hatnet_literal import LiteralHATNet
 
+# Layers whose weights are smaller, so that no block outweighs the residual stream: depthwise
+# convolutions and the last layer of the MLP, of STViT and of GLNet.
+DAMPED = re.compile(
+    r'\.(pos_embed\.conv|mlp2\.conv\.conv|mlp2\.fc2|pos_conv|feature_conv\.1|mlp\.[123])\.weight$'
+)
+
 
 def draw(name: str, shape: tuple) -> Tensor:
     """Standard normal numbers that depend on the name alone."""
     seed = zlib.crc32(name.encode()) & 0xFFFFFFFF
-    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape))
+    return torch.from_numpy(np.asarray(np.random.RandomState(seed).standard_normal(shape)))
 
 
 def drawn_image(*shape: int) -> Tensor:
     return draw(f'input:{"x".join(map(str, shape))}', shape).float()
+
+
+def drawn_value(name: str, shape: tuple) -> Tensor:
+    """The value of a tensor under its published name, by the first rule that fits."""
+    if name.endswith('num_batches_tracked'):
+        return torch.tensor(0)
+    if name.endswith('fold.weights'):  # a constant of STViT
+        return torch.eye(9).view(9, 1, 3, 3)
+    values = draw(name, shape)
+    if name.endswith('running_var'):
+        values = 1 + 0.1 * values.abs()
+    elif name.endswith('slot_scale'):  # at its initial value the grouping would hardly show
+        values = 8 + values
+    elif name.endswith('init_slots'):
+        pass
+    elif name.endswith(('gamma', 'gamma_1', 'gamma_2')):
+        values = 1 + 0.1 * values
+    elif name.endswith(('bias', 'running_mean')):
+        values = 0.1 * values
+    elif values.ndim == 1:
+        values = 1 + 0.1 * values
+    else:
+        values = values / math.sqrt(math.prod(shape[1:]))
+        if DAMPED.search(name):
+            values = 0.3 * values
+    return values.float()
 
 
 def published_shapes(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:
@@ -28,14 +64,5 @@ def published_shapes(arch: str | dict, num_classes: int = 1000, in_channels: int
 
 def drawn_checkpoint(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:
     """A state dict with published keys whose weights a formula draws from these keys."""
-    weights = {}
-    for name, meta in published_shapes(arch, num_classes, in_channels).items():
-        values = draw(name, tuple(meta.shape))
-        if name.endswith('.bias'):
-            values = 0.1 * values
-        elif values.ndim == 1:
-            values = 1 + 0.1 * values
-        else:
-            values = values / math.sqrt(math.prod(values.shape[1:]))
-        weights[name] = values.float()
-    return weights
+    shapes = published_shapes(arch, num_classes, in_channels)
+    return {name: drawn_value(name, tuple(meta.shape)) for name, meta in shapes.items()}

@@ -1,7 +1,7 @@
-"""The experiments in configs/, found by looking, and made small enough for tests.
+"""Finds the configs of configs/ and shrinks them for tests.
 
-Only what costs time and says nothing about the config is made smaller: pictures, the numbers of
-blocks, of proposals and of queries. The depths of the variants are the golden features' concern.
+Only what costs time and says nothing about a config shrinks: images, and the numbers of blocks,
+proposals and queries. The golden features cover the depths of the variants.
 """
 
 import json
@@ -18,15 +18,23 @@ import mmhatnet  # noqa: F401  registers the networks
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 FILES = sorted(CONFIGS.rglob('*.py'))
-# A file that inherits nothing is a part of others.
-PARTS = [path for path in FILES if not re.search(r'^_base_ = ', path.read_text(), re.MULTILINE)]
-WITH_BASES = [path for path in FILES if path not in PARTS]
-# The networks beside HAT-Net.
-OF_PEERS = [path for path in WITH_BASES if path.parent.name == 'peers']
-EXPERIMENTS = [path for path in WITH_BASES if path not in OF_PEERS]
+# A file without bases is a fragment that other configs inherit.
+FRAGMENTS = [path for path in FILES if not re.search(r'^_base_ = ', path.read_text(), re.MULTILINE)]
+# Short names for configs of configs/hatnet/.
+ENTRY_POINTS = [path for path in FILES if path.parent == CONFIGS]
+ALL_EXPERIMENTS = [path for path in FILES if path not in (*FRAGMENTS, *ENTRY_POINTS)]
+# Those of HAT-Net, and those of the other backbones.
+EXPERIMENTS = [path for path in ALL_EXPERIMENTS if 'hatnet' in path.stem]
+OF_OTHER_BACKBONES = [path for path in ALL_EXPERIMENTS if path not in EXPERIMENTS]
 TOY = {path.stem: path for path in EXPERIMENTS if path.parent.name == 'toy'}
+NAME = re.compile(
+    r'(?:[a-z0-9-]+_)?(?P<network>hatnet|p2t|shunted|stvit|glnet)-(?P<arch>[a-z0-9-]+)_(?:\S+_)?'
+    r'(?P<settings>[a-z0-9-]+)_(?P<data>coco|in1k|ade20k-512x512)'
+)
+LETTERS = dict(t='tiny', s='small', m='medium', b='base', l='large')
+SCOPES = {'coco': 'mmdet', 'in1k': 'mmpretrain', 'ade20k-512x512': 'mmseg'}
 
-# The toy pictures are about 160x128.
+# The synthetic images are about 160x128.
 SHRINKING = dict(mmdet=8, mmseg=8, mmpretrain=4)
 SIZES = ('scale', 'scales', 'crop_size', 'size', 'stride', 'max_size')
 LIMITS = dict(
@@ -43,6 +51,40 @@ def identify(path: Path) -> str:
     return str(path.relative_to(CONFIGS).with_suffix(''))
 
 
+def arch_in_name(path: Path) -> str:
+    """The variant in a file name, as the backbone's ``arch``."""
+    arch = NAME.fullmatch(path.stem)['arch']
+    return LETTERS.get(arch, arch.replace('-', '_'))
+
+
+def assert_named_for_content(path: Path, cfg: Config) -> None:
+    """A file name follows the framework's convention, and each part of it is true."""
+    name = NAME.fullmatch(path.stem)
+    assert name and path.parent == CONFIGS / name['network']
+    assert cfg.default_scope == SCOPES[name['data']]
+    assert cfg.model.backbone.arch == arch_in_name(path)
+    # MMPretrain spells the variants out.
+    assert (name['arch'] in LETTERS.values()) <= (cfg.default_scope == 'mmpretrain')
+    if cfg.default_scope == 'mmseg':
+        assert cfg.model.data_preprocessor.size == (512, 512)
+    settings = name['settings'].split('-')
+    assert ('amp' in settings) == (cfg.optim_wrapper.get('type') == 'AmpOptimWrapper')
+    assert ('fsdp' in settings) == ('strategy' in cfg)
+    batch = re.fullmatch(r'(\d+)xb(\d+)', settings[0])
+    # MMDetection's schedules in multiples of 12 epochs imply the batch.
+    gpus, size = map(int, batch.groups() if batch else (8, 2))
+    assert cfg.train_dataloader.batch_size == size
+    assert cfg.auto_scale_lr.base_batch_size == gpus * size
+    if name['data'] == 'in1k':
+        assert len(settings) == 1 and cfg.train_cfg.max_epochs == 300
+        return
+    number, unit = re.fullmatch(r'(\d+)([xek])', settings[-1]).groups()
+    count = int(number) * dict(x=12, e=1, k=1000)[unit]
+    if unit != 'k' and 'max_iters' in cfg.train_cfg:  # 117266 images of COCO have objects
+        count = round(count * 118_000 / cfg.auto_scale_lr.base_batch_size)
+    assert cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters')) == count
+
+
 def rest_slow(params: Iterable, *ordinary) -> list:
     """Parameters of a test of which only some are in the ordinary run, for its time."""
     return [p if p in ordinary else pytest.param(p, marks=pytest.mark.slow) for p in params]
@@ -55,7 +97,7 @@ def without_amp(optim_wrapper: dict) -> dict:
 
 
 def made_small(cfg: Config, toy: bool = False) -> str:
-    """The text of a config that trains for two iterations, and tests, on small toy pictures."""
+    """The text of a config that trains for two iterations, and tests, on small synthetic images."""
     cfg = cfg.to_dict()
     scope, model = cfg['default_scope'], cfg['model']
     factor = 1 if toy else SHRINKING[scope]
@@ -113,7 +155,7 @@ def limited(node):
 
 
 def shrunk(node, factor: int, key: str = ''):
-    """A copy of settings in which the sizes of pictures are divided."""
+    """A copy of settings in which the sizes of images are divided."""
     if isinstance(node, dict):
         return {key: shrunk(value, factor, key) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from drawn import draw
+from drawn import drawn_value
 from torch import Tensor, nn
 
 from mmhatnet import P2T, GLNet, ShuntedTransformer, STViT
@@ -43,8 +43,6 @@ class Peer:
         names: Regular expressions and replacements, in turn, from our names to the published ones.
         convolutions: Published names of 1x1 convolutions, which may be linear layers here.
         initial_std: Of a layer's weights after ``init_weights``, by its name and the layer.
-        rule: The value of a published tensor, by its name and shape, where it is not drawn as
-            those of HAT-Net are; else None.
         constants: Further published tensors that are no weights, by the backbone.
         sizes: Sizes of the four features for an input's height and width.
         without_gradient: Names of ours whose gradient may be 0.
@@ -58,7 +56,6 @@ class Peer:
     names: list[tuple[str, str]]
     convolutions: str
     initial_std: Callable[[str, nn.Module], float]
-    rule: Callable[[str, tuple], Tensor | None] = lambda name, shape: None
     constants: Callable[[Backbone], dict[str, Tensor]] = lambda model: {}
     sizes: Callable[[int, int], list[tuple[int, int]]] = ceil_sizes
     without_gradient: str = r'(?!)'
@@ -92,26 +89,8 @@ class Peer:
         weights = model.state_dict()
         checkpoint = {}
         for ours, name in self.published(model).items():
-            checkpoint[name] = self.value(name, self.published_shape(name, weights[ours]))
+            checkpoint[name] = drawn_value(name, self.published_shape(name, weights[ours]))
         return checkpoint | self.constants(model) | {'head.bias': torch.zeros(7)}
-
-    def value(self, name: str, shape: tuple) -> Tensor:
-        """As for the golden features of all networks, by the first rule that fits."""
-        special = self.rule(name, shape)
-        if special is not None:
-            return special
-        if name.endswith('num_batches_tracked'):
-            return torch.tensor(0)
-        values = draw(name, shape)
-        if name.endswith('running_var'):
-            values = 1 + 0.1 * values.abs()
-        elif name.endswith(('bias', 'running_mean')):
-            values = 0.1 * values
-        elif values.ndim == 1:
-            values = 1 + 0.1 * values
-        else:
-            values = values / math.sqrt(math.prod(shape[1:]))
-        return values.float()
 
 
 def shunted_sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -121,27 +100,6 @@ def shunted_sizes(height: int, width: int) -> list[tuple[int, int]]:
         for _ in range(3):
             side.append((side[-1] + 1) // 2)
     return list(zip(*sides))
-
-
-def stvit_rule(name: str, shape: tuple) -> Tensor | None:
-    if name.endswith(('gamma_1', 'gamma_2')):
-        return (1 + 0.1 * draw(name, shape)).float()
-    depthwise = shape[1:] == (1, 3, 3)
-    if depthwise or name.endswith('mlp2.fc2.weight'):
-        return (0.3 * draw(name, shape) / math.sqrt(math.prod(shape[1:]))).float()
-    return None
-
-
-def glnet_rule(name: str, shape: tuple) -> Tensor | None:
-    if name.endswith('slot_scale'):  # at its initial value the grouping would hardly show
-        return (8 + draw(name, shape)).float()
-    if name.endswith('init_slots'):
-        return draw(name, shape).float()
-    if name.endswith('gamma'):
-        return (1 + 0.1 * draw(name, shape)).float()
-    if re.search(r'\.(pos_conv|feature_conv\.1|mlp\.[123])\.weight$', name):
-        return (0.3 * draw(name, shape) / math.sqrt(math.prod(shape[1:]))).float()
-    return None
 
 
 def glnet_std(name: str, layer: nn.Module) -> float:
@@ -155,7 +113,6 @@ GLNET = dict(
     features='glnet_features.npz',
     head_parameters=lambda channels: 1002 * channels + 1000,
     convolutions=r'\.(feature_conv\.[02]|mlp\.[03])\.weight$',
-    rule=glnet_rule,
 )
 GLNET_NAMES = [
     (r'^stem\.', 'downsample_layers.0.'),
@@ -233,7 +190,7 @@ PEERS = {
         head_parameters=lambda channels: 1024 * channels + 1024 + 2 * 1024 + 1000 * 1024 + 1000,
         small=dict(
             embed_dims=(8, 16, 16, 24),
-            heads=(1, 2, 2, 3),
+            num_heads=(1, 2, 2, 3),
             depths=(1, 2, 1, 1),
             layer_scales=(None, None, 1e-6, 1e-6),
         ),
@@ -253,7 +210,6 @@ PEERS = {
         ],
         convolutions=r'(qkv|proj|fc[12])\.weight$',
         initial_std=lambda name, layer: torch_default(layer),
-        rule=stvit_rule,
         constants=lambda model: {
             f'layers.{stage}.blocks.{block}.attn.{kernels}.weights': torch.eye(9).view(9, 1, 3, 3)
             for stage, part in enumerate(model.stages)

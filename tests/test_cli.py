@@ -132,9 +132,9 @@ class Own(nn.Module):
 )
 def test_what_a_class_says_to_settings_is_a_sentence(settings, message, tmp_path) -> None:
     cfg = read(tmp_path / 'a.py', '')
-    with pytest.raises(ConfigError, match=rf'a\.py: .*{message}'):
-        with config_checks.build_errors_as_messages(cfg):
-            MODELS.build(settings)
+    refused = pytest.raises(ConfigError, match=rf'a\.py: .*{message}')
+    with refused, config_checks.build_errors_as_messages(cfg):
+        MODELS.build(settings)
 
 
 @pytest.mark.parametrize('kind', [AssertionError, KeyError, TypeError, ValueError])

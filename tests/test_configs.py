@@ -1,4 +1,4 @@
-"""Every experiment in configs/ is found, builds, trains, and is tested from its checkpoint."""
+"""Each HAT-Net config builds, trains, and tests from its checkpoint; names tell the truth."""
 
 import copy
 import re
@@ -9,8 +9,11 @@ import pytest
 import yaml
 from experiments import (
     CONFIGS,
+    ENTRY_POINTS,
     EXPERIMENTS,
-    PARTS,
+    FRAGMENTS,
+    arch_in_name,
+    assert_named_for_content,
     assert_trains_and_tests,
     identify,
     rest_slow,
@@ -24,21 +27,24 @@ from torch.nn import GroupNorm
 from mmhatnet import HATNet
 from mmhatnet.config_checks import require_channels, require_complete, require_known_settings
 
-JOBS = ('maskrcnn', 'retinanet', 'semfpn', 'imagenet')
-NAME = re.compile(
-    r'[a-z0-9]+_hatnet(?:_(?P<arch>tiny|medium|large))?(?:_(?P<schedule>\d+[xek]))?(?:_fsdp)?(?P<toy>_toy)?'
+# The paper's experiments, by entry point.
+OF_PAPER = dict(
+    maskrcnn_hatnet=r'mask-rcnn_hatnet-[tsml]_fpn_(fsdp-)?1x_coco',
+    retinanet_hatnet=r'retinanet_hatnet-[tsml]_fpn_1x_coco',
+    semfpn_hatnet=r'hatnet-[tsml]_fpn_4xb4-80k_ade20k-512x512',
+    imagenet_hatnet=r'hatnet-(tiny|small|medium|large)_8xb128_in1k',
 )
 CHECKPOINT = 'https://github.com/yun-liu/HAT-Net/releases/download/v2.0/HAT-Net_{}.pth'
 # In millions, with the classifier of ImageNet-1K.
 PUBLISHED_PARAMETERS = dict(tiny=12.7, small=25.7, medium=42.9, large=63.1)
-# Those of P2T, by the same authors.
+# P2T's, by the same authors.
 DROP_PATH_RATES = dict(tiny=0.1, small=0.1, medium=0.3, large=0.3)
 METAFILE = {
     model['Config']: model
-    for model in yaml.safe_load((CONFIGS / 'metafile.yml').read_text())['Models']
+    for model in yaml.safe_load((CONFIGS / 'hatnet' / 'metafile.yml').read_text())['Models']
 }
-# The others are variants of these, or stand beside the trainings of tests/test_tools.py.
-FIRST = [path for path in EXPERIMENTS if re.search('_hatnet(_[0-9]+[ek])?$', path.stem)]
+# The others are variants of these, or tests/test_tools.py trains similar ones.
+SMALL = [path for path in EXPERIMENTS if 'hatnet-s' in path.stem and '-3x_' not in path.stem]
 pytestmark = pytest.mark.usefixtures('all_coco_classes')
 
 
@@ -59,23 +65,34 @@ def model(cfg: Config):
 
 
 def test_the_sixteen_experiments_of_the_paper_are_there() -> None:
-    names = {path.name for path in EXPERIMENTS}
-    variants = ('', '_tiny', '_medium', '_large')
-    assert {f'{job}_hatnet{variant}.py' for job in JOBS for variant in variants} <= names
+    for pattern in OF_PAPER.values():
+        found = [path for path in EXPERIMENTS if re.fullmatch(pattern, path.stem)]
+        assert {arch_in_name(path) for path in found} == set(DROP_PATH_RATES)
 
 
-@pytest.mark.parametrize('part', PARTS, ids=identify)
-def test_parts_are_no_experiments(part: Path) -> None:
-    assert 'model' not in Config.fromfile(part), 'an experiment inherits a default_runtime.py'
+@pytest.mark.parametrize('fragment', FRAGMENTS, ids=identify)
+def test_fragments_are_no_experiments(fragment: Path) -> None:
+    assert 'model' not in Config.fromfile(fragment), 'an experiment inherits a default_runtime.py'
+
+
+def test_entry_points_are_the_small_variants_of_the_paper() -> None:
+    assert {path.stem for path in ENTRY_POINTS} == set(OF_PAPER)
+    for entry_point in ENTRY_POINTS:
+        (target,) = (
+            path
+            for path in EXPERIMENTS
+            if re.fullmatch(OF_PAPER[entry_point.stem], path.stem) and arch_in_name(path) == 'small'
+        )
+        assert Config.fromfile(entry_point).to_dict() == Config.fromfile(target).to_dict()
+        assert METAFILE[f'configs/{identify(target)}.py']['Alias'] == [entry_point.stem]
 
 
 def test_name_says_what_it_is(path: Path, cfg: Config) -> None:
-    name = NAME.fullmatch(path.stem)
-    assert name, 'METHOD_hatnet[_VARIANT][_SCHEDULE][_fsdp][_toy].py'
-    assert bool(name['toy']) == (path.parent.name == 'toy'), 'mim finds a config by its name'
-    if path.parent == CONFIGS:
-        assert cfg.model.backbone.arch == (name['arch'] or 'small')
-    if path.parent == CONFIGS and not name['schedule']:
+    toy = path.parent.name == 'toy'
+    assert path.stem.endswith('_toy') == toy, 'mim finds a config by its name'
+    if not toy:
+        assert_named_for_content(path, cfg)
+    if any(re.fullmatch(pattern, path.stem) for pattern in OF_PAPER.values()):
         assert cfg.model.backbone.drop_path_rate == DROP_PATH_RATES[cfg.model.backbone.arch]
 
 
@@ -101,7 +118,7 @@ def test_backbone_is_the_variant(path: Path, cfg: Config, model) -> None:
     listed = METAFILE[f'configs/{identify(path)}.py']['Metadata']
     count = sum(parameter.numel() for parameter in model.parameters())
     if path.stem.startswith('dino') and mmdet.__version__ == '3.3.0':
-        count += 131_072  # what OneDL's DINO has besides
+        count += 131_072  # OneDL's DINO has these in addition
     assert count == listed['Parameters']
 
     init_cfg = cfg.model.backbone.get('init_cfg')
@@ -112,7 +129,7 @@ def test_backbone_is_the_variant(path: Path, cfg: Config, model) -> None:
 
 
 def test_weight_decay_of_normalisation(cfg: Config, model) -> None:
-    """A rule of paramwise_cfg that was written for other names would reach only some of them."""
+    """A paramwise_cfg rule for the names of another backbone would miss some layers."""
     optim_wrapper = build_optim_wrapper(model, without_amp(cfg.optim_wrapper))
     decays = {
         id(parameter): group['weight_decay']
@@ -122,11 +139,11 @@ def test_weight_decay_of_normalisation(cfg: Config, model) -> None:
     norms = [module for module in model.backbone.modules() if isinstance(module, GroupNorm)]
     decays = {decays[id(parameter)] for norm in norms for parameter in norm.parameters()}
     weight_decay = cfg.optim_wrapper.optimizer.weight_decay
-    # As everywhere in the field: normalisation is exempt from a strong decay, not from a weak one.
+    # The usual practice: normalisation is exempt from strong weight decay, not from weak one.
     exempt = weight_decay == 0.05 and 'paramwise_cfg' in cfg.optim_wrapper
     assert decays == {0.0 if exempt else weight_decay}
 
 
-@pytest.mark.parametrize('path', rest_slow(EXPERIMENTS, *FIRST), ids=identify, indirect=True)
+@pytest.mark.parametrize('path', rest_slow(EXPERIMENTS, *SMALL), ids=identify, indirect=True)
 def test_train_and_test(path: Path, cfg: Config, run_tool, monkeypatch, tmp_path: Path) -> None:
     assert_trains_and_tests(path, cfg, run_tool, monkeypatch, tmp_path)

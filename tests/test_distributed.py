@@ -57,7 +57,7 @@ env_cfg = dict(dist_cfg=dict(backend='gloo'))
 """
 FSDP = f"""
 from mmengine.config import Config
-fsdp = Config.fromfile({str(CONFIGS / 'maskrcnn_hatnet_large_fsdp.py')!r})
+fsdp = Config.fromfile({str(CONFIGS / 'hatnet' / 'mask-rcnn_hatnet-l_fpn_fsdp-1x_coco.py')!r})
 custom_imports = dict(imports=[*fsdp.custom_imports.imports, 'mmhatnet.openmmlab.cls_head'])
 runner_type, strategy = fsdp.runner_type, fsdp.strategy
 strategy.model_wrapper.device_id = 'cpu'
@@ -180,7 +180,7 @@ def test_no_parameter_is_unused(of_two_processes: list[dict]) -> None:
 
 
 def shards() -> dict:
-    cfg = Config.fromfile(CONFIGS / 'maskrcnn_hatnet_large_fsdp.py')
+    cfg = Config.fromfile(CONFIGS / 'hatnet' / 'mask-rcnn_hatnet-l_fpn_fsdp-1x_coco.py')
     assert 'clip_grad' not in cfg.optim_wrapper and 'paramwise_cfg' not in cfg.optim_wrapper
     model = HATNet(SMALL_ARCH)
     total = sum(parameter.numel() for parameter in model.parameters())

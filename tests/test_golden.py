@@ -10,7 +10,7 @@ from experiments import rest_slow
 
 from mmhatnet import HATNet
 
-GOLDEN = np.load(Path(__file__).parent / 'data' / 'golden_features.npz')
+GOLDEN = np.load(Path(__file__).parent / 'data' / 'hatnet_features.npz')
 IMAGE_SIZES = ['2x3x224x224', '1x3x448x224', '1x3x200x304', '1x3x65x97', '1x3x32x32']
 
 

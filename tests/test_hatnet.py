@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmhatnet import HATNet
-from mmhatnet.backbones import hatnet
+from mmhatnet.backbones import hatnet, memory
 from mmhatnet.backbones.hatnet_literal import LiteralHATNet
 
 # Small enough for seconds, with every kind of piece: windows that cut, both kinds of attention,
@@ -82,33 +82,33 @@ def test_windows_of_a_real_variant_agree_at_an_odd_size() -> None:
             assert_close(feature.double(), reference, 1e-4)
 
 
-def test_hidden_layer_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_layer_in_chunks_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    through_hidden = hatnet.InvertedResidual.through_hidden
+    run_hidden = hatnet.MLP.run_hidden
 
     def counted(self, x: torch.Tensor, in_place: bool = False) -> torch.Tensor:
         calls.append(tuple(x.shape))
-        return through_hidden(self, x, in_place)
+        return run_hidden(self, x, in_place)
 
-    monkeypatch.setattr(hatnet.InvertedResidual, 'through_hidden', counted)
+    monkeypatch.setattr(hatnet.MLP, 'run_hidden', counted)
     image = drawn_image(3, 3, 61, 90)
     model = small_model().eval()
     at_once = model(image)  # the hidden layers are small here
     assert len(calls) == 5
     # One image of the first stage at a time, or two; or eight rows of one, and one beside them.
     one = 16 * 23 * 64 * 4
-    for hidden_bytes, shape in (
+    for chunk_bytes, shape in (
         (one, (1, 8, 16, 23)),
         (2 * one, (2, 8, 16, 23)),
         (1, (1, 8, 9, 23)),
     ):
         calls.clear()
-        monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', hidden_bytes)
+        monkeypatch.setattr(memory, 'CHUNK_BYTES', chunk_bytes)
         for grad in (False, True):
             with torch.set_grad_enabled(grad):
-                in_parts = model(image)
+                in_chunks = model(image)
             assert calls[0] == shape and len(calls) > 5
-            for feature, reference in zip(in_parts, at_once):
+            for feature, reference in zip(in_chunks, at_once):
                 assert_close(feature, reference, 1e-5)
 
 
@@ -118,20 +118,22 @@ def test_recomputing_keeps_no_hidden_layer(
 ) -> None:
     kept = []
 
-    def largest_kept(unnoticed: bool) -> int:
+    def largest_kept() -> int:
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-            mlp(x, unnoticed)
+            mlp(x)
         return max(t.numel() for t in kept)
 
-    mlp = hatnet.InvertedResidual(16, ratio=8, kernel_size=3, recompute=recompute_mlp)
+    mlp = hatnet.MLP(16, ratio=8, kernel_size=3, recompute=recompute_mlp)
     x = torch.rand(1, 16, 40, 40, requires_grad=True)  # larger than any weight
-    # By default where the hidden layer is large and nothing notices.
+    # By default where the hidden layer is large and nothing observes it.
     recomputed = {None: (False, True, False), True: (True,) * 3, False: (False,) * 3}
-    cases = ((16 * 10**6, True), (10**5, True), (10**5, False))
-    for (hidden_bytes, unnoticed), expected in zip(cases, recomputed[recompute_mlp]):
-        monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', hidden_bytes)
-        assert largest_kept(unnoticed) == x.numel() * (1 if expected else 8)
+    cases = ((16 * 10**6, False), (10**5, False), (10**5, True))
+    for (chunk_bytes, observed), expected in zip(cases, recomputed[recompute_mlp]):
+        monkeypatch.setattr(memory, 'CHUNK_BYTES', chunk_bytes)
+        if observed:
+            mlp.expand.register_forward_hook(lambda *args: None)
+        assert largest_kept() == x.numel() * (1 if expected else 8)
 
 
 def test_residual_takes_the_more_precise_dtype() -> None:
@@ -139,7 +141,7 @@ def test_residual_takes_the_more_precise_dtype() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         branch = torch.rand(2, 3).to(dtype)
         expected = branch.float() + x
-        total = hatnet.add(branch, x, in_place=True)
+        total = memory.add(branch, x, in_place=True)
         assert total.dtype == torch.float32
         assert torch.equal(total, expected)
         assert (total is branch) == (dtype == torch.float32)
@@ -151,12 +153,12 @@ def gradients(model: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict({name: p.grad for name, p in model.named_parameters()}, image=image.grad)
 
 
-@pytest.mark.parametrize('hidden_bytes', [hatnet.HIDDEN_BYTES, 1])
+@pytest.mark.parametrize('chunk_bytes', [memory.CHUNK_BYTES, 1])
 @pytest.mark.parametrize('size', [(64, 96), (61, 90)])
 def test_gradients_agree_with_the_literal_formulation(
-    size: tuple[int, int], hidden_bytes: int, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', hidden_bytes)
+    monkeypatch.setattr(memory, 'CHUNK_BYTES', chunk_bytes)
     image = drawn_image(2, 3, *size)
     actual = gradients(small_model(), image)
     reference = gradients(literal_model().double(), image.double())
@@ -350,7 +352,7 @@ def test_built_by_every_framework() -> None:
         (dict(arch=dict(SMALL, depth=3)), r"unknown settings \['depth'\]"),
         (dict(arch=dict(head_dim=8, depths=(1,))), r"missing settings \['embed_dims'\]"),
         (dict(arch=dict(SMALL, depths=(1, 1, 1))), "'depths': 3"),
-        (dict(arch=dict(SMALL, head_dim=16)), r'\[8, 24\] cannot be divided by head_dim=16'),
+        (dict(arch=dict(SMALL, head_dim=16)), 'embed_dims=8 cannot be divided by head_dim=16'),
         (dict(arch=dict(SMALL, poolings=(8, 4, 2, 2))), r'stages \[3\]'),
         (dict(out_indices=(0, 4)), r'out_indices=\(0, 4\) must name stages of 0 to 3'),
         (dict(out_indices=()), 'out_indices'),

@@ -17,8 +17,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmhatnet import HATNet
-from mmhatnet.backbones import hatnet
-from mmhatnet.backbones.hatnet import Block, ImageNorm, nothing_notices
+from mmhatnet.backbones import memory
+from mmhatnet.backbones.hatnet import KNOWN_LAYERS, MLP, Block, ImageNorm
 
 SMALL = dict(embed_dims=(16, 16, 32, 32), head_dim=16, depths=(1, 2, 1, 1))
 # Windows are cut at both edges.
@@ -26,8 +26,8 @@ IMAGE = drawn_image(2, 3, 61, 90)
 
 
 @pytest.fixture(autouse=True)
-def parts_wherever_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', 1)
+def chunks_wherever_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, 'CHUNK_BYTES', 1)
 
 
 @pytest.fixture
@@ -306,37 +306,114 @@ def test_gradients_have_the_strides_of_their_parameters(
         assert parameter.grad.stride() == parameter.stride(), name
 
 
-def watch_by_subclass(model: HATNet) -> None:
-    class Mine(Block):
+def observe_by_subclass(block: Block) -> None:
+    class Mine(MLP):
         pass
 
-    model.stages[0].blocks[0].__class__ = Mine
+    block.mlp.__class__ = Mine
 
 
-WATCHED = {
-    'forward hook': lambda m: m.stem.conv1.register_forward_hook(lambda *args: None),
-    'pre-hook': lambda m: m.stem.conv1.register_forward_pre_hook(lambda *args: None),
-    'backward hook': lambda m: m.stages[0].register_full_backward_hook(lambda *args: None),
-    'backward pre-hook': lambda m: m.stages[0].register_full_backward_pre_hook(lambda *a: None),
-    'replaced module': lambda m: setattr(m.stages[0].blocks[0], 'drop', nn.Dropout2d(0.1)),
-    'subclass': watch_by_subclass,
-    'forward': lambda m: setattr(m.stem.norm, 'forward', m.stem.norm.forward),
-    'compiled module': lambda m: m.stages[0].compile(),
-    'buffer for weight': lambda m: prune.identity(m.stages[0].blocks[0].mlp.expand, 'weight'),
+def ignore(*args) -> None:
+    pass
+
+
+OBSERVERS = {
+    'forward hook': lambda b: b.mlp.expand.register_forward_hook(ignore),
+    'pre-hook': lambda b: b.mlp.depthwise.register_forward_pre_hook(ignore),
+    'backward hook': lambda b: b.mlp.project.register_full_backward_hook(ignore),
+    'backward pre-hook': lambda b: b.mlp.out_norm.register_full_backward_pre_hook(ignore),
+    'replaced layer': lambda b: setattr(b.mlp, 'depthwise', nn.Identity()),
+    'subclass': observe_by_subclass,
+    'forward': lambda b: setattr(b.mlp.norm, 'forward', b.mlp.norm.forward),
+    'compiled layer': lambda b: b.mlp.expand.compile(),
+    'buffer for weight': lambda b: prune.identity(b.mlp.expand, 'weight'),
 }
 
 
-@pytest.mark.parametrize('watch', WATCHED.values(), ids=WATCHED)
-def test_watched_models_are_recognised(model: HATNet, watch) -> None:
-    assert nothing_notices(model, IMAGE)
-    watch(model)
-    assert not nothing_notices(model, IMAGE)
+def unobserved_parts(model: HATNet) -> list[str]:
+    """The blocks and MLPs that may overwrite sums and run in chunks."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (Block, MLP)) and memory.unobserved(module, IMAGE, KNOWN_LAYERS)
+    ]
 
 
-def test_hooks_for_all_modules_are_recognised(model: HATNet) -> None:
-    handle = nn.modules.module.register_module_forward_hook(lambda *args: None)
-    assert not nothing_notices(model, IMAGE)
+@pytest.mark.parametrize('observe', OBSERVERS.values(), ids=OBSERVERS)
+def test_an_observer_changes_one_block_alone(model: HATNet, observe) -> None:
+    every = unobserved_parts(model)
+    assert len(every) == 2 * sum(SMALL['depths'])
+    observe(model.stages[1].blocks[0])
+    left = [name for name in every if not name.startswith('stages.1.blocks.0')]
+    found = unobserved_parts(model)
+    # A subclass of the MLP itself changes nothing inside it.
+    assert [name for name in found if name != 'stages.1.blocks.0.mlp'] == left
+    assert ('stages.1.blocks.0.mlp' in found) == (observe is observe_by_subclass)
+
+
+def test_observers_of_all_modules_are_recognized(model: HATNet) -> None:
+    handle = nn.modules.module.register_module_forward_hook(ignore)
+    assert unobserved_parts(model) == []
     handle.remove()
-    assert nothing_notices(model, IMAGE)
+    assert unobserved_parts(model)
     with FlopCounterMode(display=False):
-        assert not nothing_notices(model, IMAGE)
+        assert unobserved_parts(model) == []
+
+
+@pytest.mark.parametrize('name', ['_has_transforms', '_has_modes'])
+def test_a_private_function_that_pytorch_removes(model: HATNet, name: str, monkeypatch) -> None:
+    with torch.no_grad():
+        expected = last_feature(model)
+        monkeypatch.setattr(memory, name, memory._missing)
+        assert unobserved_parts(model) == []
+        torch.testing.assert_close(last_feature(model), expected)
+
+
+def test_one_observer_leaves_chunks_elsewhere(model: HATNet, monkeypatch) -> None:
+    """As class activation maps hook the last stage."""
+    calls = Counter()
+    run_hidden = MLP.run_hidden
+
+    def counted(self, x: Tensor, in_place: bool = False) -> Tensor:
+        calls[self] += 1
+        return run_hidden(self, x, in_place)
+
+    monkeypatch.setattr(MLP, 'run_hidden', counted)
+    model.stages[-1].register_forward_hook(ignore)
+    model.stages[-1].blocks[-1].mlp.depthwise.register_forward_hook(ignore)
+    with torch.no_grad():
+        model(IMAGE)
+    first, last = (model.stages[index].blocks[-1].mlp for index in (0, -1))
+    assert calls[first] > 1 and calls[last] == 1
+
+
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize('part', ['mlp', 'attn', 'block', 'both'])
+def test_removed_parts(model: HATNet, part: str, grad: bool) -> None:
+    """Pruning in depth and ablations put an identity in the place of a module."""
+    stage = model.stages[1]
+    block = stage.blocks[1]
+    if part == 'block':
+        stage.blocks[1] = nn.Identity()
+    else:
+        for name in ('attn', 'mlp') if part == 'both' else (part,):
+            setattr(block, name, nn.Identity())
+    seen = {}
+
+    def keep(module: nn.Module, args: tuple, out: Tensor) -> None:
+        seen.update(input=args[0], before=args[0].clone(), out=out)
+
+    stage.blocks[1].register_forward_hook(keep)
+    with torch.set_grad_enabled(grad):
+        features = model(IMAGE)
+        x = seen['before']
+        if part == 'block':
+            expected = x
+        else:
+            expected = x + (x if part in ('attn', 'both') else block.attn(x))
+            expected = expected + (expected if part in ('mlp', 'both') else block.mlp(expected))
+    torch.testing.assert_close(seen['out'], expected)
+    assert torch.equal(seen['input'], seen['before'])
+    if grad:
+        sum(feature.square().mean() for feature in features).backward()
+        assert all(p.grad is not None for p in model.stages[0].parameters())

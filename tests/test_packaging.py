@@ -11,6 +11,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
+import yaml
 from experiments import rest_slow
 from mmengine.config import Config
 from processes import Script
@@ -18,10 +19,14 @@ from processes import Script
 import mmhatnet
 
 ROOT = Path(__file__).parents[1]
-INHERITED = ['semfpn_hatnet.py', 'toy/maskrcnn_hatnet_toy.py']
+INHERITED = [
+    'semfpn_hatnet.py',
+    'hatnet/mask-rcnn_hatnet-s_fpn_1x_coco.py',
+    'toy/maskrcnn_hatnet_toy.py',
+]
 BUILD_FILES = (
     *('pyproject.toml', 'setup.py', 'MANIFEST.in'),
-    *('LICENSE', 'README.md', 'model-index.yml'),
+    *('LICENSE', 'NOTICE', 'README.md', 'model-index.yml'),
 )
 INHERIT = """
 import json, sys
@@ -104,9 +109,14 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert modules == {name for name in originals if not name.startswith('.mim')}
 
 
-def test_wheel_holds_the_licence(wheel: Path) -> None:
-    (licence,) = wheel.glob('*.dist-info/licenses/LICENSE')
-    assert licence.read_text() == (ROOT / 'LICENSE').read_text()
+@pytest.mark.parametrize('name', ['LICENSE', 'NOTICE'])
+def test_wheel_holds_the_licence(wheel: Path, name: str) -> None:
+    (licence,) = wheel.glob(f'*.dist-info/licenses/{name}')
+    assert licence.read_text() == (ROOT / name).read_text()
+
+
+def test_wheel_is_typed(wheel: Path) -> None:
+    assert (wheel / 'mmhatnet' / 'py.typed').is_file()
 
 
 def test_wheel_requires_neither_package_family(wheel):
@@ -199,3 +209,9 @@ def test_downstream_project_trains_outside_the_checkout(tool, wheel, tmp_path):
     assert (project / 'work_dirs' / 'config' / 'epoch_1.pth').is_file()
     (results,) = project.glob('work_dirs/config/*/vis_data/scalars.json')
     assert '"coco/segm_mAP"' in results.read_text()
+
+
+def test_ci_runs_on_every_supported_python() -> None:
+    workflow = yaml.safe_load((ROOT / '.github' / 'workflows' / 'ci.yml').read_text())
+    supported = re.findall(r'Python :: (3\.\d+)"', (ROOT / 'pyproject.toml').read_text())
+    assert workflow['jobs']['run']['strategy']['matrix']['python'] == supported

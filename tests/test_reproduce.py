@@ -23,6 +23,8 @@ from mmhatnet.reproduce import read_experiments
 
 ROOT = Path(__file__).parents[1]
 
+CLASSIFIER, DETECTOR = 'hatnet-tiny_8xb128_in1k', 'retinanet_hatnet-t_fpn_1x_coco'
+
 
 class Release(SimpleHTTPRequestHandler):
     """The authors' release, for a network that may break off."""
@@ -64,7 +66,7 @@ def cache(tmp_path: Path, monkeypatch) -> Path:
 def run(server, cache, toy_data: Path, tmp_path: Path, monkeypatch):
     """Runs two experiments of the paper on small generated pictures in the place of its data."""
     (tmp_path / 'classifier.py').write_text(f"""
-_base_ = {str(ROOT / 'configs' / 'imagenet_hatnet_tiny.py')!r}
+_base_ = {str(ROOT / 'configs' / 'hatnet' / f'{CLASSIFIER}.py')!r}
 test_dataloader = dict(
     batch_size=4, num_workers=0, persistent_workers=False,
     dataset=dict(
@@ -82,8 +84,8 @@ model = dict(
 train_dataloader = dict(batch_size=2, dataset=dict(indices=2))
 train_cfg = dict(max_epochs=1, val_interval=2)
 """)
-    configs = dict(imagenet_hatnet_tiny='classifier.py', retinanet_hatnet_tiny='detector.py')
-    experiments = read_experiments(ROOT / 'configs' / 'metafile.yml')
+    configs = {CLASSIFIER: 'classifier.py', DETECTOR: 'detector.py'}
+    experiments = read_experiments(ROOT / 'configs' / 'hatnet' / 'metafile.yml')
     for name, model in experiments.items():
         if name in configs:
             model['Config'] = str(tmp_path / configs[name])
@@ -108,7 +110,7 @@ train_cfg = dict(max_epochs=1, val_interval=2)
 
 
 def test_classifier_is_fetched_and_tested(run, server, cache: Path, published, capfd) -> None:
-    run('imagenet_hatnet_tiny')
+    run(CLASSIFIER)
     output = capfd.readouterr().out
     *_, row, _ = output.splitlines()
     metric, measured = row.split('│')[1], row.split('│')[3].strip()
@@ -124,7 +126,7 @@ def test_classifier_is_fetched_and_tested(run, server, cache: Path, published, c
 @pytest.mark.slow
 def test_detector_is_trained_and_tested(run, published, tmp_path, server, capfd) -> None:
     options = ['--cfg-options', 'test_evaluator.metric=bbox']
-    run('retinanet_hatnet_tiny', '--checkpoint', published, *options)
+    run(DETECTOR, '--checkpoint', published, *options)
     (log,) = tmp_path.glob('work/*/*.log')
     assert f'PretrainedInit: load from {published}' in log.read_text()
     assert 'Scaling the original LR by 0.125.' in log.read_text()
@@ -139,8 +141,8 @@ def test_detector_is_trained_and_tested(run, published, tmp_path, server, capfd)
 
 def test_several_processes(run, published, monkeypatch, capsys) -> None:
     monkeypatch.setattr('subprocess.call', lambda command: 3)
-    with pytest.raises(SystemExit, match='This failed with status 3: .*train.py'):
-        run('retinanet_hatnet_tiny', '--gpus', 4, '--cfg-options', 'a.b=[1,2]')
+    with pytest.raises(SystemExit, match=r'This failed with status 3: .*train\.py'):
+        run(DETECTOR, '--gpus', 4, '--cfg-options', 'a.b=[1,2]')
     command = capsys.readouterr().out
     assert '-m torch.distributed.run --standalone --nproc-per-node=4' in command
     assert "--cfg-options 'a.b=[1, 2]' --launcher pytorch" in command
@@ -197,12 +199,12 @@ def test_what_a_bad_download_has_left_is_replaced(server, published: Path, cache
 
 
 def test_missing_things_are_named(run, server, cache: Path) -> None:
-    with pytest.raises(SystemExit, match='no experiment resnet, only imagenet_hatnet_tiny, '):
+    with pytest.raises(SystemExit, match=f'no experiment resnet, only {CLASSIFIER}, '):
         run('resnet')
-    with pytest.raises(SystemExit, match='There is no checkpoint nothing.pth'):
-        run('imagenet_hatnet_tiny', '--checkpoint', 'nothing.pth')
+    with pytest.raises(SystemExit, match=r'There is no checkpoint nothing\.pth'):
+        run(CLASSIFIER, '--checkpoint', 'nothing.pth')
     with pytest.raises(SystemExit, match='The test data are missing'):
-        run('imagenet_hatnet_tiny', '--cfg-options', 'test_dataloader.dataset.split=x')
+        run(CLASSIFIER, '--cfg-options', 'test_dataloader.dataset.split=x')
     assert not server.requests, 'nothing is downloaded for data that are missing'
     with pytest.raises(
         CheckpointError, match=r'absent.pth could not be downloaded \(HTTP Error 404'

@@ -5,7 +5,7 @@ import torch
 from drawn import draw
 from peers import PEERS
 
-from mmhatnet.backbones.shunted import PatchConv2d
+from mmhatnet.backbones.shunted import FloorPatchConv
 
 
 @pytest.mark.parametrize('size', [2, 4])
@@ -13,7 +13,7 @@ from mmhatnet.backbones.shunted import PatchConv2d
 @torch.no_grad()
 def test_patches_are_whole_or_filled_with_zeros(size: int, sides: tuple[int, int]) -> None:
     """As its page says, position by position; golden features have no input below 24 pixels."""
-    conv, (height, width) = PatchConv2d(3, 5, size).double(), sides
+    conv, (height, width) = FloorPatchConv(3, 5, size).double(), sides
     x = draw('patches', (1, 3, height, width))
     rows, columns = max(height // size, 1), max(width // size, 1)
     expected = conv.bias.view(1, 5, 1, 1).repeat(1, 1, rows, columns)
@@ -28,5 +28,5 @@ def test_heads_that_do_not_fit_are_named() -> None:
     peer = PEERS['shunted']
     with pytest.raises(ValueError, match='embed_dims=16 must be a multiple of 2 x head_dim=16'):
         peer.network(dict(peer.small, head_dim=16))
-    with pytest.raises(ValueError, match='embed_dims=20 must be a multiple of 1 x head_dim=8'):
+    with pytest.raises(ValueError, match='embed_dims=20 cannot be divided by head_dim=8'):
         peer.network(dict(peer.small, embed_dims=(16, 16, 32, 20)))

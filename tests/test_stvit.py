@@ -1,62 +1,46 @@
 """What is STViT's alone: its super tokens, their gradients, and its classifier."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-import torch.nn.functional as F
-from drawn import drawn_image
+from drawn import drawn_image, drawn_value
 from mmpretrain.registry import MODELS
 from peers import PEERS
-from torch import Tensor
+from reference import stvit
+from torch import Tensor, nn
 
 from mmhatnet.backbones.stvit import SuperTokenAttention
 from mmhatnet.openmmlab import cls_head  # noqa: F401
 
 
-def literal(attn: SuperTokenAttention, x: Tensor, constant: bool = True) -> Tensor:
-    """The network's page, position by position, with all zeros in place: (H, W, C) to the same."""
-    size = attn.cell
-    height, width, channels = x.shape
-    h, w = -(-height // size), -(-width // size)
-    x = F.pad(x, (0, 0, 0, w * size - width, 0, h * size - height))
-    start = x.view(h, size, w, size, channels).mean(dim=(1, 3))
-    y, x_of = torch.meshgrid(torch.arange(h * size), torch.arange(w * size), indexing='ij')
-    down = torch.arange(h).view(h, 1, 1, 1) - y // size  # from a position's cell to every cell
-    right = torch.arange(w).view(w, 1, 1) - x_of // size
-    near = (down.abs() <= 1) & (right.abs() <= 1)
-    logits = torch.einsum('yxc,hwc->hwyx', x, start) / channels**0.5
-    exps = logits.exp() * near
-    outside = 9 - near.sum(dim=(0, 1))  # neighbours that are no cells have the logit 0
-    q = exps / (exps.sum(dim=(0, 1)) + outside)
-    total = q.sum(dim=(2, 3))[..., None]
-    if constant:
-        q, total = q.detach(), total.detach()
-    tokens = torch.einsum('hwyx,yxc->hwc', q, x) / (total + 1e-12)
-
-    queries, keys, values = [], [], []
-    head_dim = channels // attn.heads
-    for part in attn.qkv(tokens.flatten(0, 1)).split(3 * head_dim, dim=1):
-        for tensors, tensor in zip((queries, keys, values), part.split(head_dim, dim=1)):
-            tensors.append(tensor)
-    heads = [(a @ b.T / head_dim**0.5).softmax(dim=1) @ v for a, b, v in zip(queries, keys, values)]
-    tokens = attn.proj(torch.cat(heads, dim=1)).view(h, w, channels)
-    return torch.einsum('hwyx,hwc->yxc', q, tokens)[:height, :width]
-
-
 @pytest.mark.parametrize('size', [(9, 14), (4, 3), (12, 8)])
-def test_gradients_are_those_of_the_page(size: tuple[int, int]) -> None:
+def test_gradients_are_those_of_the_reference(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    attn = SuperTokenAttention(12, heads=3, cell=4).double()
-    x = (2 * torch.randn(1, *size, 12, dtype=torch.float64)).requires_grad_()
-    inputs = [x, *attn.parameters()]
-    expected, out, learned = literal(attn, x[0]), attn(x)[0], literal(attn, x[0], constant=False)
-    torch.testing.assert_close(out, expected)
-    weights = torch.randn_like(out)
-    gradients, references, others = (
-        torch.autograd.grad((result * weights).sum(), inputs) for result in (out, expected, learned)
-    )
-    for gradient, reference in zip(gradients, references):
-        torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-11)
-    assert not torch.allclose(gradients[0], others[0], rtol=1e-2)
+    attn = SuperTokenAttention(12, num_heads=3, cell=4).double()
+    reference = stvit.SuperTokenAttention(12, heads=3, cell=4).double()
+    weights = {k: v[..., None, None] if v.ndim == 2 else v for k, v in attn.state_dict().items()}
+    reference.stoken_refine.load_state_dict(weights)
+    image = 2 * torch.randn(1, 12, *size, dtype=torch.float64)
+    weight = torch.randn_like(image)
+
+    def gradients(function: Callable, module: nn.Module) -> list[Tensor]:
+        x = image.clone().requires_grad_()
+        inputs = [x, *(p for p in module.parameters() if p.requires_grad)]
+        out = function(x)
+        found = torch.autograd.grad((out * weight).sum(), inputs)
+        return [out, found[0], *(g.flatten(1) if g.ndim == 4 else g for g in found[1:])]
+
+    def channels_last(x: Tensor) -> Tensor:
+        return attn(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    results, expected = gradients(channels_last, attn), gradients(reference, reference)
+    for result, value in zip(results, expected):
+        torch.testing.assert_close(result, value, rtol=1e-9, atol=1e-11)
+    reference.constant_association = False
+    learned = gradients(reference, reference)
+    torch.testing.assert_close(learned[0], expected[0])
+    assert not torch.allclose(learned[1], expected[1], rtol=1e-2)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -90,7 +74,7 @@ def test_logits_of_a_published_classifier() -> None:
         )
     ).eval()
     weights = {
-        f'head.{key}': peer.value(key.replace('fc.', 'head.'), tuple(value.shape))
+        f'head.{key}': drawn_value(key.replace('fc.', 'head.'), tuple(value.shape))
         for key, value in classifier.head.state_dict().items()
     }
     weights |= {f'backbone.{k}': v for k, v in peer.drawn(classifier.backbone).items()}
@@ -103,5 +87,5 @@ def test_logits_of_a_published_classifier() -> None:
 
 def test_heads_that_do_not_fit_are_named() -> None:
     peer = PEERS['stvit']
-    with pytest.raises(ValueError, match='embed_dims=16 cannot be divided into 3 heads'):
-        peer.network(dict(peer.small, heads=(1, 3, 2, 3)))
+    with pytest.raises(ValueError, match='embed_dims=16 cannot be divided by num_heads=3'):
+        peer.network(dict(peer.small, num_heads=(1, 3, 2, 3)))

@@ -14,6 +14,7 @@ from mmhatnet.evaluation import augment_tests, dump_predictions
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 # Starting and ending processes that load data takes longer than training on a few pictures.
+AMP = 'hatnet/mask-rcnn_hatnet-s_fpn_amp-ms-crop-3x_coco'
 NO_WORKERS = [
     f'{split}_dataloader.{setting}'
     for split in ('train', 'val', 'test')
@@ -132,6 +133,12 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
         ('train', 'retinanet_hatnet', [], r'configs/toy/retinanet_hatnet_toy\.py'),
         (
             'train',
+            'hatnet/retinanet_hatnet-t_fpn_1x_coco',
+            [],
+            r'looks for data/coco.*configs/toy/retinanet_hatnet_toy\.py',
+        ),
+        (
+            'train',
             'semfpn_hatnet',
             [],
             r'data/ade/ADEChallengeData2016/images/training.*toy/semfpn',
@@ -143,7 +150,7 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
             r'looks for data/imagenet/train\..*toy/imagenet_hatnet_toy',
         ),
         ('train', 'toy/maskrcnn_hatnet_toy', ['--amp'], '--amp needs a GPU'),
-        ('train', 'maskrcnn_hatnet_3x', [], r'mixed precision of .*_3x\.py needs a GPU'),
+        ('train', AMP, [], r'mixed precision of .*-3x_coco\.py needs a GPU'),
         ('train', 'toy/maskrcnn_hatnet_toy', ['--resume', 'x.pth'], r'no checkpoint x\.pth'),
         (
             'train',

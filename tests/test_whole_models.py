@@ -28,21 +28,37 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mmhatnet.backbones.hatnet_literal  # noqa: F401  registers the other backbone
-from mmhatnet.backbones import hatnet
+from mmhatnet import HATNet
+from mmhatnet.backbones import memory
 from mmhatnet.backbones.checkpoint import to_native_keys
 
-BEYOND = [CONFIGS / f'{name}.py' for name in ('cascademaskrcnn_hatnet_3x', 'dino_hatnet_12e')]
-BEYOND += [CONFIGS / f'{name}.py' for name in ('mask2former_hatnet_50e', 'upernet_hatnet_160k')]
+UPERNET = 'hatnet-s_upernet_8xb2-amp-160k_ade20k-512x512'
+BEYOND = [
+    CONFIGS / 'hatnet' / f'{name}.py'
+    for name in (
+        'cascade-mask-rcnn_hatnet-s_fpn_4conv1fc-giou_amp-ms-crop-3x_coco',
+        'dino-4scale_hatnet-s_8xb2-12e_coco',
+        'mask2former_hatnet-s_8xb2-lsj-50e_coco',
+        UPERNET,
+    )
+]
 # Float32 rounding, in units of the largest value of a tensor; for masks and labels, the share that
 # differs.
 TOLERANCE = 1e-4
 # Batch normalisation of one pooled cell in each of two images makes much of little differences.
-LOOSE = {'upernet_hatnet_160k': 1e-2}
+LOOSE = {UPERNET: 1e-2}
 
 # What stands for the others in an ordinary run: they differ by a few numbers, which the tests of
 # configs and of golden features see as well, or by a head that some other config has too.
 DETECTOR = TOY['maskrcnn_hatnet_toy']
-ORDINARY = [CONFIGS / f'{name}_hatnet.py' for name in ('retinanet', 'semfpn', 'imagenet')]
+ORDINARY = [
+    CONFIGS / 'hatnet' / f'{name}.py'
+    for name in (
+        'retinanet_hatnet-s_fpn_1x_coco',
+        'hatnet-s_fpn_4xb4-80k_ade20k-512x512',
+        'hatnet-small_8xb128_in1k',
+    )
+]
 ORDINARY += [DETECTOR, *(path for path in BEYOND if re.match('dino|mask2former', path.stem))]
 
 pytestmark = pytest.mark.usefixtures('all_coco_classes')
@@ -129,7 +145,7 @@ def learned(job: Job, model: nn.Module) -> dict[str, Tensor]:
     total.backward()
     gradients = {name: p.grad for name, p in bare.named_parameters() if '.proj_norm.' not in name}
     assert all(gradient is not None for gradient in gradients.values())
-    to_native_keys(gradients, hatnet.HATNet.CHECKPOINT, {}, 'backbone.')
+    to_native_keys(gradients, HATNet.CHECKPOINT, {}, 'backbone.')
     # A linear layer may be a 1x1 convolution there.
     gradients = {f'gradient of {name}': g.squeeze() for name, g in gradients.items()}
     return tensors_of(losses) | gradients
@@ -232,7 +248,7 @@ def test_recomputing(path: Path, option: str) -> None:
 
 @pytest.mark.parametrize('path', rest_slow(TOY.values(), DETECTOR), ids=identify)
 def test_hidden_layers_in_parts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hatnet, 'HIDDEN_BYTES', 10_000)
+    monkeypatch.setattr(memory, 'CHUNK_BYTES', 10_000)
     assert_same(path)
 
 

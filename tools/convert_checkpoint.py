@@ -1,7 +1,7 @@
 """Writes a published checkpoint of any of the networks with this package's key names.
 
 There is no need for it: the backbone reads published checkpoints as they are. It is for those who
-want a file of weights alone, or one for the whole classifier of its configs/**/imagenet_*.py.
+want a file of weights alone, or one for the whole classifier of its configs/**/*_in1k.py.
 """
 
 import argparse

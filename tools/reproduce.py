@@ -1,10 +1,10 @@
 """Repeats an experiment with the published weights, and prints its results beside the paper's.
 
-    python tools/reproduce.py imagenet_hatnet_tiny        # tests the published classifier
-    python tools/reproduce.py maskrcnn_hatnet --gpus 8    # trains from the published backbone
+    python tools/reproduce.py hatnet-tiny_8xb128_in1k   # tests the published classifier
+    python tools/reproduce.py maskrcnn_hatnet --gpus 8  # trains from the published backbone
 
 An interrupted training resumes when the same command is given again. The experiments, the paper's
-results and the published classifiers are those in configs/metafile.yml.
+results and the published classifiers are those in configs/hatnet/metafile.yml.
 """
 
 import argparse
@@ -18,20 +18,16 @@ from mmhatnet.preflight.checkpoints import require_checkpoint
 from mmhatnet.reproduce import read_experiments, reproduce
 
 ROOT = Path(__file__).resolve().parent.parent
-METAFILE = ROOT / 'configs' / 'metafile.yml'
+METAFILE = ROOT / 'configs' / 'hatnet' / 'metafile.yml'
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('experiment', help='the name of a config in configs/, without .py')
-    parser.add_argument(
-        '--checkpoint', help='the published weights, if they are already downloaded'
-    )
-    parser.add_argument(
-        '--gpus', type=int, default=1, help='the number of processes, one for each GPU'
-    )
+    parser.add_argument('experiment', help='a name or alias of configs/hatnet/metafile.yml')
+    parser.add_argument('--checkpoint', help='the published weights, if already downloaded')
+    parser.add_argument('--gpus', type=int, default=1, help='number of processes, one for each GPU')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
     cli.add_settings_option(parser)
     args = parser.parse_args()
@@ -43,10 +39,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     experiments = read_experiments(METAFILE)
-    if args.experiment not in experiments:
+    aliases = {alias: model for model in experiments.values() for alias in model.get('Alias', [])}
+    experiment = (experiments | aliases).get(args.experiment)
+    if experiment is None:
         names = ', '.join(experiments)
         raise ConfigError(f'There is no experiment {args.experiment}, only {names}')
-    experiment = experiments[args.experiment]
     args.config = str(ROOT / experiment['Config'])
     if args.checkpoint:
         require_checkpoint(args.checkpoint)

@@ -1,5 +1,5 @@
-# The generated data of tools/make_toy_data.py in COCO's layout, and a schedule of minutes for them.
-# All in one dict, because two bases of a config may not set the same key.
+# The synthetic data of tools/make_toy_data.py in COCO's layout, and a schedule of a few minutes.
+# One dict holds it all, because two bases of a config may not set the same key.
 data_root = 'data/toy/coco/'
 dataset = dict(
     data_root=data_root,
@@ -25,9 +25,9 @@ test_pipeline = [
 ]
 
 toy = dict(
-    # Without it the losses of random weights are several times those of chance, because the
-    # backbone's features are sums of many blocks. MMDetection's configs for training from scratch
-    # normalise in the same places.
+    # The backbone's features sum many blocks. Without normalisation, random weights start at
+    # several times the loss of chance. MMDetection's configs for training from scratch normalise
+    # in the same places.
     norm_cfg=dict(type='GN', num_groups=16, requires_grad=True),
     train_dataloader=dict(
         batch_size=4,

@@ -1,7 +1,8 @@
-_base_ = ['../maskrcnn_hatnet.py', 'coco_toy.py']
+# Mask R-CNN on the synthetic data of tools/make_toy_data.py, in COCO's layout.
+_base_ = ['../hatnet/mask-rcnn_hatnet-s_fpn_1x_coco.py', 'coco_toy.py']
 
 norm_cfg = _base_.toy.norm_cfg
-# For objects of 8 to 87 pixels; four levels of small anchors are enough, and so are few proposals.
+# Objects span 8 to 87 pixels: four levels of small anchors and few proposals suffice.
 model = dict(
     backbone=dict(arch='tiny', drop_path_rate=0.0, init_cfg=None),
     neck=dict(in_channels=[48, 96, 240, 384], out_channels=64, num_outs=4, norm_cfg=norm_cfg),
@@ -16,7 +17,7 @@ model = dict(
             in_channels=64,
             fc_out_channels=256,
             num_classes=4,
-            # The classes take longest to learn, and boxes of the usual weight outweigh them.
+            # Classes take longest to learn, and box losses of the usual weight dominate them.
             loss_bbox=dict(loss_weight=0.3),
         ),
         mask_roi_extractor=dict(out_channels=64),
@@ -38,5 +39,5 @@ optim_wrapper = _base_.toy.optim_wrapper
 param_scheduler = _base_.toy.param_scheduler
 default_hooks = _base_.toy.default_hooks
 randomness = dict(seed=0)
-# The least that this recipe reaches, whatever the seed; tools/check_goals.py judges by it.
+# Lower bounds for any seed, which tools/check_goals.py checks.
 goals = {'coco/bbox_mAP_50': 0.6, 'coco/segm_mAP_50': 0.6}

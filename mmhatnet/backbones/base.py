@@ -1,15 +1,17 @@
-"""What the networks share and what computes nothing: arguments, freezing and checkpoints.
+"""What the networks share: stages, arguments, freezing and checkpoints.
 
-Each network has its modules and its ``forward`` in its own file.
+A network supplies a stem, a downsampling and the blocks of its stages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones.checkpoint import (
     Published,
@@ -17,56 +19,94 @@ from mmhatnet.backbones.checkpoint import (
     lift_backbone,
     to_native_keys,
 )
+from mmhatnet.backbones.layers import to_channels_last
 from mmhatnet.checkpoint_files import load_weights_only
 from mmhatnet.errors import CheckpointError
 
 
-class Backbone(BaseModule):
-    """A backbone whose subclass builds ``self.stem`` and ``self.stages``.
-
-    A stage has ``blocks`` and whatever is between it and the one before inside ``downsample``.
-    Stages after the last one of ``out_indices`` are not built: they would be parameters without a
-    gradient, on which distributed training fails. The subclass ends with ``_freeze_stages()``.
+class Stage(nn.Module):
+    """Blocks of one resolution, after a downsampling in all stages but the first.
 
     Args:
-        settings (dict): What ``resolve_arch`` returns.
+        downsample (nn.Module): What comes before the blocks.
+        blocks (Sequence[nn.Module]): Modules that map (N, C, H, W) to (N, C, H, W).
+        with_cp (bool): Whether to recompute each block in the backward pass.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], with_cp: bool) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of the stage before, or of the stem, to (N, C, H, W)."""
+        x = self.downsample(x)
+        for block in self.blocks:
+            if self.with_cp and x.requires_grad:
+                x = checkpoint(self.run_block, block, x, use_reentrant=False)
+            else:
+                x = self.run_block(block, x)
+        return x
+
+    def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Calls a block. A subclass passes on what the blocks of the stage share."""
+        return block(x)
+
+
+class Backbone(BaseModule):
+    """A backbone with one feature per stage.
+
+    A subclass calls ``_build`` at the end of its ``__init__``.
+
+    Args:
+        arch (str | dict): The name of a variant, or a dict of settings as in ``ARCHS``.
         in_channels (int): Channels of the input.
-        out_indices (Sequence[int]): The stages whose features are returned, in this order.
-        drop_path_rate (float): Stochastic depth of the last block of the architecture.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages.
-        norm_eval (bool): Whether batch normalisation keeps its running statistics in training.
-        init_cfg (dict | list[dict], optional): Initialisation, as MMEngine defines it.
+        out_indices (Sequence[int]): The stages whose features are returned, in this order. Stages
+            after the last one of them are not built: they would be parameters without a gradient,
+            on which distributed training fails.
+        drop_path_rate (float): Stochastic depth of the last block of the architecture. It grows
+            linearly from 0 at the first one.
+        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages:
+            their parameters get no gradients and they stay in evaluation mode.
+        init_cfg (dict | list[dict], optional): Initialization, as MMEngine defines it.
+        norm_eval (bool): Whether batch normalization keeps its running statistics in training.
+            Defaults to False.
 
     Attributes:
-        ARCHS (dict[str, dict]): Settings of each variant, those of a stage as a tuple. They have
-            ``embed_dims`` (channels) and ``depths`` (blocks) at least.
+        ARCHS (dict[str, dict]): The settings of each variant. A tuple has a value for each stage.
+            ``embed_dims`` (channels) and ``depths`` (blocks) are required.
         ARCH_DEFAULTS (dict): Settings that a variant need not name.
-        CHECKPOINT (Published): The names of published checkpoints.
+        CHECKPOINT (Published): The names of the tensors in published checkpoints.
+        settings (dict): The settings of this instance.
         embed_dims (tuple[int]): Channels of all stages of the architecture.
         out_channels (tuple[int]): Channels of the returned features.
         out_strides (tuple[int]): Their strides in pixels.
-        drop_path_rates (list[float]): A rate for each block of the architecture, from 0.
 
     Raises:
         ValueError: If an argument is impossible.
     """
 
-    ARCHS: dict[str, dict]
-    ARCH_DEFAULTS: dict = {}
+    ARCHS: dict[str, dict[str, Any]]
+    ARCH_DEFAULTS: dict[str, Any] = {}
     CHECKPOINT: Published
+
+    stem: nn.Module
+    stages: nn.ModuleList
 
     def __init__(
         self,
-        settings: dict,
+        arch: str | dict,
         in_channels: int,
         out_indices: Sequence[int],
         drop_path_rate: float,
         frozen_stages: int,
-        norm_eval: bool,
         init_cfg: dict | list[dict] | None,
+        norm_eval: bool = False,
     ) -> None:
         super().__init__(init_cfg)
-        self.embed_dims = settings['embed_dims']
+        self.settings = self.resolve_arch(arch)
+        self.embed_dims = self.settings['embed_dims']
         num_stages = len(self.embed_dims)
         stages = range(num_stages)
         if (
@@ -82,18 +122,67 @@ class Backbone(BaseModule):
         self.out_indices = tuple(out_indices)
         self.out_channels = tuple(self.embed_dims[index] for index in self.out_indices)
         self.out_strides = tuple(4 * 2**index for index in self.out_indices)
+        self.drop_path_rate = drop_path_rate
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        total_depth = sum(settings['depths'])
-        self.drop_path_rates = torch.linspace(0, drop_path_rate, total_depth, device='cpu').tolist()
+
+    def _build(
+        self,
+        stem: nn.Module,
+        downsample: Callable[[int, int], nn.Module],
+        block: Callable[[int, int, float], nn.Module],
+        stage: Callable[[nn.Module, list[nn.Module]], nn.Module],
+    ) -> None:
+        """Builds the stem and the stages that are needed, and freezes what is to stay.
+
+        Args:
+            stem (nn.Module): (N, in_channels, H, W) to the input of the first stage.
+            downsample (Callable): Makes what is between two stages from their channels.
+            block (Callable): Makes a block from its stage, its index in it and its drop path rate.
+            stage (Callable): Makes a stage from its downsampling and its blocks.
+        """
+        self.stem = stem
+        self.stages = nn.ModuleList()
+        dims, depths = self.embed_dims, self.settings['depths']
+        rates = torch.linspace(0, self.drop_path_rate, sum(depths), device='cpu').tolist()
+        for index in range(max(self.out_indices) + 1):
+            # In this order, in which earlier versions drew their initial weights.
+            blocks = [block(index, i, rates.pop(0)) for i in range(depths[index])]
+            before = downsample(dims[index - 1], dims[index]) if index else nn.Identity()
+            self.stages.append(stage(before, blocks))
+        self._freeze_stages()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Computes the features of a batch of images.
+
+        Args:
+            x (Tensor): Images of any size, (N, in_channels, H, W).
+
+        Returns:
+            tuple[Tensor]: A feature (N, out_channels[i], H', W') for each of ``out_indices``. H' is
+            H / out_strides[i] and W' is W / out_strides[i], rounded up where the network does not
+            say otherwise. Features are contiguous, as those of other backbones, because not every
+            operator supports channels-last inputs: mmcv's compiled RoIAlign reads them wrongly.
+
+        Raises:
+            ValueError: If the input has another number of dimensions or channels.
+        """
+        self.check_input(x)
+        features = {}
+        x = to_channels_last(self.stem(x))
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index in self.out_indices:
+                features[index] = x.contiguous()
+        return tuple(features[index] for index in self.out_indices)
 
     @classmethod
-    def resolve_arch(cls, arch: str | dict) -> dict:
+    def resolve_arch(cls, arch: str | dict) -> dict[str, Any]:
         """Returns the complete settings of a named or custom architecture.
 
         Raises:
-            ValueError: If the name or a setting is unknown or missing, or if the settings of the
-                stages differ in number.
+            ValueError: If the name or a setting is unknown or missing, if the settings of the
+                stages differ in number, or if the heads do not divide a stage's channels.
         """
         if isinstance(arch, str):
             if arch not in cls.ARCHS:
@@ -101,8 +190,7 @@ class Backbone(BaseModule):
                     f'arch={arch!r} is not a {cls.CHECKPOINT.network} variant: '
                     f'choose one of {list(cls.ARCHS)}'
                 )
-            return {**cls.ARCH_DEFAULTS, **cls.ARCHS[arch]}
-
+            arch = cls.ARCHS[arch]
         example = {**cls.ARCH_DEFAULTS, **next(iter(cls.ARCHS.values()))}
         settings = {**cls.ARCH_DEFAULTS, **arch}
         unknown = [key for key in settings if key not in example]
@@ -117,6 +205,11 @@ class Backbone(BaseModule):
         lengths = {key: len(settings[key]) for key in per_stage}
         if len(set(lengths.values())) != 1:
             raise ValueError(f'arch={arch!r}: the numbers of stages differ: {lengths}')
+        for stage, channels in enumerate(settings['embed_dims']):
+            key = 'head_dim' if 'head_dim' in settings else 'num_heads'
+            divisor = settings[key] if key == 'head_dim' else settings[key][stage]
+            if channels % divisor:
+                raise ValueError(f'embed_dims={channels} cannot be divided by {key}={divisor}')
         return settings
 
     def check_input(self, x: Tensor) -> None:
@@ -140,7 +233,7 @@ class Backbone(BaseModule):
             What the blocks of a stage share belongs to the first of them, a norm after them to the
             last.
         """
-        depths = [len(stage.blocks) for stage in self.stages]
+        depths = self.settings['depths'][: len(self.stages)]
         num_layers = sum(depths) + 2
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
@@ -205,7 +298,7 @@ class Backbone(BaseModule):
             )
         return f'{found} the checkpoint of {self.init_cfg}'
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         if not prefix:
             lift_backbone(state_dict, self.CHECKPOINT)
         expected = self.state_dict()

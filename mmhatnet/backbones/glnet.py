@@ -1,35 +1,36 @@
-"""The GLNet backbone: convolutions for what is near, attention among a few slots for the rest.
+"""The GLNet backbone: convolutions for the neighbourhood, attention among a few slots for the rest.
 
 Zhu et al., "Revisiting the Integration of Convolution and Attention for Vision Backbone", NeurIPS
 2024, arXiv 2411.14429. Published code and weights: https://github.com/rayleizhu/GLMix.
 
-The file reads from the pieces of a block to the network. Inside the network every feature is
-(N, C, H, W) in the channels-last memory format, of which (N, H * W, C) is a view.
+The file reads from the pieces of a block to the network.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from mmhatnet.backbones.base import Backbone
+from mmhatnet.backbones.base import Backbone, Stage
 from mmhatnet.backbones.checkpoint import Published
 from mmhatnet.backbones.layers import (
     DropPath,
-    LayerScale,
+    LayerNorm2d,
     conv,
     depthwise_conv,
+    layer_scale,
     multi_head_attention,
     pointwise,
 )
 
 
 def linear(in_channels: int, out_channels: int) -> nn.Linear:
-    """What the authors have as a linear layer. Their 1x1 convolutions start as PyTorch's do."""
+    """A linear layer of the published code. Its 1x1 convolutions keep PyTorch's initialization."""
     module = nn.Linear(in_channels, out_channels)
     nn.init.trunc_normal_(module.weight, std=0.02)
     nn.init.zeros_(module.bias)
@@ -51,21 +52,21 @@ class Attention(nn.Module):
         return self.proj(multi_head_attention(q, k, v, self.head_dim))
 
 
-class MapAttention(Attention):
+class GlobalAttention(Attention):
     """Attention among all positions."""
 
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W). ``x`` is what other blocks begin their slots with."""
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(N, C, H, W) to (N, C, H, W). ``x``, the input of ``SlotMixing``, is not used."""
         out = super().forward(z.permute(0, 2, 3, 1).flatten(1, 2))
         return out.unflatten(1, z.shape[2:]).permute(0, 3, 1, 2)
 
 
 class SlotMixing(nn.Module):
-    """GLMix (paper, section 3): attention among slots, and convolutions of the map beside it.
+    """GLMix (paper, section 3): attention among slots, and convolutions beside it.
 
-    Positions are grouped into slots by their cosines to what the slots begin with, an average over
-    a grid or parameters. The slots attend to each other and are spread over the positions again.
-    Nothing here takes more than ``num_slots`` numbers a position, at any image size.
+    The initial slots are means over a grid, or parameters. Positions are assigned to slots by their
+    cosine similarity. The slots attend to each other and are distributed over the positions again.
+    Memory is at most ``num_slots`` numbers for each position, at any image size.
     """
 
     def __init__(self, channels: int, head_dim: int, num_slots: int, learned_slots: bool) -> None:
@@ -82,12 +83,18 @@ class SlotMixing(nn.Module):
         self.conv_out = nn.Linear(channels, channels)
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W): the normed input of the block, and the input as it came."""
-        slots = self.slots
-        if slots is None:
+        """(N, C, H, W) to (N, C, H, W).
+
+        Args:
+            z (Tensor): The normalized input of the block.
+            x (Tensor): The input of the block, of which the initial slots are made.
+        """
+        if self.slots is None:
             slots = F.adaptive_avg_pool2d(x, self.side).flatten(2).transpose(1, 2)
+        else:
+            slots = self.slots
         positions = z.permute(0, 2, 3, 1).flatten(1, 2)
-        # In 16 bit, cosines would be coarse, and a position's share of 1 among many would be 0.
+        # In 16 bits cosines would be coarse, and the weight of one position among many would be 0.
         with torch.autocast(z.device.type, enabled=False):
             precise = torch.promote_types(z.dtype, torch.float32)
             positions = positions.to(precise)
@@ -103,7 +110,7 @@ class SlotMixing(nn.Module):
 
 
 class MLP(nn.Module):
-    """Expansion, where asked for a depthwise convolution, and projection."""
+    """Expansion, optionally a depthwise convolution with a residual, and projection."""
 
     def __init__(self, channels: int, ratio: int, depthwise: bool, layer: Callable) -> None:
         super().__init__()
@@ -129,29 +136,28 @@ class Block(nn.Module):
         attn: nn.Module,
         mlp: nn.Module,
         depthwise: bool,
-        layer_scale: float | None,
+        scale: float | None,
         drop_path: float,
     ) -> None:
         super().__init__()
         self.position = depthwise_conv(channels, 3) if depthwise else None
-        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.norm1 = LayerNorm2d(channels, eps=1e-6)
         self.attn = attn
-        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.norm2 = LayerNorm2d(channels, eps=1e-6)
         self.mlp = mlp
-        scaled = layer_scale is not None
-        self.scale1 = LayerScale(channels, layer_scale) if scaled else nn.Identity()
-        self.scale2 = LayerScale(channels, layer_scale) if scaled else nn.Identity()
+        self.scale1 = layer_scale(channels, scale)
+        self.scale2 = layer_scale(channels, scale)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         placed = x if self.position is None else x + self.position(x)
-        mixed = self.attn(pointwise(self.norm1, placed), x)
+        mixed = self.attn(self.norm1(placed), x)
         x = placed + self.drop_path(self.scale1(mixed))
-        return x + self.drop_path(self.scale2(self.mlp(pointwise(self.norm2, x))))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 
-class PatchConv(nn.Conv2d):
-    """Convolution of patches side by side, the last ones filled with zeros at right and bottom."""
+class CeilPatchConv(nn.Conv2d):
+    """Convolution of patches side by side, padded with zeros at the right and bottom."""
 
     def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
         super().__init__(in_channels, out_channels, size, stride=size)
@@ -162,80 +168,67 @@ class PatchConv(nn.Conv2d):
         return super().forward(F.pad(x, (0, -width % right, 0, -height % bottom)))
 
 
-def stem(in_channels: int, channels: int, overlapped: bool) -> nn.Sequential:
+class Stem(nn.Sequential):
     """(N, C_in, H, W) to (N, C, ceil(H / 4), ceil(W / 4))."""
-    if not overlapped:
-        return nn.Sequential(PatchConv(in_channels, channels, 4), nn.BatchNorm2d(channels))
-    return nn.Sequential(
-        # For the published numbers of the layers, by which the two stems differ.
-        nn.Identity(),
-        conv(in_channels, channels // 2, 3, stride=2),
-        nn.BatchNorm2d(channels // 2),
-        nn.GELU(),
-        conv(channels // 2, channels, 3, stride=2),
-        nn.BatchNorm2d(channels),
-    )
+
+    def __init__(self, in_channels: int, channels: int, overlapped: bool) -> None:
+        if overlapped:
+            half = channels // 2
+            super().__init__(
+                nn.Identity(),  # so that the layers have their published numbers
+                conv(in_channels, half, 3, stride=2),
+                nn.BatchNorm2d(half),
+                nn.GELU(),
+                conv(half, channels, 3, stride=2),
+                nn.BatchNorm2d(channels),
+            )
+        else:
+            super().__init__(CeilPatchConv(in_channels, channels, 4), nn.BatchNorm2d(channels))
 
 
-def downsample(in_channels: int, channels: int, overlapped: bool) -> nn.Sequential:
+class Downsample(nn.Sequential):
     """Between two stages: (N, C_in, H, W) to (N, C, ceil(H / 2), ceil(W / 2))."""
-    if not overlapped:
-        return nn.Sequential(nn.BatchNorm2d(in_channels), PatchConv(in_channels, channels, 2))
-    return nn.Sequential(conv(in_channels, channels, 3, stride=2), nn.BatchNorm2d(channels))
 
-
-class Stage(nn.Module):
-    """Blocks of one resolution, after a downsampling in all stages but the first."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[Block], with_cp: bool) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-        self.with_cp = with_cp
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        for block in self.blocks:
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x
+    def __init__(self, in_channels: int, channels: int, overlapped: bool) -> None:
+        if overlapped:
+            super().__init__(conv(in_channels, channels, 3, stride=2), nn.BatchNorm2d(channels))
+        else:
+            super().__init__(nn.BatchNorm2d(in_channels), CeilPatchConv(in_channels, channels, 2))
 
 
 @MODELS.register_module()
 class GLNet(Backbone):
     """GLNet as a backbone with one feature per stage, of strides 4, 8, 16 and 32.
 
-    A drop-in at any input size: a feature of stride s has ceil(H / s) x ceil(W / s) positions. The
-    published code of 'stl' and 'stl_paramslot' drops the rows and columns that fill no patch; here
-    zeros fill it, and where the sizes divide it is the published function.
+    It takes any input size: a feature of stride s has ceil(H / s) x ceil(W / s) positions. The
+    published code of 'stl' and 'stl_paramslot' drops rows and columns that do not fill a patch,
+    which are padded with zeros here. Where patches divide the size, both compute the same.
 
-    Arguments that are not listed here, and the attributes, are those of ``Backbone``.
+    ``Backbone`` documents the other arguments and the attributes.
 
     Args:
         arch (str | dict): '4g', '9g', '16g', 'stl' (patches that do not overlap, as Swin's),
             'stl_paramslot' (the same with learned slots), '4g_tklb', '9g_tklb' (the networks of
             '4g' and '9g', trained with token labelling), or a dict of settings: for each stage
-            ``embed_dims`` (channels), ``depths`` (blocks) and ``mixers`` ('slots', 'map' for
-            attention among all positions, or 'alternating', from slots on); ``overlapped``
-            (convolutions between stages), ``mlp_ratio``, ``depthwise`` (3x3 convolutions before
+            ``embed_dims`` (channels), ``depths`` (blocks), ``mixers`` ('slots', 'map' for attention
+            among all positions, or 'alternating', which starts with slots) and ``mlp_ratios``;
+            ``overlapped`` (convolutions between stages), ``depthwise`` (3x3 convolutions before
             attention and in MLPs), ``layer_scale`` (initial value, or None for none),
             ``learned_slots``, ``num_slots`` (a square number) and ``head_dim`` (channels per
             head). Only the first two have no default.
         drop_path_rate (float): On ImageNet the authors train with 0.15 ('4g'), 0.3 ('9g'), 0.4
             ('16g') and 0.1 (the others). Defaults to 0.
-        norm_eval (bool): Batch norms are between stages alone. Defaults to False.
+        norm_eval (bool): Only the layers between stages have batch norms. Defaults to False.
         with_cp (bool): Whether to recompute each block in the backward pass, which saves memory for
             time. Defaults to False.
-        init_cfg (dict | list[dict], optional): Defaults to None: layers start as the authors' do.
+        init_cfg (dict | list[dict], optional): Defaults to None: the authors' initialization.
 
-    A published checkpoint loads as it is, and so does the backbone's part of one of a whole model,
-    nested or with a prefix. Of '16g' the authors publish the accuracy of the averaged weights under
-    ``model_ema``; those under ``model`` are taken where a file has both.
+    Published checkpoints load as they are. So do the backbone's weights in a checkpoint of a whole
+    model, nested or with a prefix. The authors report the accuracy of '16g' for the averaged
+    weights under ``model_ema``. Where a file has both, those under ``model`` are loaded.
 
     Raises:
-        ValueError: If an argument or an input is impossible, or a checkpoint of another network.
+        ValueError: If an argument or an input is impossible, or a checkpoint is of another network.
     """
 
     ARCHS = {
@@ -247,7 +240,7 @@ class GLNet(Backbone):
             depths=(2, 2, 6, 2),
             mixers=('slots', 'slots', 'slots', 'map'),
             overlapped=False,
-            mlp_ratio=4,
+            mlp_ratios=(4, 4, 4, 4),
             depthwise=False,
         ),
     }
@@ -256,7 +249,7 @@ class GLNet(Backbone):
     ARCH_DEFAULTS = dict(
         mixers=('slots', 'slots', 'alternating', 'map'),
         overlapped=True,
-        mlp_ratio=3,
+        mlp_ratios=(3, 3, 3, 3),
         depthwise=True,
         layer_scale=None,
         learned_slots=False,
@@ -303,66 +296,44 @@ class GLNet(Backbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        settings = self.resolve_arch(arch)
         super().__init__(
-            *(settings, in_channels, out_indices, drop_path_rate, frozen_stages, norm_eval),
-            init_cfg=init_cfg,
+            arch, in_channels, out_indices, drop_path_rate, frozen_stages, init_cfg, norm_eval
         )
+        settings = self.settings
         overlapped, depthwise = settings['overlapped'], settings['depthwise']
-        head_dim, num_slots = settings['head_dim'], settings['num_slots']
-        drop_path_rates = iter(self.drop_path_rates)
-        self.stem = stem(in_channels, self.embed_dims[0], overlapped)
-        self.stages = nn.ModuleList()
-        for index in range(max(self.out_indices) + 1):
-            channels, mixer = self.embed_dims[index], settings['mixers'][index]
-            blocks = []
-            for block in range(settings['depths'][index]):
-                if mixer == 'slots' or (mixer == 'alternating' and block % 2 == 0):
-                    attn = SlotMixing(channels, head_dim, num_slots, settings['learned_slots'])
-                else:
-                    attn = MapAttention(channels, head_dim)
-                layer = linear if mixer == 'map' and not overlapped else nn.Linear
-                mlp = MLP(channels, settings['mlp_ratio'], depthwise, layer)
-                scale, drop_path = settings['layer_scale'], next(drop_path_rates)
-                blocks.append(Block(channels, attn, mlp, depthwise, scale, drop_path))
-            before = nn.Identity()
-            if index:
-                before = downsample(self.embed_dims[index - 1], channels, overlapped)
-            self.stages.append(Stage(before, blocks, with_cp))
-        self._freeze_stages()
+
+        def block(stage: int, index: int, drop_path: float) -> Block:
+            channels, head_dim = self.embed_dims[stage], settings['head_dim']
+            mixer = settings['mixers'][stage]
+            attn: nn.Module
+            if mixer == 'slots' or (mixer == 'alternating' and index % 2 == 0):
+                num_slots, learned = settings['num_slots'], settings['learned_slots']
+                attn = SlotMixing(channels, head_dim, num_slots, learned)
+            else:
+                attn = GlobalAttention(channels, head_dim)
+            layer = linear if mixer == 'map' and not overlapped else nn.Linear
+            mlp = MLP(channels, settings['mlp_ratios'][stage], depthwise, layer)
+            return Block(channels, attn, mlp, depthwise, settings['layer_scale'], drop_path)
+
+        self._build(
+            Stem(in_channels, self.embed_dims[0], overlapped),
+            partial(Downsample, overlapped=overlapped),
+            block,
+            partial(Stage, with_cp=with_cp),
+        )
 
     @classmethod
-    def resolve_arch(cls, arch: str | dict) -> dict:
+    def resolve_arch(cls, arch: str | dict) -> dict[str, Any]:
         """Returns the complete settings of a named or custom architecture.
 
         Raises:
-            ValueError: As for every backbone, and if a head does not divide a stage's channels, a
-                mixer is unknown or the number of slots is no square.
+            ValueError: As for every backbone, and if a mixer is unknown or the number of slots is
+                not a square number.
         """
         settings = super().resolve_arch(arch)
-        head_dim, num_slots = settings['head_dim'], settings['num_slots']
-        indivisible = [dim for dim in settings['embed_dims'] if dim % head_dim]
-        if indivisible:
-            raise ValueError(f'embed_dims {indivisible} cannot be divided by head_dim={head_dim}')
+        num_slots = settings['num_slots']
         if not set(settings['mixers']) <= {'slots', 'map', 'alternating'}:
-            raise ValueError(f'mixers={settings["mixers"]} must be of slots, map and alternating')
+            raise ValueError(f"mixers={settings['mixers']} must be 'slots', 'map' or 'alternating'")
         if num_slots < 1 or math.isqrt(num_slots) ** 2 != num_slots:
             raise ValueError(f'num_slots={num_slots} must be a square number, as 64 is')
         return settings
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the features of images of any size, (N, in_channels, H, W).
-
-        Returns:
-            tuple[Tensor]: A contiguous feature (N, out_channels[i], ceil(H / s), ceil(W / s)) for
-            each of ``out_indices``, with s = out_strides[i].
-        """
-        self.check_input(x)
-        features = {}
-        # Channels-last, in words that function transforms understand.
-        x = self.stem(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        for index, stage in enumerate(self.stages):
-            x = stage(x)
-            if index in self.out_indices:
-                features[index] = x.contiguous()
-        return tuple(features[index] for index in self.out_indices)

@@ -3,29 +3,26 @@
 Liu et al., "Vision Transformers with Hierarchical Attention", Machine Intelligence Research 21,
 670-683 (2024), arXiv 2106.03180. Published code and weights: https://github.com/yun-liu/HAT-Net.
 
-The file reads from the pieces of a block to the network. Inside the network every feature is
-(N, C, H, W) in the channels-last memory format, in which convolutions are fastest and a linear
-layer is a 1x1 convolution without a copy.
-
-Other libraries hook, wrap, replace and trace the modules. Two rules keep what they do right: the
-weights of a module are used by calling it and in no other way, and what a module has returned is
-not changed afterwards, except in a forward pass of which ``nothing_notices`` says that it makes no
-difference.
+The file reads from the pieces of a block to the network. Other libraries hook, wrap, replace and
+trace the modules. Two rules keep their results right: a module's weights are used only by calling
+it, and its output is not overwritten while anything can observe it (``memory.py``).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks_of_all_modules
 from torch.utils.checkpoint import checkpoint
 
-from mmhatnet.backbones.base import Backbone, check_rate
+from mmhatnet.backbones import memory
+from mmhatnet.backbones.base import Backbone, Stage, check_rate
 from mmhatnet.backbones.checkpoint import Published
 from mmhatnet.backbones.layers import (
+    Downsample,
     DropPath,
     conv,
     depthwise_conv,
@@ -33,21 +30,17 @@ from mmhatnet.backbones.layers import (
     pointwise,
 )
 
-# Where larger tensors come from fresh memory, which the system has to clear page by page, a CPU
-# waits for that longer than for the arithmetic: glibc gives out memory again up to about this size.
-HIDDEN_BYTES = 16 * 10**6
-
 
 class ImageNorm(nn.GroupNorm):
-    """Group normalisation with one group: statistics over all values of one image."""
+    """Group normalization with one group: statistics over all values of one image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
-        # Behind frozen layers. On a CPU, PyTorch's backward pass of the channels-last kernel writes
-        # the gradient of its input where none was asked for, and the process dies.
+        # Behind frozen layers. On a CPU, PyTorch's backward pass for channels-last inputs writes
+        # the gradient of the input even if none is required, and crashes.
         learns = self.weight.requires_grad or self.bias.requires_grad
         if learns and not x.requires_grad and torch.is_grad_enabled():
             x = x.contiguous()
@@ -65,18 +58,6 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv2(F.silu(self.norm(self.conv1(x))))
-
-
-class Downsample(nn.Module):
-    """Between two stages: (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2))."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = conv(in_channels, out_channels, 3, stride=2)
-        self.norm = ImageNorm(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
 
 
 class PlainAttention(nn.Module):
@@ -109,24 +90,24 @@ def window_runs(size: int, window: int) -> Iterator[tuple[int, int, int]]:
         yield whole * window, 1, size % window
 
 
-COMPILER_KNOWS_SIZES = torch.__version__ >= '2.8'
-
-
 def concatenate(tensors: list[Tensor], dim: int) -> Tensor:
-    """Spares the copy that ``torch.cat`` makes of a single tensor."""
+    """``torch.cat`` without a copy of a single tensor."""
     return torch.cat(tensors, dim) if len(tensors) > 1 else tensors[0]
 
 
-def remainders_are_known(sizes: Sequence[int], divisor: int) -> bool:
-    """Whether there can be code for the remainders of these sizes alone.
+# Before 2.8 PyTorch's compiler cannot tell what it knows about a size.
+COMPILER_KNOWS_SIZES = torch.__version__ >= '2.8'
 
-    Not in a graph for all sizes, as tracers record it, and compilers and exporters where sizes are
-    dynamic. What depends on a remainder there makes a graph that is wrong for other sizes, or
-    terms of sizes that grow from block to block, until no compiler gets to the end of them.
+
+def remainders_are_known(sizes: Sequence[int], divisor: int) -> bool:
+    """Whether code may depend on the remainders of these sizes.
+
+    It may not in a graph for all sizes, such as tracers record and compilers make of dynamic sizes.
+    Such a graph would be wrong for other remainders, or its symbolic sizes would grow from block to
+    block until the compiler does not finish.
     """
     if not torch.compiler.is_compiling():
         return not torch.jit.is_tracing()
-    # Before 2.8 PyTorch's compiler cannot ask for it: windows are whole then, as for any size.
     if torch.compiler.is_dynamo_compiling() and not COMPILER_KNOWS_SIZES:
         return False
     # Imports SymPy.
@@ -139,18 +120,18 @@ def remainders_are_known(sizes: Sequence[int], divisor: int) -> bool:
     return True
 
 
-def lacking(size: int, divisor: int) -> int:
-    """What ``size`` lacks to the next multiple."""
-    # PyTorch simplifies the sizes of what is padded in this form, and not that of -size % divisor.
+def missing_to_multiple(size: int, divisor: int) -> int:
+    """The difference between ``size`` and the next multiple of the divisor."""
+    # PyTorch simplifies symbolic sizes in this form, but not -size % divisor.
     return (size + divisor - 1) // divisor * divisor - size
 
 
 class HierarchicalAttention(nn.Module):
-    """H-MHSA (paper, section 3.2): attention in windows, then of every position over pooled ones.
+    """H-MHSA (paper, section 3.2): attention in windows, then to pooled positions.
 
-    Windows are laid from the top-left corner. Those at the right and bottom edge are smaller when
-    the window does not divide the size, so no padding is ever attended to. Pooling rounds up, and
-    a cell at the edge is the mean of the positions that it covers.
+    Windows start at the top-left corner. If the window does not divide the size, those at the right
+    and bottom edge are smaller, so that no position attends to padding. Pooling rounds up. A pooled
+    position at the edge is the mean of the positions that it covers.
     """
 
     def __init__(self, channels: int, head_dim: int, window: int, pooling: int) -> None:
@@ -178,21 +159,22 @@ class HierarchicalAttention(nn.Module):
         return add(x, normed).permute(0, 3, 1, 2)
 
     def add_in_cut_windows(self, x: Tensor, normed: Tensor) -> Tensor:
-        # Windows of one size are one batch: at most four calls, for the whole windows, the right
-        # edge, the bottom edge and the corner.
+        # Windows of one size form a batch. There are at most four: the whole windows, those at the
+        # right edge, at the bottom edge and in the corner.
         bands = []
         for top, rows, height in window_runs(x.shape[1], self.window):
             vertical = slice(top, top + rows * height)
-            parts = []
+            regions = []
             for left, columns, width in window_runs(x.shape[2], self.window):
                 region = (slice(None), vertical, slice(left, left + columns * width))
-                parts.append(self.add_in_windows(x[region], normed[region], height, width))
-            bands.append(concatenate(parts, dim=2))
+                regions.append(self.add_in_windows(x[region], normed[region], height, width))
+            bands.append(concatenate(regions, dim=2))
         return concatenate(bands, dim=1)
 
     def add_in_padded_windows(self, x: Tensor, normed: Tensor) -> Tensor:
-        # The same, of the same operations at any size.
-        bottom, right = (lacking(size, self.window) for size in x.shape[1:3])
+        # The same result by the same operations for any size. It would replace the method above,
+        # but costs an eager forward pass on a CPU 7 % of its speed.
+        bottom, right = (missing_to_multiple(size, self.window) for size in x.shape[1:3])
         inside = torch.ones_like(x[..., :1], dtype=torch.bool)
         padded = (F.pad(t, (0, 0, 0, right, 0, bottom)) for t in (x, normed, inside))
         x, normed, inside = padded
@@ -202,9 +184,9 @@ class HierarchicalAttention(nn.Module):
     def add_in_windows(
         self, x: Tensor, normed: Tensor, height: int, width: int, inside: Tensor | None = None
     ) -> Tensor:
-        """(N, H, W, C), which windows of one size divide, to (N, H, W, C).
+        """(N, H, W, C) to (N, H, W, C), where the window divides H and W.
 
-        Keys are attended to where ``inside`` (N, H, W, 1) is true, or all of them.
+        ``inside`` (N, H, W, 1) is true for positions to attend to. None means all.
         """
 
         def cut(t: Tensor) -> Tensor:
@@ -217,7 +199,7 @@ class HierarchicalAttention(nn.Module):
         q, k, v = self.qkv(tokens(windows)).chunk(3, dim=-1)
         mask = None if inside is None else tokens(cut(inside)).transpose(1, 2).unsqueeze(1)
         out = multi_head_attention(q, k, v, self.head_dim, mask).view(windows.shape)
-        # The addition also lays the windows out as an image, which saves a copy.
+        # The sum also restores the layout of an image, which saves a copy.
         return (cut(x).transpose(2, 3) + out.transpose(2, 3)).flatten(3, 4).flatten(1, 2)
 
     def global_attention(self, y: Tensor) -> Tensor:
@@ -228,10 +210,10 @@ class HierarchicalAttention(nn.Module):
         return out.view(y.shape).permute(0, 3, 1, 2)
 
     def pool(self, y: Tensor) -> Tensor:
-        """(N, C, H, W) to the means of cells, (N, C, ceil(H / pooling), ceil(W / pooling))."""
+        """(N, C, H, W) to means, (N, C, ceil(H / pooling), ceil(W / pooling))."""
         if remainders_are_known(y.shape[2:], self.pooling):
             return F.avg_pool2d(y, self.pooling, ceil_mode=True)
-        bottom, right = (lacking(size, self.pooling) for size in y.shape[2:])
+        bottom, right = (missing_to_multiple(size, self.pooling) for size in y.shape[2:])
         means, inside = (
             F.avg_pool2d(F.pad(t, (0, right, 0, bottom)), self.pooling)
             for t in (y, torch.ones_like(y[:, :1]))
@@ -239,11 +221,10 @@ class HierarchicalAttention(nn.Module):
         return means / inside
 
 
-class InvertedResidual(nn.Module):
-    """The MLP of a block: expansion, depthwise convolution, projection.
+class MLP(nn.Module):
+    """The inverted residual: expansion, depthwise convolution, projection.
 
-    Its hidden layer is 4 to 8 times as large as anything else in the network. A CPU computes it a
-    few images or rows at a time, in memory that stays in its cache.
+    Its hidden layer is 4 to 8 times as large as any other feature of the network.
     """
 
     def __init__(
@@ -251,6 +232,7 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         hidden = channels * ratio
+        self.kernel_size = kernel_size
         self.recompute = recompute
         self.norm = ImageNorm(channels)
         self.expand = nn.Linear(channels, hidden, bias=False)
@@ -258,54 +240,39 @@ class InvertedResidual(nn.Module):
         self.project = nn.Linear(hidden, channels, bias=False)
         self.out_norm = ImageNorm(channels)
 
-    def forward(self, x: Tensor, unnoticed: bool = False) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W), in parts where nothing notices how often a layer runs."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
         x = self.norm(x)
-        row_bytes = x.shape[3] * self.depthwise.out_channels * x.element_size()
-        # In this order: a compiler would make a graph for each answer to what it sees compared.
-        in_parts = (
-            unnoticed and x.device.type == 'cpu' and row_bytes * x.shape[2] * len(x) > HIDDEN_BYTES
-        )
-        recompute = in_parts if self.recompute is None else self.recompute
-        through_hidden = self.through_hidden
+        # Test the device first: on others nothing depends on the rest. Test the size last:
+        # otherwise Dynamo guards on it and recompiles.
+        on_cpu = x.device.type == 'cpu' and memory.unobserved(self, x, KNOWN_LAYERS)
+        chunked = on_cpu and self.row_bytes(x) * x.shape[2] * len(x) > memory.CHUNK_BYTES
+        recompute = chunked if self.recompute is None else self.recompute
+        run: Callable[[Tensor], Tensor] = self.run_hidden
         if not torch.is_grad_enabled():
-            through_hidden = partial(through_hidden, in_place=unnoticed)
+            run = partial(self.run_hidden, in_place=on_cpu)
         elif recompute:
-            # What others have put inside may draw random numbers; our own layers draw none.
-            through_hidden = partial(
-                *(checkpoint, through_hidden),
-                use_reentrant=False,
-                preserve_rng_state=not unnoticed,
+            # Layers of other libraries may draw random numbers. Those of this file draw none.
+            run = partial(
+                checkpoint, self.run_hidden, use_reentrant=False, preserve_rng_state=not on_cpu
             )
         else:
-            in_parts = False  # all parts would be kept
-        if in_parts:
-            return self.out_norm(self.by_parts(through_hidden, x, row_bytes))
-        return self.out_norm(through_hidden(x))
+            chunked = False  # autograd would keep every chunk
+        if chunked:
+            x = memory.in_chunks(run, x, self.row_bytes(x), self.kernel_size // 2)
+        else:
+            x = run(x)
+        return self.out_norm(x)
 
-    def through_hidden(self, x: Tensor, in_place: bool = False) -> Tensor:
+    def row_bytes(self, x: Tensor) -> int:
+        """The size of the hidden layer for one row of one image."""
+        return x.shape[3] * self.depthwise.out_channels * x.element_size()
+
+    def run_hidden(self, x: Tensor, in_place: bool = False) -> Tensor:
         x = F.silu(pointwise(self.expand, x), in_place)
-        x = F.silu(self.depthwise(x), in_place)
+        x = self.depthwise(x)
+        x = F.silu(x, in_place)
         return pointwise(self.project, x)
-
-    def by_parts(self, function: Callable, x: Tensor, row_bytes: int) -> Tensor:
-        """Applies a function to whole images, or where one is too large, to rows of it.
-
-        The depthwise convolution sees the rows next to a part as well, which are cut off after it.
-        """
-        height, beside = x.shape[2], self.depthwise.padding[0]
-        images = HIDDEN_BYTES // (height * row_bytes)
-        if images:
-            return torch.cat([function(part) for part in x.split(images)])
-        if len(x) > 1:
-            return torch.cat([self.by_parts(function, image, row_bytes) for image in x.split(1)])
-        rows = max(HIDDEN_BYTES // row_bytes - 2 * beside, 8 * beside, 1)
-        parts = []
-        for top in range(0, height, rows):
-            first = max(top - beside, 0)
-            part = function(x[:, :, first : top + rows + beside])
-            parts.append(part[:, :, top - first : top - first + rows])
-        return torch.cat(parts, dim=2)
 
 
 class Block(nn.Module):
@@ -318,79 +285,30 @@ class Block(nn.Module):
         self.drop = nn.Dropout(drop)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, **unnoticed: bool) -> Tensor:
-        # `unnoticed=True` or nothing: what others put in a module's place takes x alone.
-        in_place = bool(unnoticed) and not torch.is_grad_enabled()
-        x = add(self.drop_path(self.drop(self.attn(x))), x, in_place)
-        return add(self.drop_path(self.drop(self.mlp(x, **unnoticed))), x, in_place)
+    def forward(self, x: Tensor) -> Tensor:
+        # A branch returns a tensor of its own, unless somebody has replaced it.
+        in_place = (
+            x.device.type == 'cpu'
+            and not torch.is_grad_enabled()
+            and memory.unobserved(self, x, KNOWN_LAYERS)
+        )
+        x = memory.add(self.drop_path(self.drop(self.attn(x))), x, in_place)
+        return memory.add(self.drop_path(self.drop(self.mlp(x))), x, in_place)
 
 
-def add(branch: Tensor, x: Tensor, in_place: bool) -> Tensor:
-    """``branch + x``. Where autocast has mixed dtypes, the sum takes the more precise one."""
-    return branch.add_(x) if in_place and branch.dtype == x.dtype else branch + x
-
-
-class Stage(nn.Module):
-    """Blocks of one resolution, after a downsampling in all stages but the first."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[Block], with_cp: bool) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-        self.with_cp = with_cp
-
-    def forward(self, x: Tensor, **unnoticed: bool) -> Tensor:
-        x = self.downsample(x)
-        for block in self.blocks:
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, use_reentrant=False, **unnoticed)
-            else:
-                x = block(x, **unnoticed)
-        return x
-
-
-MODULES = {
-    *(Stem, Downsample, PlainAttention, HierarchicalAttention, InvertedResidual, DropPath),
-    *(Block, Stage, nn.Conv2d, nn.Linear, ImageNorm, nn.Dropout, nn.Identity, nn.ModuleList),
-}
-HOOKS = [f'_{part}_hooks' for part in ('forward_pre', 'forward', 'backward_pre', 'backward')]
-
-
-def nothing_notices(model: nn.Module, x: Tensor) -> bool:
-    """Whether parts and sums in place make no difference to anything but time and memory.
-
-    They do where a tracer, a function transform or a mode of PyTorch records operations, and where
-    a module inside the model has a hook, has been replaced, wrapped or compiled, or has a
-    ``forward`` or weights of another kind.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        # PyTorch has no public names for these two.
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or any(getattr(hooks_of_all_modules, f'_global{kind}') for kind in HOOKS)
-        or type(x) is not Tensor
-    ):
-        return False
-    return all(
-        type(module) in MODULES
-        and 'forward' not in vars(module)
-        and module._compiled_call_impl is None
-        and not any(getattr(module, kind) for kind in HOOKS)
-        and all(type(p) is nn.Parameter for p in module._parameters.values() if p is not None)
-        for child in model.children()
-        for module in child.modules()
-    )
+KNOWN_LAYERS = frozenset(
+    [PlainAttention, HierarchicalAttention, MLP, ImageNorm, nn.Linear, nn.Conv2d]
+    + [nn.Dropout, DropPath]
+)
 
 
 @MODELS.register_module()
 class HATNet(Backbone):
     """HAT-Net as a backbone with one feature per stage, of strides 4, 8, 16 and 32.
 
-    A drop-in for any detector, segmentor or classifier of MMDetection, MMSegmentation and
-    MMPretrain, at any input size: a feature of stride s has ceil(H / s) x ceil(W / s) positions.
-    Where every window divides its stage it is the function of the published code.
+    It works in any detector, segmentor or classifier of MMDetection, MMSegmentation and MMPretrain,
+    at any input size: a feature of stride s has ceil(H / s) x ceil(W / s) positions. Where every
+    window divides its stage, it computes the same as the published code.
 
     Args:
         arch (str | dict): 'tiny', 'small', 'medium', 'large', or a dict of settings: for each
@@ -402,17 +320,17 @@ class HATNet(Backbone):
             Stages after the last one of them are not built: they would be parameters without a
             gradient, on which distributed training fails. Defaults to (0, 1, 2, 3).
         drop_rate (float): Dropout on the outputs of attention and MLP. Defaults to 0.
-        drop_path_rate (float): Stochastic depth of the last block of the architecture; it grows
+        drop_path_rate (float): Stochastic depth of the last block of the architecture. It grows
             linearly from 0 at the first one. Defaults to 0.
         frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages:
             their parameters get no gradients and they stay in evaluation mode. Defaults to -1.
         with_cp (bool): Whether to recompute each block's activations in the backward pass, which
             saves memory for time. Defaults to False.
         recompute_mlp (bool, optional): Whether to recompute the hidden layers of the MLPs in the
-            backward pass. They are most of what training keeps. Defaults to None: on a CPU, where
-            the hidden layer is large and nothing watches the modules, recomputing is faster as
-            well and is done; on a GPU memory has its price in time, so it is yours to choose.
-        init_cfg (dict | list[dict], optional): Initialisation, as MMEngine defines it. Defaults to
+            backward pass. They take most of the memory in training. Defaults to None, which means
+            on a CPU, where the hidden layer is large and nothing observes the MLP. There it is also
+            faster. On a GPU it saves memory and costs time.
+        init_cfg (dict | list[dict], optional): Initialization, as MMEngine defines it. Defaults to
             truncated normal weights with std 0.02.
 
     Attributes:
@@ -420,9 +338,9 @@ class HATNet(Backbone):
         out_channels (tuple[int]): Channels of the returned features.
         out_strides (tuple[int]): Their strides in pixels.
 
-    A published checkpoint loads as it is, and so does the backbone's part of one of a whole model,
-    nested or with a prefix. The ``proj_norm`` tensors of the published network, whose output is
-    used nowhere, have no counterpart here and are skipped.
+    Published checkpoints load as they are. So do the backbone's weights in a checkpoint of a whole
+    model, nested or with a prefix. The ``proj_norm`` tensors of the published network are skipped,
+    because the published code never uses their output.
 
     Raises:
         ValueError: If an argument is impossible, or a checkpoint is of another architecture.
@@ -499,51 +417,38 @@ class HATNet(Backbone):
                 dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0),
                 dict(type='Constant', layer='GroupNorm', val=1.0, bias=0.0),
             ]
-        settings = self.resolve_arch(arch)
-        super().__init__(
-            *(settings, in_channels, out_indices, drop_path_rate, frozen_stages),
-            norm_eval=False,
-            init_cfg=init_cfg,
-        )
+        super().__init__(arch, in_channels, out_indices, drop_path_rate, frozen_stages, init_cfg)
         check_rate('drop_rate', drop_rate)
-        self.stem = Stem(in_channels, self.embed_dims[0])
-        self.stages = nn.ModuleList()
-        for index in range(max(self.out_indices) + 1):
-            channels = self.embed_dims[index]
-            first_block = sum(settings['depths'][:index])
-            blocks = [
-                Block(
-                    self._build_attention(settings, index),
-                    InvertedResidual(
-                        channels,
-                        settings['mlp_ratios'][index],
-                        settings['kernel_sizes'][index],
-                        recompute_mlp,
-                    ),
-                    drop_rate,
-                    self.drop_path_rates[first_block + block],
-                )
-                for block in range(settings['depths'][index])
-            ]
-            downsample = (
-                Downsample(self.embed_dims[index - 1], channels) if index else nn.Identity()
-            )
-            self.stages.append(Stage(downsample, blocks, with_cp))
-        self._freeze_stages()
+        settings = self.settings
+
+        def block(stage: int, index: int, drop_path: float) -> Block:
+            channels, head_dim = self.embed_dims[stage], settings['head_dim']
+            window, pooling = settings['windows'][stage], settings['poolings'][stage]
+            attn: nn.Module
+            if window is None:
+                attn = PlainAttention(channels, head_dim)
+            else:
+                attn = HierarchicalAttention(channels, head_dim, window, pooling)
+            ratio, kernel_size = settings['mlp_ratios'][stage], settings['kernel_sizes'][stage]
+            mlp = MLP(channels, ratio, kernel_size, recompute_mlp)
+            return Block(attn, mlp, drop_rate, drop_path)
+
+        self._build(
+            Stem(in_channels, self.embed_dims[0]),
+            lambda before, channels: Downsample(before, channels, ImageNorm(channels)),
+            block,
+            partial(Stage, with_cp=with_cp),
+        )
 
     @classmethod
-    def resolve_arch(cls, arch: str | dict) -> dict:
+    def resolve_arch(cls, arch: str | dict) -> dict[str, Any]:
         """Returns the complete settings of a named or custom architecture.
 
         Raises:
-            ValueError: As for every backbone, and if a head does not divide a stage's channels, or
-                one of a stage's window and pooling is None and the other is not.
+            ValueError: As for every backbone, and if one of a stage's window and pooling is None
+                and the other is not.
         """
         settings = super().resolve_arch(arch)
-        head_dim = settings['head_dim']
-        indivisible = [dim for dim in settings['embed_dims'] if dim % head_dim]
-        if indivisible:
-            raise ValueError(f'embed_dims {indivisible} cannot be divided by head_dim={head_dim}')
         half_given = [
             stage
             for stage in range(len(settings['depths']))
@@ -551,40 +456,6 @@ class HATNet(Backbone):
         ]
         if half_given:
             raise ValueError(
-                f'stages {half_given}: windows and poolings are None together or not at all'
+                f'stages {half_given}: windows and poolings must both be None, or neither'
             )
         return settings
-
-    @staticmethod
-    def _build_attention(settings: dict, stage: int) -> nn.Module:
-        channels, head_dim = settings['embed_dims'][stage], settings['head_dim']
-        window, pooling = settings['windows'][stage], settings['poolings'][stage]
-        if window is None:
-            return PlainAttention(channels, head_dim)
-        return HierarchicalAttention(channels, head_dim, window, pooling)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the features of an image batch.
-
-        Args:
-            x (Tensor): Images of any size, (N, in_channels, H, W).
-
-        Returns:
-            tuple[Tensor]: A feature (N, out_channels[i], ceil(H / s), ceil(W / s)) for each of
-            ``out_indices``, with s = out_strides[i]. They are contiguous, as those of other
-            backbones are, because not every operator minds the strides of its input: mmcv's
-            RoIAlign reads channels-last features as if they were contiguous.
-
-        Raises:
-            ValueError: If the input has another number of dimensions or channels.
-        """
-        self.check_input(x)
-        unnoticed = dict(unnoticed=True) if nothing_notices(self, x) else {}
-        features = {}
-        # Channels-last, in words that function transforms understand.
-        x = self.stem(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        for index, stage in enumerate(self.stages):
-            x = stage(x, **unnoticed)
-            if index in self.out_indices:
-                features[index] = x.contiguous()
-        return tuple(features[index] for index in self.out_indices)

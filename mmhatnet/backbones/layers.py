@@ -1,20 +1,27 @@
-"""Layers that more than one network uses."""
+"""Layers that more than one network uses.
+
+Inside every network a feature is (N, C, H, W) in the channels-last memory format. Convolutions are
+fastest in it, and (N, H, W, C) is a view, so that a linear layer needs no copy.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def conv(in_channels: int, out_channels: int, kernel_size: int, **kwargs) -> nn.Conv2d:
-    """Convolution with "same" padding, or half the size rounded up with stride 2."""
+def conv(in_channels: int, out_channels: int, kernel_size: int, **kwargs: Any) -> nn.Conv2d:
+    """Convolution that keeps the size, or halves it and rounds up with ``stride=2``."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
 
 
-def depthwise_conv(channels: int, kernel_size: int, **kwargs) -> nn.Conv2d:
+def depthwise_conv(channels: int, kernel_size: int, **kwargs: Any) -> nn.Conv2d:
     """Convolution of each channel by itself.
 
-    The weight (C, 1, k, k) has the strides that its gradient gets from channels-last features.
-    With one input channel the usual strides are as contiguous, but DDP would copy each gradient.
+    The weight (C, 1, k, k) has the strides that its gradient gets from channels-last features. The
+    default strides are as contiguous, since there is one input channel, but DDP would copy each
+    gradient.
     """
     module = conv(channels, channels, kernel_size, groups=channels, **kwargs)
     weight = torch.empty_like(module.weight, memory_format=torch.channels_last)
@@ -22,13 +29,49 @@ def depthwise_conv(channels: int, kernel_size: int, **kwargs) -> nn.Conv2d:
     return module
 
 
-def pointwise(linear: nn.Module, x: Tensor) -> Tensor:
-    """A linear layer over the channels: (N, C_in, H, W) to (N, C_out, H, W)."""
-    return linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+def to_channels_last(x: Tensor) -> Tensor:
+    """(N, C, H, W) to the same in the channels-last memory format."""
+    # Function transforms such as vmap do not support `x.contiguous(memory_format=...)`.
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """Applies a layer over the channels: (N, C_in, H, W) to (N, C_out, H, W)."""
+    return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalization over the channels of each position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Downsample(nn.Module):
+    """Convolution with a stride and a norm: (N, C_in, H, W) to (N, C_out, H', W').
+
+    H' is H / stride and W' is W / stride, rounded up.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: nn.Module,
+        kernel_size: int = 3,
+        stride: int = 2,
+    ) -> None:
+        super().__init__()
+        self.conv = conv(in_channels, out_channels, kernel_size, stride=stride)
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): drops the whole branch of some images of a batch."""
+    """Stochastic depth (arXiv 1603.09382): drops the branch of whole images at random."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -38,28 +81,11 @@ class DropPath(nn.Module):
         """(N, ...) to (N, ...)."""
         if self.rate == 0 or not self.training:
             return x
-        keep = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)
+        mask = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * mask.div_(1 - self.rate)
 
     def extra_repr(self) -> str:
         return f'rate={self.rate:.3f}'
-
-
-def multi_head_attention(
-    q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None = None
-) -> Tensor:
-    """Softmax attention of (B, L, C) queries over (B, M, C) keys and values.
-
-    Heads are consecutive runs of ``head_dim`` channels. ``mask`` (B, 1, 1, M) is true where a key
-    is attended to. Returns (B, L, C).
-    """
-    q, k, v = (t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
-
-
-def convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """A convolution of (N, H, W, C), which it sees as channels-last, to (N, H', W', C')."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class LayerScale(nn.Module):
@@ -72,3 +98,28 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
         return x * self.gamma
+
+
+def layer_scale(channels: int, value: float | None) -> nn.Module:
+    """A ``LayerScale`` with this initial value, or for None a module that does nothing."""
+    return nn.Identity() if value is None else LayerScale(channels, value)
+
+
+def multi_head_attention(
+    q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None = None
+) -> Tensor:
+    """Softmax attention.
+
+    Args:
+        q (Tensor): Queries (B, L, C).
+        k (Tensor): Keys (B, M, C).
+        v (Tensor): Values (B, M, C).
+        head_dim (int): The number of channels of a head. A head has consecutive channels.
+        mask (Tensor, optional): (B, 1, 1, M), true for the keys to attend to. Defaults to None,
+            which means all.
+
+    Returns:
+        Tensor: (B, L, C).
+    """
+    q, k, v = (t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)

@@ -2,34 +2,41 @@
 
 Ren et al., "Shunted Self-Attention via Multi-Scale Token Aggregation", CVPR 2022, arXiv 2111.15193.
 Published code: https://github.com/OliverRensu/Shunted-Transformer. Where the paper's figures and
-that code differ, this is what the code computes, because the weights are the code's.
+that code differ, this is what the code computes, because the weights belong to the code.
 
-The file reads from the pieces of a block to the network. Inside the network a feature is
-(N, H, W, C), in which all linear layers and norms are computed; convolutions see the same memory
-as (N, C, H, W) in the channels-last format.
+The file reads from the pieces of a block to the network.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import normal_init, update_init_info
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from mmhatnet.backbones.base import Backbone
+from mmhatnet.backbones.base import Backbone, Stage
 from mmhatnet.backbones.checkpoint import Published
-from mmhatnet.backbones.layers import DropPath, convolve, depthwise_conv, multi_head_attention
+from mmhatnet.backbones.layers import (
+    Downsample,
+    DropPath,
+    LayerNorm2d,
+    conv,
+    depthwise_conv,
+    multi_head_attention,
+    pointwise,
+)
 
 
-class PatchConv2d(nn.Conv2d):
-    """Convolution of disjoint patches, of (N, C_in, H, W).
+class FloorPatchConv(nn.Conv2d):
+    """Convolution of the whole patches of an image, side by side.
 
-    The number of patches rounds down: rows and columns that are left at the bottom and right are in
-    none. A map that is smaller than the kernel is filled with zeros there, so that there is always
-    one patch; the published code fails on it, below 31 pixels a side.
+    It ignores the rows and columns that are left at the bottom and right. An input smaller than the
+    kernel is padded with zeros there to one patch. The published code fails on it, that is on
+    images below 31 pixels a side.
     """
 
     def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
@@ -45,36 +52,24 @@ class PatchConv2d(nn.Conv2d):
 
 
 class Stem(nn.Module):
-    """(N, C_in, H, W) to (N, H', W', C), with H' = max(floor(ceil(H / 2) / 2), 1).
+    """(N, C_in, H, W) to (N, C, H', W'), with H' = max(floor(ceil(H / 2) / 2), 1).
 
-    The paper's Figure 4 shows another one. The number of 3x3 convolutions grows with the variant,
-    and the last convolution rounds down, so that a side is not always ceil(H / 4).
+    It differs from the paper's Figure 4: the number of 3x3 convolutions grows with the variant, and
+    the last convolution rounds down, so that a side is not always ceil(H / 4).
     """
 
     def __init__(self, in_channels: int, channels: int, num_convs: int) -> None:
         super().__init__()
-        layers = [nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)]
+        layers: list[nn.Module] = [conv(in_channels, channels, 7, stride=2, bias=False)]
         for _ in range(num_convs):
             layers += [nn.BatchNorm2d(channels), nn.ReLU()]
-            layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False)]
-        layers += [nn.BatchNorm2d(channels), nn.ReLU(), PatchConv2d(channels, channels, 2)]
+            layers += [conv(channels, channels, 3, bias=False)]
+        layers += [nn.BatchNorm2d(channels), nn.ReLU(), FloorPatchConv(channels, channels, 2)]
         self.convs = nn.Sequential(*layers)
-        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.norm = LayerNorm2d(channels, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.convs(x).permute(0, 2, 3, 1).contiguous())
-
-
-class Downsample(nn.Module):
-    """Between two stages: (N, H, W, C_in) to (N, ceil(H / 2), ceil(W / 2), C_out)."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.norm = nn.LayerNorm(out_channels, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(convolve(self.conv, x))
+        return self.norm(self.convs(x))
 
 
 class Aggregation(nn.Module):
@@ -82,55 +77,51 @@ class Aggregation(nn.Module):
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
-        self.conv = PatchConv2d(channels, channels, size)
-        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.conv = FloorPatchConv(channels, channels, size)
+        self.norm = LayerNorm2d(channels, eps=1e-5)
         self.kv = nn.Linear(channels, channels)
         self.depthwise = depthwise_conv(channels // 2, 3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, H, W, C) to twice (N, patches, C / 2)."""
-        tokens = F.gelu(self.norm(convolve(self.conv, x)))
+        """(N, C, H, W) to keys and values, (N, patches, C / 2) each."""
+        tokens = F.gelu(self.norm(self.conv(x)).permute(0, 2, 3, 1))
         k, v = self.kv(tokens).chunk(2, dim=-1)
-        v = v + convolve(self.depthwise, v)
+        v = v + self.depthwise(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return k.flatten(1, 2), v.flatten(1, 2)
 
 
-def check_heads(channels: int, groups: int, head_dim: int) -> None:
-    """Raises a ValueError if the channels are no groups of whole heads."""
-    if channels % (groups * head_dim):
-        raise ValueError(f'embed_dims={channels} must be a multiple of {groups} x {head_dim=}')
-
-
 class ShuntedAttention(nn.Module):
-    """Attention whose first half of heads sees large patches and whose second half small ones."""
+    """Attention in which half of the heads see large patches, the other half small ones."""
 
     def __init__(self, channels: int, head_dim: int, sizes: tuple[int, int]) -> None:
         super().__init__()
-        check_heads(channels, 2, head_dim)
         self.head_dim = head_dim
         self.q = nn.Linear(channels, channels)
         self.coarse, self.fine = (Aggregation(channels, size) for size in sizes)
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) to (N, H, W, C)."""
-        first, second = self.q(x).flatten(1, 2).chunk(2, dim=-1)
-        first = multi_head_attention(first, *self.coarse(x), self.head_dim)
-        second = multi_head_attention(second, *self.fine(x), self.head_dim)
-        return self.proj(torch.cat([first, second], dim=-1).view(x.shape))
+        """(N, C, H, W) to (N, C, H, W)."""
+        normed = x.permute(0, 2, 3, 1)
+        first, second = self.q(normed).flatten(1, 2).chunk(2, dim=-1)
+        coarse_k, coarse_v = self.coarse(x)
+        fine_k, fine_v = self.fine(x)
+        first = multi_head_attention(first, coarse_k, coarse_v, self.head_dim)
+        second = multi_head_attention(second, fine_k, fine_v, self.head_dim)
+        out = torch.cat([first, second], dim=-1).view(normed.shape)
+        return self.proj(out).permute(0, 3, 1, 2)
 
 
 class PlainAttention(nn.Module):
-    """Attention of all positions to all, as in the last stage.
+    """Attention among all positions, as in the last stage.
 
-    The depthwise convolution of the values is not added to them, as it is in the other stages, but
-    to what attention makes of them. The published weights are trained so; by the authors' word it
-    hardly matters.
+    The depthwise convolution of the values is added to the output of attention, and not to the
+    values as in the other stages. The published weights were trained this way. The authors say that
+    it hardly matters.
     """
 
     def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
-        check_heads(channels, 1, head_dim)
         self.head_dim = head_dim
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(channels, 2 * channels)
@@ -138,15 +129,17 @@ class PlainAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) to (N, H, W, C)."""
+        """(N, C, H, W) to (N, C, H, W)."""
+        x = x.permute(0, 2, 3, 1)
         k, v = self.kv(x).chunk(2, dim=-1)
         q, keys, values = (t.flatten(1, 2) for t in (self.q(x), k, v))
         out = multi_head_attention(q, keys, values, self.head_dim).view(x.shape)
-        return self.proj(out + convolve(self.depthwise, v))
+        out = out.permute(0, 3, 1, 2) + self.depthwise(v.permute(0, 3, 1, 2))
+        return pointwise(self.proj, out)
 
 
 class MLP(nn.Module):
-    """Expansion, depthwise convolution beside it, projection: (N, H, W, C) to (N, H, W, C)."""
+    """Expansion, depthwise convolution with a residual, projection: (N, C, H, W) to the same."""
 
     def __init__(self, channels: int, ratio: int) -> None:
         super().__init__()
@@ -155,18 +148,20 @@ class MLP(nn.Module):
         self.project = nn.Linear(channels * ratio, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.expand(x)
-        return self.project(F.gelu(x + convolve(self.depthwise, x)))
+        x = pointwise(self.expand, x)
+        x = (x + self.depthwise(x)).permute(0, 2, 3, 1)
+        # A CPU computes GELU fastest in the default memory format.
+        return self.project(F.gelu(x)).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with a residual connection: (N, H, W, C) to (N, H, W, C)."""
+    """Attention and MLP, each with a residual connection: (N, C, H, W) to (N, C, H, W)."""
 
     def __init__(self, channels: int, attn: nn.Module, ratio: int, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.norm1 = LayerNorm2d(channels, eps=1e-6)
         self.attn = attn
-        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.norm2 = LayerNorm2d(channels, eps=1e-6)
         self.mlp = MLP(channels, ratio)
         self.drop_path = DropPath(drop_path)
 
@@ -175,38 +170,29 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class Stage(nn.Module):
-    """Blocks of one resolution, after a downsampling in all stages but the first, and a norm."""
+class NormedStage(Stage):
+    """A stage that ends with a norm."""
 
-    def __init__(self, downsample: nn.Module, blocks: list[Block], norm: nn.Module, with_cp: bool):
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = norm
-        self.with_cp = with_cp
+    def __init__(self, downsample: nn.Module, blocks: Sequence[Block], with_cp: bool) -> None:
+        super().__init__(downsample, blocks, with_cp)
+        self.norm = LayerNorm2d(blocks[0].norm1.normalized_shape[0], eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        for block in self.blocks:
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return self.norm(x)
+        return self.norm(super().forward(x))
 
 
 @WEIGHT_INITIALIZERS.register_module()
 class FanOutNormal:
     """Normal weights of variance 2 / (kernel area * outputs / groups) and no biases.
 
-    MMEngine's Kaiming initialisation takes a depthwise convolution for a full one.
+    MMEngine's Kaiming initialization ignores the groups of a convolution.
     """
 
     def __call__(self, module: nn.Module) -> None:
-        for conv in module.modules():
-            if isinstance(conv, nn.Conv2d):
-                fan_out = math.prod(conv.kernel_size) * conv.out_channels // conv.groups
-                normal_init(conv, std=math.sqrt(2 / fan_out))
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                fan_out = math.prod(layer.kernel_size) * layer.out_channels // layer.groups
+                normal_init(layer, std=math.sqrt(2 / fan_out))
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info='FanOutNormal')
 
@@ -215,10 +201,10 @@ class FanOutNormal:
 class ShuntedTransformer(Backbone):
     """The Shunted Transformer as a backbone with one feature per stage.
 
-    Strides are 4, 8, 16 and 32, at any input size, but a side of the first feature is
-    floor(ceil(H / 2) / 2), and of each further one half of that before, rounded up.
+    Strides are 4, 8, 16 and 32, at any input size. But the height of the first feature is
+    floor(ceil(H / 2) / 2), and that of each further one is half of the height before, rounded up.
 
-    Arguments that are not listed here, and the attributes, are those of ``Backbone``.
+    ``Backbone`` documents the other arguments and the attributes.
 
     Args:
         arch (str | dict): 'tiny', 'small', 'base', or a dict of settings: ``depths`` (blocks of
@@ -227,17 +213,17 @@ class ShuntedTransformer(Backbone):
             patches of the first and second half of the heads, or None for a stage that attends to
             positions); and ``head_dim`` (channels per head).
         drop_path_rate (float): On ImageNet the authors train with 0.1, 0.2 and 0.3. Defaults to 0.
-        norm_eval (bool): Batch norms are in the stem alone. Defaults to False.
+        norm_eval (bool): Only the stem has batch norms. Defaults to False.
         with_cp (bool): Whether to recompute each block's activations in the backward pass, which
             saves memory for time. Defaults to False.
         init_cfg (dict | list[dict], optional): Defaults to the authors' initialisation: truncated
-            normal linear weights with std 0.02, normal convolutions.
+            normal linear weights with std 0.02, normal convolutions with the fan-out's variance.
 
-    A published checkpoint loads as it is, and so does the backbone's part of one of a whole model,
-    nested or with a prefix.
+    Published checkpoints load as they are. So do the backbone's weights in a checkpoint of a whole
+    model, nested or with a prefix.
 
     Raises:
-        ValueError: If an argument or an input is impossible, or a checkpoint of another network.
+        ValueError: If an argument or an input is impossible, or a checkpoint is of another network.
     """
 
     ARCHS = {
@@ -288,44 +274,42 @@ class ShuntedTransformer(Backbone):
                 dict(type='FanOutNormal'),
                 dict(type='Constant', layer=['LayerNorm', '_BatchNorm'], val=1.0, bias=0.0),
             ]
-        settings = self.resolve_arch(arch)
         super().__init__(
-            *(settings, in_channels, out_indices, drop_path_rate, frozen_stages, norm_eval),
-            init_cfg=init_cfg,
+            arch, in_channels, out_indices, drop_path_rate, frozen_stages, init_cfg, norm_eval
         )
-        dims, head_dim = self.embed_dims, settings['head_dim']
-        # One rate for each block, for both of its branches. It arrives from a config as it is, as
-        # `clip_grad` of an optim_wrapper does, which the authors use for the base variant alone.
-        drop_path_rates = iter(self.drop_path_rates)
-        self.stem = Stem(in_channels, dims[0], settings['stem_convs'])
-        self.stages = nn.ModuleList()
-        for index in range(max(self.out_indices) + 1):
-            channels, sizes = dims[index], settings['aggregations'][index]
-            blocks = []
-            for _ in range(settings['depths'][index]):
-                if sizes is None:
-                    attn = PlainAttention(channels, head_dim)
-                else:
-                    attn = ShuntedAttention(channels, head_dim, sizes)
-                ratio = settings['mlp_ratios'][index]
-                blocks.append(Block(channels, attn, ratio, next(drop_path_rates)))
-            downsample = Downsample(dims[index - 1], channels) if index else nn.Identity()
-            norm = nn.LayerNorm(channels, eps=1e-6)
-            self.stages.append(Stage(downsample, blocks, norm, with_cp))
-        self._freeze_stages()
+        dims, head_dim = self.embed_dims, self.settings['head_dim']
+        aggregations, mlp_ratios = self.settings['aggregations'], self.settings['mlp_ratios']
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the features of images of any size, (N, in_channels, H, W).
+        def block(stage: int, index: int, drop_path: float) -> Block:
+            channels, sizes = dims[stage], aggregations[stage]
+            attn: nn.Module
+            if sizes is None:
+                attn = PlainAttention(channels, head_dim)
+            else:
+                attn = ShuntedAttention(channels, head_dim, sizes)
+            return Block(channels, attn, mlp_ratios[stage], drop_path)
 
-        Returns:
-            tuple[Tensor]: A contiguous feature (N, out_channels[i], H', W') for each of
-            ``out_indices``, after the norm that ends its stage.
+        self._build(
+            Stem(in_channels, dims[0], self.settings['stem_convs']),
+            lambda before, channels: Downsample(before, channels, LayerNorm2d(channels)),
+            block,
+            partial(NormedStage, with_cp=with_cp),
+        )
+
+    @classmethod
+    def resolve_arch(cls, arch: str | dict) -> dict[str, Any]:
+        """Returns the complete settings of a named or custom architecture.
+
+        Raises:
+            ValueError: As for every backbone, and if a stage with aggregations does not have an
+                even number of heads.
         """
-        self.check_input(x)
-        features = {}
-        x = self.stem(x)
-        for index, stage in enumerate(self.stages):
-            x = stage(x)
-            if index in self.out_indices:
-                features[index] = x.permute(0, 3, 1, 2).contiguous()
-        return tuple(features[index] for index in self.out_indices)
+        settings = super().resolve_arch(arch)
+        head_dim = settings['head_dim']
+        for channels, sizes in zip(settings['embed_dims'], settings['aggregations']):
+            if sizes is not None and channels % (2 * head_dim):
+                raise ValueError(
+                    f'embed_dims={channels} must be a multiple of 2 x {head_dim=}, because the '
+                    'heads of a stage with aggregations have two sizes of patches'
+                )
+        return settings

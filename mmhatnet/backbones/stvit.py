@@ -1,13 +1,13 @@
-"""STViT: attention between super tokens, each a weighted mean of the positions around it.
+"""The STViT backbone: attention between super tokens, weighted means of nearby positions.
 
 Huang et al., "Vision Transformer with Super Token Sampling", CVPR 2023, arXiv 2211.11167.
 Published code: https://github.com/hhb072/STViT.
 
-The file reads from the pieces of a block to the network. Features are (N, C, H, W) in the
-channels-last memory format, in which attention sees the same memory as (N, H, W, C).
+The file reads from the pieces of a block to the network.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,27 +15,39 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmhatnet.backbones.base import Backbone
+from mmhatnet.backbones.base import Backbone, Stage
 from mmhatnet.backbones.checkpoint import Published
-from mmhatnet.backbones.layers import DropPath, LayerScale, depthwise_conv, pointwise
+from mmhatnet.backbones.layers import (
+    Downsample,
+    DropPath,
+    LayerNorm2d,
+    conv,
+    depthwise_conv,
+    layer_scale,
+    pointwise,
+)
 
 NEIGHBOURS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
 
 
 def shift(x: Tensor, down: int, right: int) -> Tensor:
-    """Moves the content of a grid (N, h, w, C) by at most one cell, with zeros behind it."""
+    """Moves a grid (N, h, w, C) by at most one cell and fills the gap with zeros."""
     return F.pad(x, (0, 0, right, -right, down, -down))
 
 
 def gather_neighbours(tokens: Tensor) -> Tensor:
-    """(N, h, w, C) to the 3 x 3 cells around each, zero outside the grid: (N, h, w, 9, C)."""
+    """(N, h, w, C) to the 3 x 3 cells around each, (N, h, w, 9, C), zero outside the grid."""
     return torch.stack([shift(tokens, -down, -right) for down, right in NEIGHBOURS], dim=3)
 
 
-def scatter_to_neighbours(parts: Tensor) -> Tensor:
-    """Sums what each cell gives the 3 x 3 around it: (N, h, w, 9, C) to (N, h, w, C)."""
-    given = zip(parts.unbind(3), NEIGHBOURS)
-    return sum(shift(part, down, right) for part, (down, right) in given)
+def scatter_to_neighbours(values: Tensor) -> Tensor:
+    """Adds the values of each cell to the 3 x 3 cells around it: (N, h, w, 9, C) to (N, h, w, C).
+
+    The inverse direction of ``gather_neighbours``.
+    """
+    pairs = zip(values.unbind(3), NEIGHBOURS)
+    total: Tensor = sum(shift(value, down, right) for value, (down, right) in pairs)  # type: ignore
+    return total
 
 
 def to_cells(x: Tensor, size: int) -> Tensor:
@@ -50,62 +62,61 @@ def to_cells(x: Tensor, size: int) -> Tensor:
 
 
 def from_cells(cells: Tensor, size: int, height: int, width: int) -> Tensor:
-    """Undoes ``to_cells``, for a map of height x width positions."""
+    """The inverse of ``to_cells`` for a feature of height x width positions."""
     x = cells.unflatten(3, (size, size)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     if isinstance(height, torch.SymInt):
-        # Whether a slice is contiguous depends on the size, to which it would bind an export.
+        # Whether a slice is contiguous depends on the size, so an export would specialize on it.
         return F.pad(x, (0, 0, 0, width - x.shape[2], 0, height - x.shape[1]))
     return x[:, :height, :width]
 
 
 class Association(nn.Module):
-    """How much each position belongs to the nine super tokens around it, the paper's Q.
+    """The weights of each position for the nine super tokens around it, the paper's Q.
 
-    It has no weights. It is a module so that a forward hook sees what users ask for.
+    It has no parameters. It is a module so that users can read the weights with a forward hook.
     """
 
     def forward(self, cells: Tensor) -> Tensor:
-        """(N, h, w, P, C), P positions of each cell, to weights (N, h, w, P, 9), row by row.
+        """(N, h, w, P, C), with the P positions of each cell, to weights (N, h, w, P, 9).
 
-        A neighbour outside the grid is a super token of zeros, whose weight is one of the nine.
+        A neighbour outside the grid counts as a super token of zeros.
         """
         tokens = gather_neighbours(cells.mean(dim=3) / cells.shape[-1] ** 0.5)
         return (cells @ tokens.transpose(3, 4)).softmax(dim=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all positions: (N, H, W, C) to (N, H, W, C)."""
+    """Multi-head self-attention over all positions."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
-        if channels % heads:
-            raise ValueError(f'embed_dims={channels} cannot be divided into {heads} heads')
-        self.heads = heads
+        self.num_heads = num_heads
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The channels of the published layer are those of q, k and v of a head, and then the next.
-        qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (self.heads, 3, -1))
+        """(N, H, W, C) to (N, H, W, C)."""
+        # As published, channels are ordered by head first: q, k and v of one, then of the next.
+        qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (self.num_heads, 3, -1))
         q, k, v = qkv.transpose(1, 2).unbind(3)
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
 
 class SuperTokenAttention(Attention):
-    """Attention between super tokens, one to a cell: (N, H, W, C) to (N, H, W, C)."""
+    """Attention between super tokens, one for each cell."""
 
-    def __init__(self, channels: int, heads: int, cell: int) -> None:
-        super().__init__(channels, heads)
+    def __init__(self, channels: int, num_heads: int, cell: int) -> None:
+        super().__init__(channels, num_heads)
         self.cell = cell
         self.association = Association()
 
     def forward(self, x: Tensor) -> Tensor:
-        # In 16 bit sums over cells are too coarse, and the 1e-12 is 0.
+        """(N, H, W, C) to (N, H, W, C)."""
+        # In 16 bits sums over cells are too coarse, and 1e-12 is 0.
         with torch.autocast(x.device.type, enabled=False):
             cells = to_cells(x.to(torch.promote_types(x.dtype, torch.float32)), self.cell)
-            # Constants in the backward pass: gradients reach x through the sum of positions alone.
-            # Learning the association as well would be another network than the published one.
+            # As in the published code, no gradient flows through the association.
             weights = self.association(cells.detach())
             total = scatter_to_neighbours(weights.sum(dim=3).unsqueeze(-1))
             tokens = scatter_to_neighbours(weights.transpose(3, 4) @ cells) / (total + 1e-12)
@@ -137,26 +148,25 @@ class Block(nn.Module):
         channels: int,
         attn: nn.Module,
         ratio: int,
-        layer_scale: float | None,
+        scale: float | None,
         drop_path: float,
         with_cp: bool,
     ) -> None:
         super().__init__()
         self.position = depthwise_conv(channels, 3)
-        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.norm1 = LayerNorm2d(channels, eps=1e-6)
         self.attn = attn
         self.norm2 = nn.BatchNorm2d(channels)
         self.mlp = MLP(channels, ratio)
-        scaled = layer_scale is not None
-        self.scale1 = LayerScale(channels, layer_scale) if scaled else nn.Identity()
-        self.scale2 = LayerScale(channels, layer_scale) if scaled else nn.Identity()
+        self.scale1 = layer_scale(channels, scale)
+        self.scale2 = layer_scale(channels, scale)
         self.drop_path = DropPath(drop_path)
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.position(x)
         x = x + self.run(self.attention_branch, x)
-        # Batch norm is not recomputed: its running statistics would count each batch twice.
+        # Recomputing the batch norm would update its running statistics twice.
         return x + self.run(self.mlp_branch, self.norm2(x))
 
     def run(self, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -165,8 +175,7 @@ class Block(nn.Module):
         return branch(x)
 
     def attention_branch(self, x: Tensor) -> Tensor:
-        out = self.attn(self.norm1(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        return self.drop_path(self.scale1(out))
+        return self.drop_path(self.scale1(pointwise(self.attn, self.norm1(x))))
 
     def mlp_branch(self, x: Tensor) -> Tensor:
         return self.drop_path(self.scale2(self.mlp(x)))
@@ -176,83 +185,57 @@ class Stem(nn.Sequential):
     """Four convolutions: (N, C_in, H, W) to (N, C, ceil(H / 4), ceil(W / 4))."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
-        layers = []
+        layers: list[nn.Module] = []
         half = channels // 2
         for out_channels, stride in ((half, 2), (half, 1), (channels, 2), (channels, 1)):
-            layers += [nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)]
+            layers += [conv(in_channels, out_channels, 3, stride=stride)]
             layers += [nn.GELU(), nn.BatchNorm2d(out_channels)]
             in_channels = out_channels
         super().__init__(*layers)
-
-
-class Downsample(nn.Module):
-    """Between two stages: (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2))."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
-
-
-class Stage(nn.Module):
-    """Blocks of one resolution, after a downsampling in all stages but the first."""
-
-    def __init__(self, downsample: nn.Module, blocks: list[Block]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        for block in self.blocks:
-            x = block(x)
-        return x
 
 
 @MODELS.register_module()
 class STViT(Backbone):
     """STViT as a backbone with one feature per stage, of strides 4, 8, 16 and 32.
 
-    At any input size a feature of stride s has ceil(H / s) x ceil(W / s) positions. A forward hook
-    on ``stages[0].blocks[0].attn.association`` sees what super tokens stand for.
+    It takes any input size: a feature of stride s has ceil(H / s) x ceil(W / s) positions. With a
+    forward hook on ``stages[0].blocks[0].attn.association``, users can read which positions a super
+    token stands for.
 
-    Arguments that are not listed here, and the attributes, are those of ``Backbone``.
+    ``Backbone`` documents the other arguments and the attributes.
 
     Args:
         arch (str | dict): 'small', 'base', 'large', or a dict of settings, each with a value for
-            each stage: ``embed_dims`` (channels), ``heads``, ``depths`` (blocks), and optionally
-            ``cells`` (positions along a side of a super token's cell; 1: attention between
-            positions), ``mlp_ratios`` and ``layer_scales`` (initial value, or None for none).
+            each stage: ``embed_dims`` (channels), ``num_heads``, ``depths`` (blocks), and
+            optionally ``cells`` (positions along a side of a super token's cell; 1: attention
+            between positions), ``mlp_ratios`` and ``layer_scales`` (initial value, or None).
         drop_path_rate (float): On ImageNet the authors train with 0.1, 0.4 and 0.4, 'large' with
             0.6 at the end. Defaults to 0.
-        norm_eval (bool): Every block has a batch norm: with few images per GPU its statistics
-            should stay fixed, or be synchronised. Defaults to False.
-        with_cp (bool): Whether to recompute what is inside each block's attention and MLP in the
+        norm_eval (bool): Every block has a batch norm. With few images per GPU, fix its
+            statistics with True, or synchronize them. Defaults to False.
+        with_cp (bool): Whether to recompute the activations of each attention and MLP in the
             backward pass, which saves memory for time. Defaults to False.
-        init_cfg (dict | list[dict], optional): Defaults to None: all layers start as PyTorch starts
-            them, as the authors' do, whose 1x1 convolutions start as linear layers here.
+        init_cfg (dict | list[dict], optional): Defaults to None: PyTorch's default initialization,
+            as in the published code. It is the same for a linear layer and a 1x1 convolution.
 
-    A published checkpoint loads as it is, and so does the backbone's part of one of a whole model,
-    nested or with a prefix.
+    Published checkpoints load as they are. So do the backbone's weights in a checkpoint of a whole
+    model, nested or with a prefix.
 
     Raises:
-        ValueError: If an argument or an input is impossible, or a checkpoint of another network.
+        ValueError: If an argument or an input is impossible, or a checkpoint is of another network.
     """
 
     ARCHS = {
-        'small': dict(embed_dims=(64, 128, 320, 512), heads=(1, 2, 5, 8), depths=(3, 5, 9, 3)),
+        'small': dict(embed_dims=(64, 128, 320, 512), num_heads=(1, 2, 5, 8), depths=(3, 5, 9, 3)),
         'base': dict(
             embed_dims=(96, 192, 384, 512),
-            heads=(2, 3, 6, 8),
+            num_heads=(2, 3, 6, 8),
             depths=(4, 6, 14, 6),
             layer_scales=(None, None, 1e-6, 1e-6),
         ),
         'large': dict(
             embed_dims=(96, 192, 448, 640),
-            heads=(2, 3, 7, 10),
+            num_heads=(2, 3, 7, 10),
             depths=(4, 7, 19, 8),
             layer_scales=(None, None, 1e-6, 1e-6),
         ),
@@ -291,43 +274,24 @@ class STViT(Backbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        settings = self.resolve_arch(arch)
         super().__init__(
-            *(settings, in_channels, out_indices, drop_path_rate, frozen_stages, norm_eval),
-            init_cfg=init_cfg,
+            arch, in_channels, out_indices, drop_path_rate, frozen_stages, init_cfg, norm_eval
         )
-        drop_path_rates = iter(self.drop_path_rates)
-        self.stem = Stem(in_channels, self.embed_dims[0])
-        self.stages = nn.ModuleList()
-        for index in range(max(self.out_indices) + 1):
-            channels, heads = self.embed_dims[index], settings['heads'][index]
-            ratio, scale = settings['mlp_ratios'][index], settings['layer_scales'][index]
-            cell = settings['cells'][index]
-            blocks = []
-            for _ in range(settings['depths'][index]):
-                if cell > 1:
-                    attn = SuperTokenAttention(channels, heads, cell)
-                else:
-                    attn = Attention(channels, heads)
-                blocks.append(Block(channels, attn, ratio, scale, next(drop_path_rates), with_cp))
-            before = self.embed_dims[index - 1]
-            downsample = Downsample(before, channels) if index else nn.Identity()
-            self.stages.append(Stage(downsample, blocks))
-        self._freeze_stages()
+        dims, num_heads = self.embed_dims, self.settings['num_heads']
+        cells, mlp_ratios = self.settings['cells'], self.settings['mlp_ratios']
+        scales = self.settings['layer_scales']
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the features of images of any size, (N, in_channels, H, W).
+        def block(stage: int, index: int, drop_path: float) -> Block:
+            channels = dims[stage]
+            if cells[stage] > 1:
+                attn: Attention = SuperTokenAttention(channels, num_heads[stage], cells[stage])
+            else:
+                attn = Attention(channels, num_heads[stage])
+            return Block(channels, attn, mlp_ratios[stage], scales[stage], drop_path, with_cp)
 
-        Returns:
-            tuple[Tensor]: A contiguous feature (N, out_channels[i], ceil(H / s), ceil(W / s)) for
-            each of ``out_indices``, with s = out_strides[i].
-        """
-        self.check_input(x)
-        features = {}
-        # Channels-last, in words that function transforms understand.
-        x = self.stem(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        for index, stage in enumerate(self.stages):
-            x = stage(x)
-            if index in self.out_indices:
-                features[index] = x.contiguous()
-        return tuple(features[index] for index in self.out_indices)
+        self._build(
+            Stem(in_channels, dims[0]),
+            lambda before, channels: Downsample(before, channels, nn.BatchNorm2d(channels)),
+            block,
+            partial(Stage, with_cp=False),  # blocks recompute their branches
+        )

@@ -24,13 +24,15 @@ from mmhatnet.errors import ConfigError, DataError, MMHATNetError
 # Settings of a single run, which a later training from the dumped config must not repeat.
 OF_ONE_RUN = ('launcher', 'work_dir', 'load_from', 'resume', 'model_wrapper_cfg')
 
-# How to get the data, and the configs of the same jobs on synthetic data.
+# Where to get the data.
 DATASET_HELP = {
     'CocoDataset': 'COCO 2017 is at https://cocodataset.org/#download',
     'ADE20KDataset': 'ADE20K is "Scene Parsing" at http://sceneparsing.csail.mit.edu',
     'ImageNet': 'ImageNet-1K (ILSVRC2012) is at https://www.image-net.org/download.php',
 }
+# The config that runs the same job on synthetic data, by the model's type or else by the scope.
 TOY_CONFIGS = dict(
+    RetinaNet='retinanet_hatnet_toy.py',
     mmdet='maskrcnn_hatnet_toy.py',
     mmseg='semfpn_hatnet_toy.py',
     mmpretrain='imagenet_hatnet_toy.py',
@@ -186,9 +188,8 @@ def require_datasets(cfg: Config, *splits: str) -> None:
             for path in _dataset_paths(dataset):
                 if '://' in path or os.path.exists(path):
                     continue
-                toy_config = f'{Path(cfg.filename).stem}_toy.py'
-                if not Path(cfg.filename).with_name('toy').joinpath(toy_config).exists():
-                    toy_config = TOY_CONFIGS.get(cfg.get('default_scope'), TOY_CONFIGS['mmdet'])
+                keys = (cfg.get('model', {}).get('type'), cfg.get('default_scope'), 'mmdet')
+                toy_config = next(TOY_CONFIGS[key] for key in keys if key in TOY_CONFIGS)
                 help_text = DATASET_HELP.get(dataset.get('type'), 'Put the data set there')
                 raise DataError(
                     f'The {split} data are missing: {cfg.filename} looks for {path}. '

@@ -23,7 +23,7 @@ def config_path(name: str) -> str:
     It serves configs that are read by tools which have not imported mmhatnet before.
 
     Args:
-        name (str): The path inside the folder of the configs.
+        name (str): The path below ``configs/``.
 
     Raises:
         FileNotFoundError: If there is no such config.

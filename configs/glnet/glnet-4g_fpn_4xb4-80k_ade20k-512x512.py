@@ -1,0 +1,11 @@
+# Semantic FPN on ADE20K with GLNet 4g: 80k iterations, batch 16 (4 GPUs x 4 images),
+# 512x512.
+# The authors do not publish their recipe. This one is HAT-Net's.
+_base_ = ['../hatnet/hatnet-s_fpn_4xb4-80k_ade20k-512x512.py', '../_base_/other_backbones.py']
+
+model = dict(
+    backbone=dict(_base_.other_backbones.glnet['4g'], _delete_=True, norm_eval=False),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)
+# The backbone uses batch normalisation throughout, and 4 images per GPU are few for its statistics.
+sync_bn = 'torch'

@@ -1,7 +1,0 @@
-# Mask R-CNN 1x on COCO with HAT-Net tiny.
-_base_ = 'maskrcnn_hatnet.py'
-
-model = dict(
-    backbone=_base_.hatnet.tiny,
-    neck=dict(in_channels=[48, 96, 240, 384]),
-)

@@ -1,0 +1,8 @@
+# Semantic FPN on ADE20K with P2T large.
+_base_ = 'p2t-s_fpn_4xb4-80k_ade20k-512x512.py'
+
+model = dict(
+    backbone=_base_.other_backbones.p2t.large,
+    neck=dict(in_channels=[64, 128, 320, 640]),
+)
+optim_wrapper = dict(clip_grad=dict(_delete_=True, max_norm=35, norm_type=2))

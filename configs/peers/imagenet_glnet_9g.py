@@ -1,7 +1,0 @@
-# ImageNet-1K with GLNet 9g.
-_base_ = 'imagenet_glnet.py'
-
-model = dict(
-    backbone=dict(arch='9g', drop_path_rate=0.3),
-    head=dict(in_channels=768),
-)

@@ -1,7 +1,0 @@
-# ImageNet-1K with P2T large.
-_base_ = 'imagenet_p2t.py'
-
-model = dict(
-    backbone=dict(arch='large', drop_path_rate=0.3),
-    head=dict(in_channels=640),
-)

@@ -1,7 +1,0 @@
-# ImageNet-1K with P2T tiny.
-_base_ = 'imagenet_p2t.py'
-
-model = dict(
-    backbone=dict(arch='tiny', drop_path_rate=0.1),
-    head=dict(in_channels=384),
-)

@@ -1,7 +1,0 @@
-# ImageNet-1K with Shunted base.
-_base_ = 'imagenet_shunted.py'
-
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.3),
-)
-optim_wrapper = dict(clip_grad=dict(max_norm=1.0))

@@ -1,7 +1,0 @@
-# Mask R-CNN 1x on COCO with P2T tiny.
-_base_ = 'maskrcnn_p2t.py'
-
-model = dict(
-    backbone=_base_.peers.p2t.tiny,
-    neck=dict(in_channels=[48, 96, 240, 384]),
-)

@@ -1,7 +1,0 @@
-# Mask R-CNN 1x on COCO with Shunted base.
-_base_ = 'maskrcnn_shunted.py'
-
-model = dict(
-    backbone=_base_.peers.shunted.base,
-    neck=dict(in_channels=[64, 128, 256, 512]),
-)

@@ -1,8 +1,0 @@
-# Mask R-CNN 1x on COCO with STViT small: 12 epochs, batch 16 (8 GPUs x 2 images), 1333x800.
-# The authors' recipe is not published: HAT-Net's.
-_base_ = ['../maskrcnn_hatnet.py', '../_base_/peers.py']
-
-model = dict(
-    backbone=dict(_base_.peers.stvit.small, _delete_=True),
-    neck=dict(in_channels=[64, 128, 320, 512]),
-)

@@ -1,7 +1,0 @@
-# RetinaNet 1x on COCO with Shunted tiny.
-_base_ = 'retinanet_shunted.py'
-
-model = dict(
-    backbone=_base_.peers.shunted.tiny,
-    neck=dict(in_channels=[64, 128, 256, 512]),
-)

@@ -1,7 +1,0 @@
-# Semantic FPN on ADE20K with GLNet stl.
-_base_ = 'semfpn_glnet.py'
-
-model = dict(
-    backbone=dict(_base_.peers.glnet.stl, norm_eval=False),
-    neck=dict(in_channels=[96, 192, 384, 768]),
-)

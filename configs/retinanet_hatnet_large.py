@@ -1,7 +1,0 @@
-# RetinaNet 1x on COCO with HAT-Net large.
-_base_ = 'retinanet_hatnet.py'
-
-model = dict(
-    backbone=_base_.hatnet.large,
-    neck=dict(in_channels=[64, 128, 320, 640]),
-)

@@ -1,0 +1,7 @@
+# Mask R-CNN 1x on COCO with STViT large.
+_base_ = 'mask-rcnn_stvit-s_fpn_1x_coco.py'
+
+model = dict(
+    backbone=_base_.other_backbones.stvit.large,
+    neck=dict(in_channels=[96, 192, 448, 640]),
+)

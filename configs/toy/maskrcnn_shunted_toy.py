@@ -1,0 +1,9 @@
+# Mask R-CNN on synthetic data with Shunted tiny. All networks share one recipe.
+_base_ = 'maskrcnn_hatnet_toy.py'
+
+model = dict(
+    backbone=dict(type='ShuntedTransformer', arch='tiny', _delete_=True),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)
+# No goals yet: they need results of several seeds.
+goals = dict(_delete_=True)

@@ -1,0 +1,153 @@
+"""The configs of the other backbones are what their names say, and train and test."""
+
+import copy
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from drawn import drawn_image, drawn_value
+from experiments import (
+    CONFIGS,
+    OF_OTHER_BACKBONES,
+    assert_named_for_content,
+    assert_trains_and_tests,
+    identify,
+    rest_slow,
+)
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import import_modules_from_strings
+from peers import PEERS
+
+from mmhatnet.errors import CheckpointError
+from mmhatnet.preflight.checkpoints import require_pretrained
+from mmhatnet.preflight.configs import require_channels, require_complete, require_known_settings
+
+NETWORKS = ('p2t', 'shunted', 'stvit', 'glnet')
+METAFILE = {
+    model['Config']: model
+    for network in NETWORKS
+    for model in yaml.safe_load((CONFIGS / network / 'metafile.yml').read_text())['Models']
+}
+# The others differ from these by a few numbers.
+ORDINARY = [path for path in OF_OTHER_BACKBONES if re.search('-(s|small|4g)_', path.stem)]
+ORDINARY += [path for path in OF_OTHER_BACKBONES if path.parent.name == 'toy']
+# One task of each network, and each task once. The others train in the slow tests.
+TRAINED = (
+    'p2t/mask-rcnn_p2t-s_fpn_1x_coco',
+    'shunted/retinanet_shunted-s_fpn_1x_coco',
+    'stvit/stvit-s_fpn_4xb4-80k_ade20k-512x512',
+    'glnet/glnet-4g_16xb128_in1k',
+)
+TRAINED = [CONFIGS / f'{name}.py' for name in TRAINED]
+# Millions of parameters of the whole model, as P2T's README states them.
+PUBLISHED = {
+    name.format(variant): millions
+    for variant, *figures in (
+        ('t', 31.3, 21.1, 15.4),
+        ('s', 43.7, 33.8, 27.8),
+        ('b', 55.7, 45.8, 39.8),
+        ('l', 74.0, 64.4, 58.1),
+    )
+    for name, millions in zip(
+        (
+            'mask-rcnn_p2t-{}_fpn_1x_coco',
+            'retinanet_p2t-{}_fpn_1x_coco',
+            'p2t-{}_fpn_4xb4-80k_ade20k-512x512',
+        ),
+        figures,
+    )
+}
+pytestmark = pytest.mark.usefixtures('all_coco_classes')
+
+
+def test_every_network_has_the_four_tasks() -> None:
+    names = {path.stem for path in OF_OTHER_BACKBONES}
+    for network in NETWORKS:
+        variants = [
+            arch for name in PEERS if name.startswith(network) for arch in PEERS[name].parameters
+        ]
+        for arch in variants:
+            gpus = 16 if network == 'glnet' else 8
+            assert f'{network}-{arch.replace("_", "-")}_{gpus}xb128_in1k' in names
+            # No weights of detectors differ by learned slots, as none do by token labels.
+            if arch != 'stl_paramslot':
+                letter = arch if network == 'glnet' else arch[0]
+                assert f'mask-rcnn_{network}-{letter}_fpn_1x_coco' in names
+                assert f'retinanet_{network}-{letter}_fpn_1x_coco' in names
+                assert f'{network}-{letter}_fpn_4xb4-80k_ade20k-512x512' in names
+        assert f'maskrcnn_{network}_toy' in names
+
+
+@pytest.mark.parametrize('path', rest_slow(OF_OTHER_BACKBONES, *ORDINARY), ids=identify)
+def test_config_is_what_it_is_called(path: Path) -> None:
+    cfg = Config.fromfile(path)
+    import_modules_from_strings(**cfg.custom_imports)
+    require_complete(cfg, 'train', 'val', 'test')
+    require_known_settings(cfg)
+    require_channels(cfg, 'train', 'val', 'test')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+        model = MODELS.build(copy.deepcopy(cfg.model))
+
+    backbone = cfg.model.backbone
+    parameters = sum(p.numel() for p in model.parameters())
+    assert METAFILE[f'configs/{identify(path)}.py']['Metadata']['Parameters'] == parameters
+    assert round(parameters / 1e6, 1) == PUBLISHED.get(path.stem, round(parameters / 1e6, 1))
+    if path.parent.name == 'toy':
+        assert not cfg.goals and 'init_cfg' not in backbone
+        return
+    assert_named_for_content(path, cfg)
+    if cfg.default_scope == 'mmpretrain':
+        peers = [peer for peer in PEERS.values() if type(model.backbone) is peer.network]
+        known = {arch: number for peer in peers for arch, number in peer.parameters.items()}
+        known |= {'4g_tklb': 27_514_593, '9g_tklb': 60_779_617}
+        assert parameters == known[backbone.arch]
+        assert 'init_cfg' not in backbone
+    else:
+        checkpoint = f'checkpoints/{path.parent.name}_{backbone.arch}.pth'
+        assert backbone.init_cfg == dict(type='Pretrained', checkpoint=checkpoint)
+
+
+def test_training_does_not_start_without_the_weights(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    cfg = Config.fromfile(CONFIGS / 'p2t' / 'mask-rcnn_p2t-t_fpn_1x_coco.py')
+    hint = r'init_cfg.checkpoint=FILE, or .* random weights with .*init_cfg=None'
+    with pytest.raises(CheckpointError, match=f'no checkpoint checkpoints/p2t_tiny.pth.*{hint}'):
+        require_pretrained(cfg)
+    cfg.model.backbone.init_cfg = None
+    require_pretrained(cfg)
+
+
+@pytest.mark.parametrize('path', rest_slow(OF_OTHER_BACKBONES, *TRAINED), ids=identify)
+def test_train_and_test(path: Path, run_tool, monkeypatch, tmp_path: Path) -> None:
+    assert_trains_and_tests(path, Config.fromfile(path), run_tool, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize('network', ['p2t', 'shunted'])
+def test_published_classifier(network: str, run_tool, tmp_path: Path) -> None:
+    """The tool converts a published checkpoint to the config's classifier.
+
+    The test files of the other networks cover their heads.
+    """
+    peer = PEERS[network]
+    arch = next(iter(peer.parameters))
+    cfg = Config.fromfile(CONFIGS / network / f'{network}-{arch}_8xb128_in1k.py')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg.model).eval()
+    head = {'head.weight': model.head.fc.weight.shape, 'head.bias': model.head.fc.bias.shape}
+    published = peer.drawn(peer.network(arch))
+    published |= {name: drawn_value(name, tuple(shape)) for name, shape in head.items()}
+    torch.save({'model': published}, tmp_path / 'published.pth')
+    run_tool(
+        'convert_checkpoint', tmp_path / 'published.pth', tmp_path / 'ours.pth', '--classifier'
+    )
+    model.load_state_dict(torch.load(tmp_path / 'ours.pth')['state_dict'])
+    golden = peer.golden[f'{arch}/1x3x65x97/logits']
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-6)):
+        with torch.no_grad():
+            logits = model.to(dtype)(drawn_image(1, 3, 65, 97).to(dtype)).double().numpy()
+        assert np.abs(logits - golden).max() < tolerance * golden.std()
