@@ -41,9 +41,16 @@ BACKBONES: Backbones = {
 for arch, top1 in dict(tiny=79.8, small=82.6, medium=84.0, large=84.2).items():
     BACKBONES[f'hatnet_{arch}'] = (top1, dict(type='HATNet', arch=arch))
     BACKBONES[f'literal_{arch}'] = (top1, dict(type='LiteralHATNet', arch=arch))
-MODES = ['forward', 'train']
-DTYPES = ['float32', 'bfloat16', 'float16']
-NUMBERS = 'seconds|from, to|times faster|images/s|GFLOP/s|of ceiling|GB|ratio'.split('|')
+NUMBERS = [
+    'seconds',
+    'from, to',
+    'times faster',
+    'images/s',
+    'GFLOP/s',
+    'of ceiling',
+    'GB',
+    'ratio',
+]
 
 
 def build(settings: dict, device: str) -> nn.Module:

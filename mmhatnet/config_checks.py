@@ -16,7 +16,16 @@ from mmhatnet.config_walk import class_of, datasets_of
 from mmhatnet.errors import ConfigError
 
 # MMEngine warns about registries that a framework lacks: these are in all of them.
-REGISTRIES = 'MODELS DATASETS TRANSFORMS METRICS HOOKS LOOPS OPTIMIZERS DATA_SAMPLERS'.split()
+REGISTRIES = [
+    'MODELS',
+    'DATASETS',
+    'TRANSFORMS',
+    'METRICS',
+    'HOOKS',
+    'LOOPS',
+    'OPTIMIZERS',
+    'DATA_SAMPLERS',
+]
 PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmhatnet')
 BUILD_ERRORS = (AssertionError, KeyError, TypeError, ValueError)
 NO_SETTING = (
@@ -143,7 +152,7 @@ def require_channels(cfg: Config, *splits: str) -> None:
     Raises:
         ConfigError: If they differ.
     """
-    backbone, neck, head = (cfg.model.get(part) or {} for part in ('backbone', 'neck', 'head'))
+    backbone = cfg.model.get('backbone') or {}
     network = class_of(MODELS, backbone)
     if not (network and issubclass(network, Backbone)):
         return
@@ -152,6 +161,12 @@ def require_channels(cfg: Config, *splits: str) -> None:
             built = network(**{key: value for key, value in backbone.items() if key != 'type'})
     except (TypeError, ValueError):
         return  # the backbone's own error message follows when it is built
+    _require_features(cfg, built)
+    _require_image_channels(cfg, built.in_channels, *splits)
+
+
+def _require_features(cfg: Config, built: Backbone) -> None:
+    neck, head = (cfg.model.get(part) or {} for part in ('neck', 'head'))
     dims, features = built.embed_dims, [*built.out_channels]
     for part, expected, given in (
         ('neck', neck.get('in_channels'), features),
@@ -162,7 +177,10 @@ def require_channels(cfg: Config, *splits: str) -> None:
                 f'{cfg.filename}: model.{part}.in_channels is {expected}, but model.backbone gives '
                 f'{given}; set it to that, or inherit the config of this variant.'
             )
-    channels, others = built.in_channels, []
+
+
+def _require_image_channels(cfg: Config, channels: int, *splits: str) -> None:
+    others = []
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     mean = preprocessor.get('mean') or ()
     if len(mean) not in (0, 1, channels):

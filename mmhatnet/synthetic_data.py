@@ -178,7 +178,7 @@ def annotate(mask: np.ndarray, cover: np.ndarray, crowd: bool) -> dict | None:
     visible = mask & ~cover
     pixels = np.asfortranarray(visible[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE])
     outlines, parents = cv2.findContours(visible, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    if visible.sum() < mask.sum() / 2 or not crowd and (parents[..., 3] >= 0).any():
+    if visible.sum() < mask.sum() / 2 or (not crowd and (parents[..., 3] >= 0).any()):
         return None
     if crowd:
         rle = mask_utils.encode(pixels)
@@ -311,7 +311,15 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
         shutil.rmtree(folder / dataset, ignore_errors=True)
     (folder / 'coco' / 'annotations').mkdir(parents=True)
     stamp.write_text(json.dumps(GENERATOR))  # Without settings, in case of an interruption.
-    for split, first_id, count in zip(('train2017', 'val2017'), (1, 500_001), counts['coco']):
+    _write_coco(folder, seed, counts['coco'])
+    _write_ade(folder, seed, counts['ade'])
+    _write_imagenet(folder, seed, counts['imagenet'])
+    stamp.write_text(json.dumps(dict(settings, sha256=digest(folder))))
+    return True
+
+
+def _write_coco(folder: Path, seed: int, counts: list[int]) -> None:
+    for split, first_id, count in zip(('train2017', 'val2017'), (1, 500_001), counts):
         categories = [dict(id=key, name=p.__name__.replace('_', ' ')) for key, p in COCO.items()]
         content = dict(images=[], annotations=[], categories=categories)
         for index, image, things in images(draw_coco, f'coco/{split}', seed, count):
@@ -322,15 +330,19 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
                 thing.update(id=len(content['annotations']) + 1, image_id=record['id'])
                 content['annotations'].append(thing)
         (folder / 'coco/annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+
+
+def _write_ade(folder: Path, seed: int, counts: list[int]) -> None:
     ade = folder / 'ade' / 'ADEChallengeData2016'
-    for split, short, count in zip(('training', 'validation'), ('train', 'val'), counts['ade']):
+    for split, short, count in zip(('training', 'validation'), ('train', 'val'), counts):
         for index, image, labels in images(draw_ade, f'ade/{split}', seed, count):
             name = f'ADE_{short}_{index + 1:08d}'
             save(image, ade / 'images' / split / f'{name}.jpg')
             save(labels, ade / 'annotations' / split / f'{name}.png')
-    for (split, count), wnid in product(zip(('train', 'val'), counts['imagenet']), IMAGENET):
+
+
+def _write_imagenet(folder: Path, seed: int, counts: list[int]) -> None:
+    for (split, count), wnid in product(zip(('train', 'val'), counts), IMAGENET):
         part = f'imagenet/{split}/{wnid}'
         for index, image in images(draw_imagenet, part, seed, count, IMAGENET[wnid]):
             save(image, folder / part / f'{wnid}_{split}_{index + 1:04d}.JPEG')
-    stamp.write_text(json.dumps(dict(settings, sha256=digest(folder))))
-    return True

@@ -32,7 +32,7 @@ def test_all_backbones_take_part_and_results_are_drawn(
     ]
     for row in results:
         assert len(row['times']) == 2 and min(row['times']) <= row['seconds'] <= max(row['times'])
-        assert 0 < row['seconds'] and 0 < row['ceiling']
+        assert row['seconds'] > 0 and row['ceiling'] > 0
     of_forward, of_train = results[: len(results) // 2], results[len(results) // 2 :]
     assert of_train[0]['flops'] == 3 * of_forward[0]['flops']
     drawn = {path.name for path in tmp_path.glob('*.png')}

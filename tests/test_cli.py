@@ -27,14 +27,24 @@ def read(path: Path, text: str, encoding: str = 'utf-8') -> Config:
         ('a.py', "a = 1\nb = open('no')\n", r'a\.py, line 2: FileNotFoundError'),
         ('a.py', '_base_ = "b.py"\nc = 1\n', r'a\.py: it inherits .*/b\.py, which is not there'),
         ('a.py', '_base_ = "./bad.py"\n', r'bad\.py, line 3: NameError: .*nothing'),
+        ('a.py', '_base_ = "./heir.py"\n', r'/bad\.py, line 3: NameError: .*nothing'),
+        (
+            'a.py',
+            'from mmengine.config import read_base\nwith read_base():\n    from .lazy import *\n',
+            r'lazy\.py, line 2: NameError: .*nothing',
+        ),
         ('a.pth', '', r'a\.pth is a checkpoint: the config comes first'),
         ('a.txt', '', r'a\.txt is no config'),
     ],
 )
 def test_unreadable(name: str, text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / 'bad.py').write_text('a = 1\n\nb = nothing\n')
+    (tmp_path / 'heir.py').write_text('_base_ = "./bad.py"\n')
+    (tmp_path / 'lazy.py').write_text('a = 1\nb = nothing\n')
+    parsers = [Config.__dict__[name] for name in ('_file2dict', '_parse_lazy_import')]
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / name, text)
+    assert parsers == [Config.__dict__[name] for name in ('_file2dict', '_parse_lazy_import')]
 
 
 def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
@@ -132,9 +142,9 @@ class Own(nn.Module):
 )
 def test_what_a_class_says_to_settings_is_a_sentence(settings, message, tmp_path) -> None:
     cfg = read(tmp_path / 'a.py', '')
-    with pytest.raises(ConfigError, match=rf'a\.py: .*{message}'):
-        with config_checks.build_errors_as_messages(cfg):
-            MODELS.build(settings)
+    refused = pytest.raises(ConfigError, match=rf'a\.py: .*{message}')
+    with refused, config_checks.build_errors_as_messages(cfg):
+        MODELS.build(settings)
 
 
 @pytest.mark.parametrize('kind', [AssertionError, KeyError, TypeError, ValueError])

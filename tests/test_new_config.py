@@ -127,7 +127,7 @@ def test_refusals(run_tool, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match='none of the layouts'):
         written(run_tool, tmp_path)
     image(tmp_path / 'train' / 'cat' / '1.jpg')
-    with pytest.raises(SystemExit, match='no val split, only .*train: .* to val/CLASS'):
+    with pytest.raises(SystemExit, match=r'no val split, only .*train: .* to val/CLASS'):
         written(run_tool, tmp_path)
     (tmp_path / 'written').mkdir()
     (tmp_path / 'written' / 'config.py').touch()

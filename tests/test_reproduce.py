@@ -141,7 +141,7 @@ def test_detector_is_trained_and_tested(run, published, tmp_path, server, capfd)
 
 def test_several_processes(run, published, monkeypatch, capsys) -> None:
     monkeypatch.setattr('subprocess.call', lambda command: 3)
-    with pytest.raises(SystemExit, match='This failed with status 3: .*train.py'):
+    with pytest.raises(SystemExit, match=r'This failed with status 3: .*train\.py'):
         run(DETECTOR, '--gpus', 4, '--cfg-options', 'a.b=[1,2]')
     command = capsys.readouterr().out
     assert '-m torch.distributed.run --standalone --nproc-per-node=4' in command
@@ -201,7 +201,7 @@ def test_what_a_bad_download_has_left_is_replaced(server, published: Path, cache
 def test_missing_things_are_named(run, server, cache: Path) -> None:
     with pytest.raises(SystemExit, match=f'no experiment resnet, only {CLASSIFIER}, '):
         run('resnet')
-    with pytest.raises(SystemExit, match='There is no checkpoint nothing.pth'):
+    with pytest.raises(SystemExit, match=r'There is no checkpoint nothing\.pth'):
         run(CLASSIFIER, '--checkpoint', 'nothing.pth')
     with pytest.raises(SystemExit, match='The test data are missing'):
         run(CLASSIFIER, '--cfg-options', 'test_dataloader.dataset.split=x')

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f'--{name}', type=int, default=counts, **option)
     args = parser.parse_args(argv)
     counts = {name: getattr(args, name) for name in DEFAULT_COUNTS}
-    if (least := min(args.seed, *sum(counts.values(), []))) < 0:
+    if (least := min(args.seed, *(number for pair in counts.values() for number in pair))) < 0:
         parser.error(f'the seed or a number of images is {least}; give 0 or more')
     made = make_toy_data(args.folder, args.seed, counts)
     print(f"The synthetic data {'is' if made else 'was already'} in '{args.folder}'.")

@@ -104,11 +104,13 @@ def _reason(error: Exception, path: str) -> str:
         *above, file = [path, *error.files[1:]]
         error = error.__cause__
     if above and not Path(file).is_file():
-        return f'{above[-1]}: it inherits {os.path.normpath(file)}, which is not there'
+        inheriting, missing = map(os.path.normpath, (above[-1], file))
+        return f'{inheriting}: it inherits {missing}, which is not there'
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename in (file, os.path.abspath(file))]
     line = lines[-1] if lines else None
     reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
     if isinstance(error, SyntaxError):
         line, reason = error.lineno or line, f'syntax error: {error.msg}'
-    return f'{file}{f", line {line}" if line else ""}: {reason.rstrip(".")}'
+    place = os.path.normpath(file) + (f', line {line}' if line else '')
+    return f'{place}: {reason.rstrip(".")}'

@@ -122,6 +122,11 @@ def _require_place(cfg: Config, key: str, value: object) -> None:
             node = node[int(part)]
         else:
             _refuse(key, f'{where} is a list, with the places {where}.0 to {len(node) - 1}')
+    _require_value(key, node, value)
+
+
+def _require_value(key: str, node: object, value: object) -> None:
+    """Refuses a value that cannot take the place of another one."""
     if isinstance(value, str) and (node is None or isinstance(node, dict)):
         if value.lower() in ('none', 'null'):
             _refuse(f'{key}={value}', 'nothing is written None')

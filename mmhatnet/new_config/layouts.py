@@ -21,8 +21,9 @@ SAMPLE = 300  # the images and masks that are read for their suffixes and labels
 
 
 def folders(root: Path, depth: int) -> list[Path]:
-    inner = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] not in '._']
-    return [root] + sum((folders(path, depth - 1) for path in inner), []) if depth else [root]
+    paths = sorted(root.iterdir()) if depth else ()
+    inner = [path for path in paths if path.is_dir() and path.name[0] not in '._']
+    return [root, *(below for path in inner for below in folders(path, depth - 1))]
 
 
 def split_of(path: Path) -> str | None:

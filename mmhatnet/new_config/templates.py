@@ -57,6 +57,12 @@ test_dataloader = val_dataloader
 val_evaluator = dict(topk={topk})
 test_evaluator = val_evaluator
 """
+BASES = dict(
+    maskrcnn='hatnet/mask-rcnn_hatnet-{letter}_fpn_1x_coco.py',
+    retinanet='hatnet/retinanet_hatnet-{letter}_fpn_1x_coco.py',
+    semfpn='hatnet/hatnet-{letter}_fpn_4xb4-80k_ade20k-512x512.py',
+    imagenet='hatnet/hatnet-{arch}_8xb128_in1k.py',
+)
 TEMPLATES = dict(
     maskrcnn='model = dict(roi_head=dict(bbox_head=number, mask_head=number))\n' + DETECTION,
     retinanet='model = dict(bbox_head=number)\n' + DETECTION,
