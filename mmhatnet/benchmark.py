@@ -26,7 +26,7 @@ from torch.profiler import profile
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-import mmhatnet.backbones.hatnet_literal  # noqa: F401  registers the baseline
+import mmhatnet.backbones.hatnet_reference  # noqa: F401  registers the baseline
 from mmhatnet.flops import CPU_ATTENTION
 from mmhatnet.openmmlab.patches import apply_patches
 
@@ -40,7 +40,7 @@ BACKBONES: Backbones = {
 }
 for arch, top1 in dict(tiny=79.8, small=82.6, medium=84.0, large=84.2).items():
     BACKBONES[f'hatnet_{arch}'] = (top1, dict(type='HATNet', arch=arch))
-    BACKBONES[f'literal_{arch}'] = (top1, dict(type='LiteralHATNet', arch=arch))
+    BACKBONES[f'literal_{arch}'] = (top1, dict(type='ReferenceHATNet', arch=arch))
 NUMBERS = [
     'seconds',
     'from, to',

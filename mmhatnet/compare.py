@@ -44,8 +44,8 @@ the cases, in their order: where these differ much, the machine was busy and cas
 
 ## HAT-Net and its published formulation
 
-The small variant in the same run. The published formulation is `LiteralHATNet` in
-`mmhatnet/backbones/hatnet_literal.py`, which computes the same numbers and to which the tests hold
+The small variant in the same run. The published formulation is `ReferenceHATNet` in
+`mmhatnet/backbones/hatnet_reference.py`, which computes the same numbers and to which tests hold
 `HATNet`. [Performance](performance.md) says how it is done.
 
 {formulations}
@@ -98,17 +98,17 @@ def formulations(rows: dict[tuple, dict[str, dict]], cases: list[tuple]) -> str:
     head = ['Case', '', 's (from, to)', 'times faster', 'of a matrix product', 'GB', 'ratio']
     lines = []
     for mode, shape in cases:
-        literal = rows[mode, shape]['literal_small']
+        reference = rows[mode, shape]['literal_small']
         for name, title in FORMULATIONS.items():
             row = rows[mode, shape][name]
             seconds, memory = row['seconds'], row.get('memory')
             cells = [f'{seconds:.3g} ({min(row["times"]):.3g}, {max(row["times"]):.3g})']
-            cells.append(f'{literal["seconds"] / seconds:.2f}')
+            cells.append(f'{reference["seconds"] / seconds:.2f}')
             cells.append(f'{row["flops"] / seconds / row["ceiling"]:.0%}')
             cells.append(f'{memory / 1e9:.2f}' if memory else '')
             # The reference implementation needs most memory, and is the first that may not fit.
-            known = memory and literal.get('memory')
-            cells.append(f'{memory / literal["memory"]:.2f}' if known else '')
+            known = memory and reference.get('memory')
+            cells.append(f'{memory / reference["memory"]:.2f}' if known else '')
             lines.append([f'{WORDS[mode]} {shape}', title, *cells])
     return table(head, lines)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmhatnet.backbones.hatnet_literal import LiteralHATNet
+from mmhatnet.backbones.hatnet_reference import ReferenceHATNet
 
 # Layers whose weights are smaller, so that no block outweighs the residual stream: depthwise
 # convolutions and the last layer of the MLP, of STViT and of GLNet.
@@ -59,7 +59,7 @@ def drawn_value(name: str, shape: tuple) -> Tensor:
 def published_shapes(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:
     """The tensors of a published checkpoint, without values."""
     with torch.device('meta'):
-        return LiteralHATNet(arch, num_classes, in_channels).state_dict()
+        return ReferenceHATNet(arch, num_classes, in_channels).state_dict()
 
 
 def drawn_checkpoint(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:

@@ -454,7 +454,7 @@ def test_convert_classifier(convert, published, tmp_path) -> None:
     from mmengine.config import Config
     from mmpretrain.registry import MODELS
 
-    from mmhatnet.backbones.hatnet_literal import LiteralHATNet
+    from mmhatnet.backbones.hatnet_reference import ReferenceHATNet
 
     torch.save(published, tmp_path / 'published.pth')
     result = convert(tmp_path / 'published.pth', tmp_path / 'converted.pth', '--classifier')
@@ -464,11 +464,11 @@ def test_convert_classifier(convert, published, tmp_path) -> None:
     cfg.model.head.in_channels = 384
     classifier = MODELS.build(cfg.model).eval()
     load_checkpoint(classifier, str(tmp_path / 'converted.pth'), strict=True)
-    literal = LiteralHATNet('tiny', num_classes=1000).eval()
-    literal.load_state_dict(published)
+    reference = ReferenceHATNet('tiny', num_classes=1000).eval()
+    reference.load_state_dict(published)
     image = drawn_image(1, 3, 65, 97)
     with torch.no_grad():
-        _, expected = literal(image)
+        _, expected = reference(image)
         torch.testing.assert_close(classifier(image), expected, rtol=1e-3, atol=1e-4)
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from drawn import drawn_image, drawn_value
-from peers import PEERS
+from networks import NETWORKS
 
 from mmhatnet import GLNet
 from mmhatnet.openmmlab.cls_head import NormLinearClsHead
 
-GOLDEN = PEERS['glnet'].golden
+GOLDEN = NETWORKS['glnet'].golden
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ GOLDEN = PEERS['glnet'].golden
 )
 def test_logits_agree_with_golden_figures(arch: str, run_tool, tmp_path: Path) -> None:
     """Of the classifier that the tool makes of a whole published checkpoint."""
-    peer, tklb = PEERS['glnet_stl' if 'stl' in arch else 'glnet'], 'tklb' in arch
+    network, tklb = NETWORKS['glnet_stl' if 'stl' in arch else 'glnet'], 'tklb' in arch
     backbone = GLNet(arch, out_indices=(3,))
     channels = backbone.out_channels[0]
     shapes = {f'norm.{part}': (channels,) for part in ('weight', 'bias')}
@@ -28,7 +28,7 @@ def test_logits_agree_with_golden_figures(arch: str, run_tool, tmp_path: Path) -
     for head in ('head', *['tklb_aux_head'] * tklb):
         shapes |= {f'{head}.weight': (1000, channels), f'{head}.bias': (1000,)}
     head = {name: drawn_value(name, shape) for name, shape in shapes.items()}
-    torch.save({'model': peer.drawn(GLNet(arch)) | head}, tmp_path / 'published.pth')
+    torch.save({'model': network.drawn(GLNet(arch)) | head}, tmp_path / 'published.pth')
     run_tool(
         'convert_checkpoint', tmp_path / 'published.pth', tmp_path / 'ours.pth', '--classifier'
     )

@@ -205,7 +205,7 @@ def test_deformable_convolution_differentiates_once(monkeypatch) -> None:
     torch.testing.assert_close(of_weight, 2 * whole[2])
 
 
-def literal_focal_loss(scores: list[float], target: int, gamma: float, alpha: float) -> float:
+def reference_focal_loss(scores: list[float], target: int, gamma: float, alpha: float) -> float:
     """One row of SigmoidFocalLoss, summed, as its CUDA kernel computes it."""
     total = 0.0
     for number, score in enumerate(scores):
@@ -219,7 +219,9 @@ def literal_focal_loss(scores: list[float], target: int, gamma: float, alpha: fl
 
 def test_sigmoid_focal_loss() -> None:
     scores, targets = normal(Draw(0), 6, 4, dtype=torch.float64), torch.tensor([0, 3, 4, 1, 4, 2])
-    expected = sum(literal_focal_loss(row, t, 2, 0.25) for row, t in zip(scores.tolist(), targets))
+    expected = sum(
+        reference_focal_loss(row, t, 2, 0.25) for row, t in zip(scores.tolist(), targets)
+    )
     loss = mmcv.ops.sigmoid_focal_loss(scores, targets, 2.0, 0.25, None, 'sum')
     torch.testing.assert_close(loss.item(), expected)
     mean = mmcv.ops.sigmoid_focal_loss(scores, targets, 2.0, 0.25, None, 'mean')
@@ -273,7 +275,7 @@ def test_deformable_attention() -> None:
     assert gradcheck(attend, tuple(tensor.requires_grad_() for tensor in inputs))
 
 
-def literal_carafe(x: np.ndarray, masks: np.ndarray, kernel: int, groups: int, scale: int):
+def reference_carafe(x: np.ndarray, masks: np.ndarray, kernel: int, groups: int, scale: int):
     """CARAFE as its CUDA kernel computes it, pixel by pixel."""
     images, channels, height, width = x.shape
     output = np.zeros((images, channels, height * scale, width * scale))
@@ -292,7 +294,7 @@ def test_carafe(kernel: int, groups: int, scale: int) -> None:
     draw, double = Draw(0), torch.float64
     x = normal(draw, 2, 4, 3, 4, dtype=double)
     masks = normal(draw, 2, kernel * kernel * groups, 3 * scale, 4 * scale, dtype=double)
-    expected = literal_carafe(x.numpy(), masks.numpy(), kernel, groups, scale)
+    expected = reference_carafe(x.numpy(), masks.numpy(), kernel, groups, scale)
     actual = mmcv.ops.carafe(x, masks, kernel, groups, scale)
     np.testing.assert_allclose(actual.numpy(), expected, atol=1e-12)
     naive = mmcv.ops.carafe_naive(x, masks, kernel, groups, scale)

@@ -20,17 +20,17 @@ from experiments import (
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
-from peers import PEERS
+from networks import NETWORKS
 
 from mmhatnet.checkpoints.loading import read_pretrained
 from mmhatnet.config_checks import require_channels, require_complete, require_known_settings
 from mmhatnet.errors import CheckpointError
 
-NETWORKS = ('p2t', 'shunted', 'stvit', 'glnet')
+FOLDERS = ('p2t', 'shunted', 'stvit', 'glnet')
 METAFILE = {
     model['Config']: model
-    for network in NETWORKS
-    for model in yaml.safe_load((CONFIGS / network / 'metafile.yml').read_text())['Models']
+    for folder in FOLDERS
+    for model in yaml.safe_load((CONFIGS / folder / 'metafile.yml').read_text())['Models']
 }
 # The others differ from these by a few numbers.
 ORDINARY = [path for path in OF_OTHER_BACKBONES if re.search('-(s|small|4g)_', path.stem)]
@@ -66,20 +66,23 @@ pytestmark = pytest.mark.usefixtures('all_coco_classes')
 
 def test_every_network_has_the_four_tasks() -> None:
     names = {path.stem for path in OF_OTHER_BACKBONES}
-    for network in NETWORKS:
+    for folder in FOLDERS:
         variants = [
-            arch for name in PEERS if name.startswith(network) for arch in PEERS[name].parameters
+            arch
+            for name in NETWORKS
+            if name.startswith(folder)
+            for arch in NETWORKS[name].parameters
         ]
         for arch in variants:
-            gpus = 16 if network == 'glnet' else 8
-            assert f'{network}-{arch.replace("_", "-")}_{gpus}xb128_in1k' in names
+            gpus = 16 if folder == 'glnet' else 8
+            assert f'{folder}-{arch.replace("_", "-")}_{gpus}xb128_in1k' in names
             # No weights of detectors differ by learned slots, as none do by token labels.
             if arch != 'stl_paramslot':
-                letter = arch if network == 'glnet' else arch[0]
-                assert f'mask-rcnn_{network}-{letter}_fpn_1x_coco' in names
-                assert f'retinanet_{network}-{letter}_fpn_1x_coco' in names
-                assert f'{network}-{letter}_fpn_4xb4-80k_ade20k-512x512' in names
-        assert f'maskrcnn_{network}_toy' in names
+                letter = arch if folder == 'glnet' else arch[0]
+                assert f'mask-rcnn_{folder}-{letter}_fpn_1x_coco' in names
+                assert f'retinanet_{folder}-{letter}_fpn_1x_coco' in names
+                assert f'{folder}-{letter}_fpn_4xb4-80k_ade20k-512x512' in names
+        assert f'maskrcnn_{folder}_toy' in names
 
 
 @pytest.mark.parametrize('path', rest_slow(OF_OTHER_BACKBONES, *ORDINARY), ids=identify)
@@ -101,8 +104,12 @@ def test_config_is_what_it_is_called(path: Path) -> None:
         return
     assert_named_for_content(path, cfg)
     if cfg.default_scope == 'mmpretrain':
-        peers = [peer for peer in PEERS.values() if type(model.backbone) is peer.network]
-        known = {arch: number for peer in peers for arch, number in peer.parameters.items()}
+        known = {
+            arch: number
+            for network in NETWORKS.values()
+            if type(model.backbone) is network.network
+            for arch, number in network.parameters.items()
+        }
         known |= {'4g_tklb': 27_514_593, '9g_tklb': 60_779_617}
         assert parameters == known[backbone.arch]
         assert 'init_cfg' not in backbone
@@ -127,26 +134,26 @@ def test_train_and_test(path: Path, run_tool, monkeypatch, tmp_path: Path) -> No
     assert_trains_and_tests(path, Config.fromfile(path), run_tool, monkeypatch, tmp_path)
 
 
-@pytest.mark.parametrize('network', ['p2t', 'shunted'])
-def test_published_classifier(network: str, run_tool, tmp_path: Path) -> None:
+@pytest.mark.parametrize('name', ['p2t', 'shunted'])
+def test_published_classifier(name: str, run_tool, tmp_path: Path) -> None:
     """The tool converts a published checkpoint to the config's classifier.
 
     The test files of the other networks cover their heads.
     """
-    peer = PEERS[network]
-    arch = next(iter(peer.parameters))
-    cfg = Config.fromfile(CONFIGS / network / f'{network}-{arch}_8xb128_in1k.py')
+    network = NETWORKS[name]
+    arch = next(iter(network.parameters))
+    cfg = Config.fromfile(CONFIGS / name / f'{name}-{arch}_8xb128_in1k.py')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(cfg.model).eval()
     head = {'head.weight': model.head.fc.weight.shape, 'head.bias': model.head.fc.bias.shape}
-    published = peer.drawn(peer.network(arch))
-    published |= {name: drawn_value(name, tuple(shape)) for name, shape in head.items()}
+    published = network.drawn(network.network(arch))
+    published |= {key: drawn_value(key, tuple(shape)) for key, shape in head.items()}
     torch.save({'model': published}, tmp_path / 'published.pth')
     run_tool(
         'convert_checkpoint', tmp_path / 'published.pth', tmp_path / 'ours.pth', '--classifier'
     )
     model.load_state_dict(torch.load(tmp_path / 'ours.pth')['state_dict'])
-    golden = peer.golden[f'{arch}/1x3x65x97/logits']
+    golden = network.golden[f'{arch}/1x3x65x97/logits']
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-6)):
         with torch.no_grad():
             logits = model.to(dtype)(drawn_image(1, 3, 65, 97).to(dtype)).double().numpy()

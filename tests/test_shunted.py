@@ -3,7 +3,7 @@
 import pytest
 import torch
 from drawn import draw
-from peers import PEERS
+from networks import NETWORKS
 
 from mmhatnet.backbones.shunted import FloorPatchConv
 
@@ -25,8 +25,8 @@ def test_patches_are_whole_or_filled_with_zeros(size: int, sides: tuple[int, int
 
 
 def test_heads_that_do_not_fit_are_named() -> None:
-    peer = PEERS['shunted']
+    network = NETWORKS['shunted']
     with pytest.raises(ValueError, match='embed_dims=16 must be a multiple of 2 x head_dim=16'):
-        peer.network(dict(peer.small, head_dim=16))
+        network.network(dict(network.small, head_dim=16))
     with pytest.raises(ValueError, match='embed_dims=20 cannot be divided by head_dim=8'):
-        peer.network(dict(peer.small, embed_dims=(16, 16, 32, 20)))
+        network.network(dict(network.small, embed_dims=(16, 16, 32, 20)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from drawn import drawn_image, drawn_value
 from mmpretrain.registry import MODELS
-from peers import PEERS
+from networks import NETWORKS
 from reference import stvit
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ def test_gradients_are_those_of_the_reference(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @torch.no_grad()
 def test_association_is_float32_and_within_reach(dtype: torch.dtype) -> None:
-    model = PEERS['stvit'].build().eval()
+    model = NETWORKS['stvit'].build().eval()
     seen = []
     for block in (*model.stages[0].blocks, *model.stages[1].blocks):
         block.attn.association.register_forward_hook(lambda *args: seen.append(args[2]))
@@ -65,7 +65,7 @@ def test_association_is_float32_and_within_reach(dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def test_logits_of_a_published_classifier() -> None:
-    peer = PEERS['stvit']
+    network = NETWORKS['stvit']
     classifier = MODELS.build(
         dict(
             type='ImageClassifier',
@@ -77,15 +77,15 @@ def test_logits_of_a_published_classifier() -> None:
         f'head.{key}': drawn_value(key.replace('fc.', 'head.'), tuple(value.shape))
         for key, value in classifier.head.state_dict().items()
     }
-    weights |= {f'backbone.{k}': v for k, v in peer.drawn(classifier.backbone).items()}
+    weights |= {f'backbone.{k}': v for k, v in network.drawn(classifier.backbone).items()}
     result = classifier.load_state_dict(weights, strict=False)
     assert not result.missing_keys
-    golden = peer.golden['small/1x3x65x97/logits']
+    golden = network.golden['small/1x3x65x97/logits']
     logits = classifier(drawn_image(1, 3, 65, 97)).numpy()
     assert abs(logits - golden).max() < 1e-4 * golden.std()
 
 
 def test_heads_that_do_not_fit_are_named() -> None:
-    peer = PEERS['stvit']
+    network = NETWORKS['stvit']
     with pytest.raises(ValueError, match='embed_dims=16 cannot be divided by num_heads=3'):
-        peer.network(dict(peer.small, num_heads=(1, 3, 2, 3)))
+        network.network(dict(network.small, num_heads=(1, 3, 2, 3)))

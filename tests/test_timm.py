@@ -12,7 +12,7 @@ from mmengine.config import Config
 from processes import Script
 from torch import Tensor, nn
 
-from mmhatnet.backbones.hatnet_literal import LiteralHATNet
+from mmhatnet.backbones.hatnet_reference import ReferenceHATNet
 
 timm = pytest.importorskip('timm')
 pytest.importorskip('mmhatnet.timm_models')
@@ -43,10 +43,10 @@ def pretrained(published: Path, **kwargs) -> nn.Module:
 @pytest.fixture(scope='module')
 def expected() -> tuple[tuple[Tensor, ...], Tensor]:
     """Features and logits of the published formulation."""
-    literal = LiteralHATNet(SMALL, num_classes=10).eval()
-    literal.load_state_dict(drawn_checkpoint(SMALL, num_classes=10))
+    reference = ReferenceHATNet(SMALL, num_classes=10).eval()
+    reference.load_state_dict(drawn_checkpoint(SMALL, num_classes=10))
     with torch.no_grad():
-        return literal(IMAGE)
+        return reference(IMAGE)
 
 
 def assert_close(actual: object, expected: object) -> None:

@@ -1,6 +1,6 @@
-"""Whole models give what they give with the literal backbone: losses, gradients and predictions.
+"""Whole models give what they give with the reference backbone: losses, gradients, predictions.
 
-Every experiment of configs/ is built twice, with HATNet and with LiteralHATNet, from the same
+Every experiment of configs/ is built twice, with HATNet and with ReferenceHATNet, from the same
 weights, and sees the same annotated batch from the same random state.
 """
 
@@ -27,7 +27,7 @@ from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import mmhatnet.backbones.hatnet_literal  # noqa: F401  registers the other backbone
+import mmhatnet.backbones.hatnet_reference  # noqa: F401  registers the other backbone
 from mmhatnet import HATNet
 from mmhatnet.backbones import memory
 from mmhatnet.checkpoints.keys import to_native_keys
@@ -99,21 +99,21 @@ class Job:
             return MODELS.build(settings)
 
     def build_pair(self, **options) -> tuple[nn.Module, nn.Module]:
-        """A model with HATNet and one with the literal backbone, from the same weights."""
+        """A model with HATNet and one with the reference implementation, from the same weights."""
         settings = self.model.backbone
         out_indices = settings.get('out_indices', (0, 1, 2, 3))
         set_seed(self.seed)
-        literal = self.build(
-            dict(type='LiteralHATNet', arch=settings.arch, out_indices=out_indices)
+        reference = self.build(
+            dict(type='ReferenceHATNet', arch=settings.arch, out_indices=out_indices)
         )
-        literal.init_weights()
-        for name, parameter in literal.named_parameters():
+        reference.init_weights()
+        for name, parameter in reference.named_parameters():
             # Heads begin with nearly the same score for every box, which rounding would rank.
             if name.endswith('_cls.weight'):
                 parameter.data.mul_(10)
         ours = self.build(dict(settings, **options))
-        ours.load_state_dict(literal.state_dict())
-        return without_kinks(ours), without_kinks(literal)
+        ours.load_state_dict(reference.state_dict())
+        return without_kinks(ours), without_kinks(reference)
 
 
 def without_kinks(model: nn.Module) -> nn.Module:
@@ -204,17 +204,17 @@ def assert_same(
     preprocessing: dict | None = None,
     **options,
 ) -> None:
-    """Compares the model with HATNet, built with some options and changed, with the literal one.
+    """Compares the model with HATNet, built with some options and changed, with the reference.
 
     Where two boxes have nearly the same score, rounding decides which one is taken and everything
     behind it differs. That is rare, and another seed decides it; a fault is there with any seed.
     """
     for seed in range(3):
         job = Job(path, seed, **(preprocessing or {}))
-        ours, literal = job.build_pair(**options)
+        ours, reference = job.build_pair(**options)
         change(ours)
-        found = deviations(learned(job, ours), learned(job, literal))
-        found |= deviations(predicted(job, ours), predicted(job, literal))
+        found = deviations(learned(job, ours), learned(job, reference))
+        found |= deviations(predicted(job, ours), predicted(job, reference))
         worst = max(found, key=found.get)
         print(f'\n{identify(path)}: largest deviation {found[worst]:.1e}, of {worst}')
         if found[worst] < LOOSE.get(path.stem, TOLERANCE):
@@ -271,8 +271,8 @@ def test_whole_model_in_channels_last(path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize('path', TOY.values(), ids=identify)
 def test_on_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compared with the literal backbone on the CPU, without TF32, which rounds, and dropout, for
-    which a GPU has other random numbers."""
+    """Compared with the reference on the CPU, without TF32, which rounds, and dropout, for which a
+    GPU has other random numbers."""
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     for name in ('dropout', 'dropout2d'):
         monkeypatch.setattr(nn.functional, name, lambda x, *args, **kwargs: x)
@@ -283,12 +283,12 @@ def test_on_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     'name', rest_slow(['semfpn_hatnet_toy', 'imagenet_hatnet_toy'], 'imagenet_hatnet_toy')
 )
 def test_bfloat16_is_within_its_rounding(name: str) -> None:
-    """No worse than the literal backbone in bfloat16, both against that one in float32."""
+    """No worse than the reference implementation in bfloat16, both against that one in float32."""
     job = Job(TOY[name])
-    ours, literal = job.build_pair()
-    exact = learned(job, literal)
+    ours, reference = job.build_pair()
+    exact = learned(job, reference)
     errors = {}
-    for model in (ours, literal):
+    for model in (ours, reference):
         model.zero_grad()
         with torch.autocast('cpu', torch.bfloat16):
             rounded = learned(job, model)
@@ -302,8 +302,8 @@ def test_bfloat16_is_within_its_rounding(name: str) -> None:
             rtol=0.02,
             atol=0,
         )
-    print(f'\n{name}: median error of a gradient {errors[ours]:.3f}, {errors[literal]:.3f}')
-    assert errors[ours] < 1.5 * errors[literal] < 0.3
+    print(f'\n{name}: median error of a gradient {errors[ours]:.3f}, {errors[reference]:.3f}')
+    assert errors[ours] < 1.5 * errors[reference] < 0.3
 
 
 def test_two_processes(tmp_path: Path) -> None:
@@ -321,10 +321,10 @@ def compare_in_processes(rank: int, folder: Path) -> None:
     rendezvous = f'file://{folder}/rendezvous'
     dist.init_process_group('gloo', init_method=rendezvous, rank=rank, world_size=2)
     job = Job(TOY['maskrcnn_hatnet_toy'], seed=1)
-    ours, literal = job.build_pair()
-    for name, parameter in literal.named_parameters():
+    ours, reference = job.build_pair()
+    for name, parameter in reference.named_parameters():
         parameter.requires_grad_('.proj_norm.' not in name)  # DDP would wait for them
-    actual, expected = (learned(job, DistributedDataParallel(model)) for model in (ours, literal))
+    actual, expected = (learned(job, DistributedDataParallel(model)) for model in (ours, reference))
     own = [value.sum().item() for name, value in expected.items() if 'loss' in name]
     found = {'own losses': own, 'deviations': deviations(actual, expected)}
     torch.save(found, folder / f'{rank}.pth')

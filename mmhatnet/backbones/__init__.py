@@ -1,4 +1,4 @@
-"""The networks, and how their checkpoints are read.
+"""The networks, and how they save memory.
 
-Nothing is imported here: importing ``hatnet_literal`` registers a reference that users do not need.
+Nothing is imported here, because ``hatnet_reference`` would register a network for tests.
 """

@@ -3,7 +3,7 @@
 ``docs/networks/hatnet.md`` states them.
 """
 
-from mmhatnet.backbones.hatnet_literal import LiteralHATNet
+from mmhatnet.backbones.hatnet_reference import ReferenceHATNet
 
 COMMON = dict(
     mlp_ratios=(8, 8, 4, 4),
@@ -27,4 +27,4 @@ VARIANTS = {
 
 
 def build(variant):
-    return LiteralHATNet(COMMON | VARIANTS[variant], num_classes=1000)
+    return ReferenceHATNet(COMMON | VARIANTS[variant], num_classes=1000)

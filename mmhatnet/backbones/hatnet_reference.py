@@ -134,7 +134,7 @@ class Downsample(nn.Module):
 
 
 @MODELS.register_module()
-class LiteralHATNet(nn.Module):
+class ReferenceHATNet(nn.Module):
     """The whole network: (N, C, H, W) to the features, and logits if there are classes.
 
     Args:

@@ -1,20 +1,20 @@
-"""The networks beside HAT-Net as their pages state them, independent of the package's tables.
+"""The networks as their pages state them, independently of the package's tables.
 
-A network is one entry of ``PEERS``; ``test_peers.py`` does the same with all of them.
+A network is one entry of ``NETWORKS``. ``test_backbones.py`` runs the same tests for all of them.
 """
 
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from drawn import drawn_value
+from drawn import drawn_value, published_shapes
 from torch import Tensor, nn
 
-from mmhatnet import P2T, GLNet, ShuntedTransformer, STViT
+from mmhatnet import P2T, GLNet, HATNet, ShuntedTransformer, STViT
 from mmhatnet.backbones.base import Backbone
 
 DATA = Path(__file__).parent / 'data'
@@ -25,27 +25,31 @@ def ceil_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def torch_default(module: nn.Module) -> float:
-    """Of the weights of a convolution or linear layer as PyTorch initialises them."""
+    """The standard deviation of a layer's weights by PyTorch's default initialization."""
     return 1 / math.sqrt(3 * module.weight[0].numel())
 
 
 @dataclass(frozen=True)
-class Peer:
+class Network:
     """What is true of one network.
 
     Attributes:
         network: Its class.
-        features: The golden features in ``tests/data``.
-        parameters: Exact number of each variant, with the 1000-class head. The first variant is
-            the smallest one, and the only one of which golden features are no slow test.
-        head_parameters: Those of the head alone, by the channels of the last stage.
-        small: Settings of an instance that takes seconds, with every kind of piece.
-        names: Regular expressions and replacements, in turn, from our names to the published ones.
-        convolutions: Published names of 1x1 convolutions, which may be linear layers here.
-        initial_std: Of a layer's weights after ``init_weights``, by its name and the layer.
-        constants: Further published tensors that are no weights, by the backbone.
-        sizes: Sizes of the four features for an input's height and width.
-        without_gradient: Names of ours whose gradient may be 0.
+        features: The file of golden features in ``tests/data``.
+        parameters: The exact number for each variant, with the 1000-class head. The first variant
+            is the smallest one. Golden features of the others are slow tests.
+        head_parameters: The number for the head alone, from the channels of the last stage.
+        small: Settings of a small instance with every kind of layer.
+        names: Regular expressions and replacements which in turn make published names of ours.
+        convolutions: Regular expression for published 1x1 convolutions, which may be linear layers
+            here.
+        initial_std: The standard deviation of a layer's weights after ``init_weights``, from its
+            name and the layer.
+        constants: Further published tensors that have no counterpart here, from the backbone.
+        sizes: The sizes of the four features, from the height and width of the input.
+        noise: Arguments that make training random.
+        wrong_heads: A change of ``small`` in which the heads do not divide the channels, and the
+            message.
     """
 
     network: type[Backbone]
@@ -58,14 +62,18 @@ class Peer:
     initial_std: Callable[[str, nn.Module], float]
     constants: Callable[[Backbone], dict[str, Tensor]] = lambda model: {}
     sizes: Callable[[int, int], list[tuple[int, int]]] = ceil_sizes
-    without_gradient: str = r'(?!)'
+    noise: dict = field(default_factory=lambda: dict(drop_path_rate=0.5))
+    wrong_heads: tuple[dict, str] = (
+        dict(head_dim=48),
+        'embed_dims=[0-9]+ cannot be divided by head_dim=48',
+    )
 
     @property
     def golden(self) -> dict[str, np.ndarray]:
         return np.load(DATA / self.features)
 
     def build(self, **kwargs) -> Backbone:
-        """The small instance with drawn weights."""
+        """The small instance, with weights from the formula."""
         model = self.network(self.small, **kwargs)
         model.load_state_dict(self.drawn(model), strict=False)
         return model
@@ -80,12 +88,12 @@ class Peer:
         return names
 
     def published_shape(self, name: str, tensor: Tensor) -> tuple[int, ...]:
-        """Where our weights are a linear layer's, the published ones may be a convolution's."""
+        """The published shape of a tensor: that of a convolution where ours is a linear layer."""
         linear = tensor.ndim == 2 and re.search(self.convolutions, name)
         return (*tensor.shape, 1, 1) if linear else tuple(tensor.shape)
 
     def drawn(self, model: Backbone) -> dict[str, Tensor]:
-        """A published checkpoint for a backbone, its weights drawn from their published names."""
+        """A published checkpoint for a backbone, with weights from the formula."""
         weights = model.state_dict()
         checkpoint = {}
         for ours, name in self.published(model).items():
@@ -94,7 +102,7 @@ class Peer:
 
 
 def shunted_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """The stem's last convolution rounds down, but not to zero."""
+    """The stem's last convolution rounds down, but never to zero."""
     sides = [[max((side + 1) // 2 // 2, 1)] for side in (height, width)]
     for side in sides:
         for _ in range(3):
@@ -133,8 +141,46 @@ GLNET_NAMES = [
     (r'\.scale([12])\.', r'.ls\1.'),
 ]
 
-PEERS = {
-    'p2t': Peer(
+NETWORKS = {
+    'hatnet': Network(
+        network=HATNet,
+        features='hatnet_features.npz',
+        parameters=dict(tiny=12_650_152, small=25_738_568, medium=42_925_960, large=63_108_936),
+        head_parameters=lambda channels: 1000 * channels + 1000,
+        # Windows that the edge cuts, both kinds of attention, two kernel sizes.
+        small=dict(
+            embed_dims=(8, 16, 16, 24),
+            head_dim=8,
+            depths=(1, 2, 1, 1),
+            kernel_sizes=(3, 5, 3, 3),
+        ),
+        names=[
+            (r'^stem\.conv1\.', 'patch_embed.0.'),
+            (r'^stem\.norm\.', 'patch_embed.1.'),
+            (r'^stem\.conv2\.', 'patch_embed.3.'),
+            *((rf'^stages\.{t - 1}\.downsample\.', f'ds{t}.') for t in (2, 3, 4)),
+            (r'^stages\.(\d)\.blocks\.', r'blocks.\1.'),
+            (r'\.attn\.global_norm\.', '.attn.grid_norm.'),
+            (r'\.attn\.global_q\.', '.attn.q.'),
+            (r'\.attn\.pooled_norm\.', '.attn.ds_norm.'),
+            (r'\.attn\.pooled_kv\.', '.attn.kv.'),
+            (r'\.mlp\.norm\.', '.conv.conv1.0.'),
+            (r'\.mlp\.expand\.', '.conv.conv1.1.'),
+            (r'\.mlp\.depthwise\.', '.conv.conv2.0.'),
+            (r'\.mlp\.project\.', '.conv.conv3.0.'),
+            (r'\.mlp\.out_norm\.', '.conv.conv3.1.'),
+        ],
+        convolutions=r'\.weight$',
+        initial_std=lambda name, layer: 0.02,
+        # The published code never uses the output of these.
+        constants=lambda model: {
+            name: drawn_value(name, tuple(meta.shape))
+            for name, meta in published_shapes(model.settings, 0).items()
+            if '.proj_norm.' in name and int(name.split('.')[1]) < len(model.stages)
+        },
+        noise=dict(drop_path_rate=0.5, drop_rate=0.1),
+    ),
+    'p2t': Network(
         network=P2T,
         features='p2t_features.npz',
         parameters=dict(tiny=11_590_840, small=24_079_848, base=36_066_408, large=54_477_096),
@@ -153,8 +199,12 @@ PEERS = {
         ],
         convolutions=r'\.mlp\.fc[12]\.weight$',
         initial_std=lambda name, layer: 0.02 if '.attn.' in name else torch_default(layer),
+        wrong_heads=(
+            dict(num_heads=(1, 3, 2, 3)),
+            'embed_dims=16 cannot be divided by num_heads=3',
+        ),
     ),
-    'shunted': Peer(
+    'shunted': Network(
         network=ShuntedTransformer,
         features='shunted_features.npz',
         parameters=dict(tiny=11_553_576, small=22_401_256, base=39_614_376),
@@ -182,8 +232,9 @@ PEERS = {
             else 0.02
         ),
         sizes=shunted_sizes,
+        wrong_heads=(dict(head_dim=12), 'embed_dims=16 cannot be divided by head_dim=12'),
     ),
-    'stvit': Peer(
+    'stvit': Network(
         network=STViT,
         features='stvit_features.npz',
         parameters=dict(small=25_495_624, base=51_691_288, large=94_971_096),
@@ -210,6 +261,10 @@ PEERS = {
         ],
         convolutions=r'(qkv|proj|fc[12])\.weight$',
         initial_std=lambda name, layer: torch_default(layer),
+        wrong_heads=(
+            dict(num_heads=(1, 3, 2, 3)),
+            'embed_dims=16 cannot be divided by num_heads=3',
+        ),
         constants=lambda model: {
             f'layers.{stage}.blocks.{block}.attn.{kernels}.weights': torch.eye(9).view(9, 1, 3, 3)
             for stage, part in enumerate(model.stages)
@@ -217,7 +272,7 @@ PEERS = {
             for kernels in ('unfold', 'fold')
         },
     ),
-    'glnet': Peer(
+    'glnet': Network(
         **GLNET,
         parameters={'4g': 27_001_593, '9g': 60_010_617, '16g': 106_055_161},
         small=dict(embed_dims=(32, 32, 64, 64), depths=(1, 1, 2, 1), layer_scale=0.1),
@@ -225,7 +280,7 @@ PEERS = {
         initial_std=glnet_std,
     ),
     # Other names in stage 4, whose MLPs are linear layers in the published code.
-    'glnet_stl': Peer(
+    'glnet_stl': Network(
         **GLNET,
         parameters=dict(stl=30_296_786, stl_paramslot=30_481_106),
         small=dict(GLNet.ARCHS['stl_paramslot'], embed_dims=(32, 32, 64, 64), depths=(1, 1, 1, 1)),
