@@ -1,21 +1,20 @@
-"""HAT-Net and its peers as backbones for MMDetection, MMSegmentation and MMPretrain."""
+"""HAT-Net and comparable backbones for MMDetection, MMSegmentation and MMPretrain.
+
+Importing the package needs PyTorch and MMEngine alone. It registers the backbones in MMEngine's
+root registry and changes nothing else. ``mmhatnet.openmmlab.patches.apply_patches`` corrects mmcv
+and MMEngine; the command-line tools and the configs of this package call it.
+"""
 
 from mmhatnet.openmmlab.versions import check_versions
 
-check_versions()  # before an unsupported version fails somewhere inside, for a less obvious reason
+check_versions()  # otherwise an unsupported version fails later, with a less obvious message
 
 from mmhatnet.backbones.glnet import GLNet
 from mmhatnet.backbones.hatnet import HATNet
 from mmhatnet.backbones.p2t import P2T
 from mmhatnet.backbones.shunted import ShuntedTransformer
 from mmhatnet.backbones.stvit import STViT
-from mmhatnet.openmmlab.config_inheritance import config_path, register_config_packages
-from mmhatnet.openmmlab.operators import provide
-from mmhatnet.openmmlab.roi_layers import accept_any_memory_format
-
-register_config_packages()
-provide()
-accept_any_memory_format()
+from mmhatnet.openmmlab.config_inheritance import config_path
 
 __version__ = '0.1.0'
 __all__ = [

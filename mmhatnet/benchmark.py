@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mmhatnet.backbones.hatnet_literal  # noqa: F401  registers the baseline
 from mmhatnet.flops import CPU_ATTENTION
+from mmhatnet.openmmlab.patches import apply_patches
 
 Backbones = dict[str, tuple[float | None, dict]]
 # The top-1 accuracy on ImageNet-1K that a backbone's paper gives, and settings for the registry.
@@ -54,6 +55,7 @@ NUMBERS = [
 
 def build(settings: dict, device: str) -> nn.Module:
     if scope := settings['type'].rpartition('.')[0]:
+        apply_patches()
         import_module(f'{scope}.models')
     return MODELS.build(dict(settings)).to(device)
 
@@ -103,7 +105,9 @@ def peak_memory(settings: dict, config: str | None, device: str, *case: object) 
     # Otherwise glibc keeps freed memory, and it counts as used.
     os.environ['MALLOC_MMAP_THRESHOLD_'] = '1000000'
     processes = multiprocessing.get_context('forkserver')
-    processes.set_forkserver_preload(['mmhatnet', 'mmdet.models', 'mmpretrain.models'])
+    processes.set_forkserver_preload(
+        ['mmhatnet.openmmlab.setup', 'mmdet.models', 'mmpretrain.models']
+    )
     with ProcessPoolExecutor(1, processes) as process:
         return process.submit(memory_of_step, config, settings, device, *case).result()
 

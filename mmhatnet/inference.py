@@ -11,10 +11,10 @@ import mmcv
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from mmhatnet.checkpoint_files import load_weights_only
+from mmhatnet.checkpoints.loading import find_checkpoint, load_weights, verify_checkpoint
+from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.config_checks import (
     build_errors_as_messages,
     require_channels,
@@ -24,7 +24,7 @@ from mmhatnet.config_walk import build_unread, datasets_of
 from mmhatnet.data_checks.images import why_unreadable
 from mmhatnet.data_checks.report import preview
 from mmhatnet.errors import ConfigError, DataError
-from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
+from mmhatnet.openmmlab.patches import apply_patches
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
 
@@ -49,13 +49,15 @@ def require_predictable(cfg: Config) -> None:
     require_channels(cfg, 'test')
 
 
-def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) -> object:
+def build_inferencer(
+    cfg: Config, checkpoint: str | Checkpoint, device: str | None = None
+) -> object:
     """Builds the framework's own inferencer, with the weights of a checkpoint.
 
     Args:
         cfg (Config): The config of the job, which is left as it is.
-        checkpoint (str): The checkpoint, or the work folder of a training. Nothing in it is
-            executed. The class names are those of the checkpoint; where it has none, those of the
+        checkpoint (str | Checkpoint): The checkpoint, or the work folder of a training. Nothing in
+            it is executed. The class names are those of the checkpoint; where it has none, those of the
             test dataset.
         device (str, optional): Where the model goes. Defaults to a GPU if there is one.
 
@@ -67,12 +69,13 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) ->
         CheckpointError: If the checkpoint cannot be read or is of another model.
         ConfigError: If the config cannot be used for predictions.
     """
+    apply_patches()
     cfg = copy.deepcopy(cfg)
     require_predictable(cfg)
     # The inferencers read the pipeline of the outermost dataset.
     cfg.test_dataloader.dataset = next(datasets_of(cfg, 'test'))
-    checkpoint = find_checkpoint(checkpoint) or checkpoint
-    require_checkpoint(checkpoint)
+    if isinstance(checkpoint, str):
+        checkpoint = Checkpoint(find_checkpoint(checkpoint) or checkpoint)
     init_default_scope(cfg.default_scope)
     with build_errors_as_messages(cfg), warnings.catch_warnings():
         # The weights are loaded below, where missing ones are refused.
@@ -97,10 +100,9 @@ def build_inferencer(cfg: Config, checkpoint: str, device: str | None = None) ->
             progress.disable_progress_bar = True  # ours covers all batches
             inferencer = ImageClassificationInferencer(cfg, pretrained=False, device=device)
         meta = dict(build_unread(cfg.test_dataloader.dataset).metainfo)
-    require_fitting(inferencer.model, checkpoint)
-    with load_weights_only():
-        content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
-    meta.update((content.get('meta') or {}).get('dataset_meta') or {})
+    verify_checkpoint(checkpoint, inferencer.model)
+    load_weights(inferencer.model, checkpoint)
+    meta.update(checkpoint.meta.get('dataset_meta') or {})
     inferencer.classes = meta.get('classes')
     if cfg.default_scope != 'mmpretrain':
         if inferencer.classes is None:

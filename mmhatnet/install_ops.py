@@ -6,7 +6,7 @@ from mmhatnet.openmmlab import operators
 
 
 def main() -> None:
-    """Installs or removes the operators, and says what was done."""
+    """Installs or removes the operators, and prints what was done."""
     parser = argparse.ArgumentParser(
         prog='python -m mmhatnet.install_ops',
         description='Give the installed mmcv operators that need no compiler. Compiled operators '

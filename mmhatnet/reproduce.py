@@ -9,9 +9,9 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from mmhatnet.checkpoint_files import fetch_weights
+from mmhatnet.checkpoints.files import fetch_weights
+from mmhatnet.checkpoints.loading import find_checkpoint
 from mmhatnet.errors import MMHATNetError
-from mmhatnet.preflight.checkpoints import find_checkpoint
 
 # What the frameworks call the results of the metafile, and the factors that make them per cent.
 METRICS = {

@@ -18,8 +18,8 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from mmhatnet.backbones.checkpoint import lift_backbone, to_native_keys
 from mmhatnet.backbones.hatnet import HATNet
+from mmhatnet.checkpoints.keys import lift_backbone, to_native_keys
 
 __all__ = ['HATNetClassifier']
 RELEASE = 'https://github.com/yun-liu/HAT-Net/releases/download/v2.0'

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 
-import mmhatnet  # noqa: F401  registers the networks
+import mmhatnet.openmmlab.setup  # noqa: F401  as the configs do
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 FILES = sorted(CONFIGS.rglob('*.py'))

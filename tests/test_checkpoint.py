@@ -20,18 +20,20 @@ from drawn import drawn_checkpoint, drawn_image, published_shapes
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel
-from mmengine.runner import load_checkpoint, save_checkpoint
+from mmengine.runner import CheckpointLoader, load_checkpoint, save_checkpoint
 from torch import nn
 
 from mmhatnet import HATNet
-from mmhatnet.checkpoint_files import load_weights_only, read_checkpoint
-from mmhatnet.errors import CheckpointError
-from mmhatnet.preflight.checkpoints import (
+from mmhatnet.checkpoints.files import read_checkpoint
+from mmhatnet.checkpoints.loading import (
     find_checkpoint,
-    require_fitting,
-    require_pretrained,
-    require_resumable,
+    load_weights,
+    read_pretrained,
+    verify_checkpoint,
+    verify_resumable,
 )
+from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
+from mmhatnet.errors import CheckpointError
 
 CONVERT = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
 
@@ -168,7 +170,7 @@ def test_training_records_are_read_while_models_are_initialised(tmp_path) -> Non
     torch.save({'history': HistoryBuffer([0.5], [1])}, tmp_path / 'own.pth')
     with load_weights_only():
         HATNet('tiny', out_indices=(0,)).init_weights()
-        content = torch.load(tmp_path / 'own.pth', weights_only=False)
+        content = CheckpointLoader.load_checkpoint(str(tmp_path / 'own.pth'))
     assert content['history'].current() == 0.5
 
 
@@ -209,13 +211,13 @@ def test_settings_and_records_beside_weights(tmp_path) -> None:
         (bytes(5000), 'is empty or starts with zeros'),
         (b'\n<!DOCTYPE html><html>Not Found</html>', 'is a web page'),
         (b'version https://git-lfs.github.com/spec/v1\noid', 'is a Git LFS pointer.*git lfs pull'),
-        (b'_base_ = "a.py"\nmodel = dict()', 'is Python code'),
-        (b'{"message": "Not Found"}', 'is text and not a checkpoint.*Not Found'),
-        (pickle.dumps({'weight': 1}), 'is a pickle and not a checkpoint'),
-        (lambda saved: saved[:2000], r'is cut off, its end is missing \(there are 2,000 bytes\)'),
-        (lambda saved: saved[:-9], 'is cut off'),
+        (b'_base_ = "a.py"\nmodel = dict()', 'is Python code, not'),
+        (b'{"message": "Not Found"}', 'is text, not a checkpoint.*Not Found'),
+        (pickle.dumps({'weight': 1}), 'is a pickle, not a checkpoint'),
+        (lambda saved: saved[:2000], 'is incomplete, its end is missing after 2,000 bytes'),
+        (lambda saved: saved[:-9], 'is incomplete'),
         (lambda saved: saved[:300] + bytes(300) + saved[600:], 'is damaged'),
-        (b'\xff\xd8\xff\xe0' + bytes(9), 'is not a checkpoint of PyTorch'),
+        (b'\xff\xd8\xff\xe0' + bytes(9), 'is not a PyTorch checkpoint'),
     ],
 )
 def test_what_a_file_is_instead_of_a_checkpoint(content, what, tmp_path) -> None:
@@ -232,13 +234,16 @@ def test_what_a_file_is_instead_of_a_checkpoint(content, what, tmp_path) -> None
 @pytest.mark.parametrize(
     ('save', 'what'),
     [
-        (lambda path: torch.save(nn.Linear(2, 2), path), 'holds torch.nn.*Linear, a part'),
+        (lambda path: torch.save(nn.Linear(2, 2), path), 'holds torch.nn.*Linear, which belongs'),
         (lambda path: torch.save({'model': nn.Linear(2, 2)}, path), 'holds torch.nn.*Linear'),
-        (lambda path: torch.save(torch.ones(2), path), 'holds a Tensor and no weights by name'),
+        (lambda path: torch.save(torch.ones(2), path), 'holds a Tensor instead of named weights'),
         (lambda path: torch.jit.script(nn.Identity()).save(str(path)), 'is a TorchScript program'),
         (lambda path: np.savez(path.open('wb'), a=np.ones(2)), 'is a ZIP archive'),
         (lambda path: tarfile.open(path, 'w').close(), 'is (empty|a tar archive)'),
-        (lambda path: torch.save({0: torch.ones(2)}, path), 'holds a dict and no weights by name'),
+        (
+            lambda path: torch.save({0: torch.ones(2)}, path),
+            'holds a dict instead of named',
+        ),
         (lambda path: path.mkdir(), 'is a folder'),
         (lambda path: None, 'There is no checkpoint .*file.pth: tools/train.py'),
     ],
@@ -255,7 +260,7 @@ def test_safetensors(tmp_path, monkeypatch) -> None:
     path = tmp_path / 'weights.safetensors'
     path.write_bytes((2).to_bytes(8, 'little') + b'{}')
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
-    with pytest.raises(CheckpointError, match='install the package safetensors'):
+    with pytest.raises(CheckpointError, match='install the safetensors package'):
         read_checkpoint(path)
     package = SimpleNamespace(load_file=lambda path: {'weight': torch.ones(1)})
     monkeypatch.setitem(sys.modules, 'safetensors.torch', package)
@@ -320,7 +325,7 @@ def test_loading_nothing_is_an_error(prefix, tmp_path, monkeypatch) -> None:
     assert path in str(refusal.value)
     monkeypatch.setenv('LOCAL_RANK', '0')
     with pytest.raises(CheckpointError, match='0 of 19 tensors of the backbone.*other.pth'):
-        require_pretrained(Config(dict(model=dict(backbone=dict(type='HATNet', **backbone)))))
+        read_pretrained(Config(dict(model=dict(backbone=dict(type='HATNet', **backbone)))))
     small().load_state_dict(weights, strict=False)
 
 
@@ -366,7 +371,7 @@ META = dict(classes=('cat', 'dog'))
             {'head.weight': torch.ones(3, 8)},
             {'dataset_meta': {'classes': ('cat', 'dog', 'owl')}},
             META,
-            r'of another model: size mismatch for head.weight.*was trained for 3 classes',
+            r'belongs to another model: size mismatch for head.weight.*was trained for 3 classes',
         ),
         ({'backbone.stem.conv2.weight': torch.ones(9, 16, 3, 3)}, {}, META, 'stem.conv2.weight'),
     ],
@@ -378,16 +383,25 @@ def test_a_test_needs_all_weights_and_the_same_classes(
     weights = {f'module.{k}': v for k, v in weights.items() if v is not None}
     path = str(tmp_path / 'epoch_1.pth')
     torch.save(dict(state_dict=weights, meta=meta, ema_state_dict={}), path)
+    model, checkpoint = Flipped(Classifier()), Checkpoint(path)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     if refusal is None:
-        require_fitting(Flipped(Classifier()), path, tested)
+        verify_checkpoint(checkpoint, model, tested)
     else:
         with pytest.raises(CheckpointError, match=f'{path}.*{refusal}'):
-            require_fitting(Flipped(Classifier()), path, tested)
+            verify_checkpoint(checkpoint, model, tested)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items()), 'only verified'
+    assert all(isinstance(value, nn.Parameter) for value in model.parameters())
 
 
 def test_half_precision_fits(tmp_path) -> None:
-    torch.save(Classifier().half().state_dict(), tmp_path / 'half.pth')
-    require_fitting(Classifier(), str(tmp_path / 'half.pth'))
+    source, model = Classifier(), Classifier()
+    torch.save(source.half().state_dict(), tmp_path / 'half.pth')
+    checkpoint = Checkpoint(str(tmp_path / 'half.pth'))
+    verify_checkpoint(checkpoint, model)
+    load_weights(Flipped(model), checkpoint)
+    assert torch.equal(model.head.weight, source.head.weight.float())
 
 
 def test_the_last_checkpoint_is_found(tmp_path) -> None:
@@ -410,16 +424,16 @@ def test_the_last_checkpoint_is_found(tmp_path) -> None:
 def test_only_the_state_of_a_training_is_resumed(tmp_path, capsys) -> None:
     path = tmp_path / 'epoch_1.pth'
     torch.save({'state_dict': small_weights(), 'epoch': 3}, path)
-    message = r'weights and no state of a training \(epoch, iter, message_hub\).*load_from='
+    message = r'weights but no training state \(epoch, iter, message_hub\).*load_from='
     with pytest.raises(CheckpointError, match=message):
-        require_resumable(str(path))
+        verify_resumable(Checkpoint(str(path)))
     state = dict(state_dict={}, meta=dict(epoch=1, iter=9), message_hub={}, optimizer={})
     torch.save(state, path)
-    require_resumable(str(path))
+    verify_resumable(Checkpoint(str(path)))
     assert capsys.readouterr().out == ''
     torch.save({k: v for k, v in state.items() if k != 'optimizer'}, path)
-    require_resumable(str(path))
-    assert 'no state of the optimizer' in capsys.readouterr().out
+    verify_resumable(Checkpoint(str(path)))
+    assert 'no optimizer state' in capsys.readouterr().out
 
 
 @pytest.fixture

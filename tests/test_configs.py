@@ -97,7 +97,7 @@ def test_name_says_what_it_is(path: Path, cfg: Config) -> None:
 
 
 def test_tools_of_the_frameworks_can_run_it(cfg: Config) -> None:
-    assert 'mmhatnet' in cfg.custom_imports.imports
+    assert 'mmhatnet.openmmlab.setup' in cfg.custom_imports.imports
     assert not cfg.custom_imports.allow_failed_imports
     assert cfg.auto_scale_lr.enable is False
     assert cfg.auto_scale_lr.base_batch_size % 8 == 0

@@ -487,9 +487,10 @@ def test_found_whatever_is_imported_first(site: Path) -> None:
     assert said == [f'mmcv has these operators already: {site}/mmcv/_ext.py.\n'] * 2
 
 
-def test_found_in_a_process_that_imports_mmhatnet(site: Path) -> None:
-    """Nothing is installed, so it is there for this process alone."""
-    assert 'torch.Size' in python(site, '-c', f'import torch, mmhatnet; {USE}')
+def test_found_in_a_process_that_applies_the_patches(site: Path) -> None:
+    """Nothing is installed, so they are there for this process alone."""
+    code = f'import torch, mmhatnet.openmmlab.setup; {USE}'
+    assert 'torch.Size' in python(site, '-c', code)
     assert not (site / 'mmcv' / '_ext.py').exists()
 
 
@@ -502,7 +503,8 @@ def test_torchvision_that_does_not_fit(site: Path) -> None:
     said = python(site, '-c', CROP)
     assert 'need torchvision, in the version that was published with torch' in said
     assert 'nms does not exist' in said.splitlines()[-1]
-    assert 'still there' in python(site, '-c', 'import mmhatnet; print("still there")')
+    code = 'import mmhatnet.openmmlab.setup; print("still there")'
+    assert 'still there' in python(site, '-c', code)
 
 
 def test_compiled_operators_that_cannot_be_imported(site: Path) -> None:

@@ -22,9 +22,9 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 from peers import PEERS
 
+from mmhatnet.checkpoints.loading import read_pretrained
+from mmhatnet.config_checks import require_channels, require_complete, require_known_settings
 from mmhatnet.errors import CheckpointError
-from mmhatnet.preflight.checkpoints import require_pretrained
-from mmhatnet.preflight.configs import require_channels, require_complete, require_known_settings
 
 NETWORKS = ('p2t', 'shunted', 'stvit', 'glnet')
 METAFILE = {
@@ -117,9 +117,9 @@ def test_training_does_not_start_without_the_weights(tmp_path: Path, monkeypatch
     cfg = Config.fromfile(CONFIGS / 'p2t' / 'mask-rcnn_p2t-t_fpn_1x_coco.py')
     hint = r'init_cfg.checkpoint=FILE, or .* random weights with .*init_cfg=None'
     with pytest.raises(CheckpointError, match=f'no checkpoint checkpoints/p2t_tiny.pth.*{hint}'):
-        require_pretrained(cfg)
+        read_pretrained(cfg)
     cfg.model.backbone.init_cfg = None
-    require_pretrained(cfg)
+    read_pretrained(cfg)
 
 
 @pytest.mark.parametrize('path', rest_slow(OF_OTHER_BACKBONES, *TRAINED), ids=identify)

@@ -17,6 +17,7 @@ from mmengine.config import Config
 from processes import Script
 
 import mmhatnet
+from mmhatnet.openmmlab.patches import apply_patches
 
 ROOT = Path(__file__).parents[1]
 INHERITED = [
@@ -30,7 +31,7 @@ BUILD_FILES = (
 )
 INHERIT = """
 import json, sys
-import mmhatnet
+import mmhatnet.openmmlab.setup
 from mmengine.config import Config
 from mmengine.utils import get_installed_path
 configs = {}
@@ -146,6 +147,7 @@ def test_editable_installation_links_to_the_checkout(checkout, tmp_path):
 
 
 def inherit(tmp_path, base):
+    apply_patches()
     config = tmp_path / 'inheriting.py'
     config.write_text(f'_base_ = {base!r}\n')
     return Config.fromfile(config)

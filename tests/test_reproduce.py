@@ -17,7 +17,7 @@ from drawn import drawn_checkpoint
 from processes import Script
 
 from mmhatnet import HATNet
-from mmhatnet.checkpoint_files import fetch_weights
+from mmhatnet.checkpoints.files import fetch_weights
 from mmhatnet.errors import CheckpointError
 from mmhatnet.reproduce import read_experiments
 
@@ -159,8 +159,8 @@ class Malicious:
 @pytest.mark.parametrize(
     ('fault', 'what'),
     [
-        ('cut', 'is cut off'),
-        ('malicious', f'holds {Path.__module__}.Path, a part'),
+        ('cut', 'is incomplete'),
+        ('malicious', f'holds {Path.__module__}.Path, which belongs'),
         ('pickle', 'is a pickle'),
         ('page', 'is a web page'),
     ],
@@ -179,11 +179,11 @@ def test_bad_download_is_refused(
         file.write_bytes(pickle.dumps(Malicious(trace)))
     else:
         file.write_text('<html>Log in to this network</html>')
-    message = rf'{file.name} could not be downloaded \(what came {what}.*with --checkpoint FILE'
+    message = rf'{file.name} could not be downloaded \(the download {what}.*with --checkpoint FILE'
     with pytest.raises(CheckpointError, match=message):
         fetch_weights(f'{server.url}/{file.name}', '--checkpoint FILE')
     init_cfg = dict(type='Pretrained', checkpoint=f'{server.url}/{file.name}')
-    with pytest.raises(CheckpointError, match=rf'{file.name} could not .*\(what came {what}'):
+    with pytest.raises(CheckpointError, match=rf'{file.name} could not .*\(the download {what}'):
         HATNet('tiny', init_cfg=init_cfg).init_weights()  # as the tools of others do
     assert list(cache.iterdir()) == [] and not trace.exists()
 

@@ -6,7 +6,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-import mmhatnet  # noqa: F401  mends them
+from mmhatnet.openmmlab.patches import apply_patches
+
+apply_patches()
 
 BOXES = torch.tensor([[0, 1.0, 2, 30, 20], [1, 5, 5, 20, 30.5], [1, 0, 0, 39, 31]])
 ROTATED = torch.tensor([[0, 15.0, 12, 20, 10, 0.3], [1, 20, 16, 30, 20, -0.7]])

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 import mmhatnet.backbones.hatnet_literal  # noqa: F401  registers the other backbone
 from mmhatnet import HATNet
 from mmhatnet.backbones import memory
-from mmhatnet.backbones.checkpoint import to_native_keys
+from mmhatnet.checkpoints.keys import to_native_keys
 
 UPERNET = 'hatnet-s_upernet_8xb2-amp-160k_ade20k-512x512'
 BEYOND = [

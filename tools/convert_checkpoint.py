@@ -13,8 +13,8 @@ import torch
 import mmhatnet  # noqa: F401  defines the networks
 from mmhatnet import cli
 from mmhatnet.backbones.base import Backbone
-from mmhatnet.backbones.checkpoint import lift_backbone
-from mmhatnet.checkpoint_files import read_checkpoint
+from mmhatnet.checkpoints.files import read_checkpoint
+from mmhatnet.checkpoints.keys import lift_backbone
 from mmhatnet.errors import CheckpointError
 
 

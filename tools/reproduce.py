@@ -4,7 +4,7 @@
     python tools/reproduce.py maskrcnn_hatnet --gpus 8  # trains from the published backbone
 
 An interrupted training resumes when the same command is given again. The experiments, the paper's
-results and the published classifiers are those in configs/hatnet/metafile.yml.
+results and the published classifiers are those in configs/metafile.yml.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from mmhatnet import cli
+from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.errors import ConfigError
-from mmhatnet.preflight.checkpoints import require_checkpoint
 from mmhatnet.reproduce import read_experiments, reproduce
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,8 +26,12 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('experiment', help='a name or alias of configs/hatnet/metafile.yml')
-    parser.add_argument('--checkpoint', help='the published weights, if already downloaded')
-    parser.add_argument('--gpus', type=int, default=1, help='number of processes, one for each GPU')
+    parser.add_argument(
+        '--checkpoint', help='the published weights, if they are already downloaded'
+    )
+    parser.add_argument(
+        '--gpus', type=int, default=1, help='the number of processes, one for each GPU'
+    )
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
     cli.add_settings_option(parser)
     args = parser.parse_args()
@@ -46,7 +50,7 @@ def main() -> None:
         raise ConfigError(f'There is no experiment {args.experiment}, only {names}')
     args.config = str(ROOT / experiment['Config'])
     if args.checkpoint:
-        require_checkpoint(args.checkpoint)
+        Checkpoint(args.checkpoint)  # raises an error if the file cannot be used
     if 'Weights' in experiment:
         cli.require_datasets(cli.load_config(args), 'test')
     table = reproduce(experiment, ROOT, args.work_dir, args.checkpoint, args.gpus, args.cfg_options)

@@ -7,11 +7,11 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import load_weights_only
+from mmhatnet.checkpoints.loading import find_checkpoint, verify_checkpoint
+from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.config_checks import build_errors_as_messages, require_complete
 from mmhatnet.errors import ConfigError
 from mmhatnet.evaluation import augment_tests, dump_predictions, show_predictions
-from mmhatnet.preflight.checkpoints import find_checkpoint, require_checkpoint, require_fitting
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,22 +52,21 @@ def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
     require_complete(cfg, 'test')
-    args.checkpoint = find_checkpoint(args.checkpoint) or args.checkpoint
-    require_checkpoint(args.checkpoint)
+    checkpoint = Checkpoint(find_checkpoint(args.checkpoint) or args.checkpoint)
     require_folders(cfg, args)
     cli.require_sound_job(cfg, args, 'test')
-    cfg.load_from = args.checkpoint
+    cfg.load_from = checkpoint.place
     if args.show or args.show_dir:
         show_predictions(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:
         augment_tests(cfg)
     if args.out:
         dump_predictions(cfg, args.out)
-    with load_weights_only(), build_errors_as_messages(cfg):
+    with load_weights_only(checkpoint), build_errors_as_messages(cfg):
         runner = cli.build_runner(cfg, args, dump=False)
         metainfo = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
-        require_fitting(runner.model, args.checkpoint, None if args.ignore_classes else metainfo)
-        runner.test()
+        verify_checkpoint(checkpoint, runner.model, None if args.ignore_classes else metainfo)
+        runner.test()  # MMEngine loads what was read, and calls its hooks.
 
 
 if __name__ == '__main__':

@@ -8,16 +8,15 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
 from mmhatnet import cli
-from mmhatnet.checkpoint_files import load_weights_only
+from mmhatnet.checkpoints.loading import (
+    find_checkpoint,
+    read_pretrained,
+    verify_checkpoint,
+    verify_resumable,
+)
+from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.config_checks import build_errors_as_messages, require_complete
 from mmhatnet.errors import ConfigError
-from mmhatnet.preflight.checkpoints import (
-    find_checkpoint,
-    require_checkpoint,
-    require_fitting,
-    require_pretrained,
-    require_resumable,
-)
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,7 +39,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def apply_options(cfg: Config, args: argparse.Namespace) -> None:
+def apply_options(cfg: Config, args: argparse.Namespace) -> Checkpoint | None:
+    """Applies the options to the config, and reads the checkpoint from which training starts."""
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
@@ -60,8 +60,12 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.load_from = find_checkpoint(cfg.work_dir if args.resume == 'auto' else args.resume)
         if cfg.load_from is None and args.resume != 'auto':
             cfg.load_from = args.resume  # which is refused
-    if cfg.get('load_from'):
-        (require_resumable if cfg.get('resume') else require_checkpoint)(cfg.load_from)
+    if not cfg.get('load_from'):
+        return None
+    checkpoint = Checkpoint(cfg.load_from)
+    if cfg.get('resume'):
+        verify_resumable(checkpoint)
+    return checkpoint
 
 
 def tell_about_earlier_training(cfg: Config) -> None:
@@ -82,17 +86,20 @@ def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
     require_complete(cfg, 'train', 'val')
-    apply_options(cfg, args)
+    checkpoint = apply_options(cfg, args)
     cli.require_sound_job(cfg, args, 'train', 'val')
-    with load_weights_only(), build_errors_as_messages(cfg):
-        require_pretrained(cfg)
+    with build_errors_as_messages(cfg):
+        checkpoints = read_pretrained(cfg)
+        if checkpoint:
+            checkpoints.append(checkpoint)
+    with load_weights_only(*checkpoints), build_errors_as_messages(cfg):
         if is_main_process():
             tell_about_earlier_training(cfg)
         runner = cli.build_runner(cfg, args, dump=True)
-        if cfg.get('resume') and cfg.get('load_from'):
-            # MMEngine skips what does not fit, and the optimizer's state of it ends the process.
-            require_fitting(runner.model, cfg.load_from)
-        runner.train()
+        if checkpoint and cfg.get('resume'):
+            # MMEngine skips weights that do not fit, and then fails on their optimizer state.
+            verify_checkpoint(checkpoint, runner.model)
+        runner.train()  # MMEngine loads what was read, and calls its hooks.
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ _base_ = [
     '../_base_/hatnet.py',
     'mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py',
 ]
-custom_imports = dict(imports=['mmhatnet'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmhatnet.openmmlab.setup'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(_base_.hatnet.small, _delete_=True, drop_path_rate=0.2),

@@ -1,6 +1,6 @@
 # DINO (4 scales) on COCO with HAT-Net small: 12 epochs, batch 16 (8 GPUs x 2 images).
 _base_ = ['../_base_/hatnet.py', 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py']
-custom_imports = dict(imports=['mmhatnet'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmhatnet.openmmlab.setup'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(_base_.hatnet.small, _delete_=True, out_indices=(1, 2, 3), drop_path_rate=0.2),

@@ -6,7 +6,7 @@ _base_ = ['../_base_/hatnet.py'] + [
     f'{__import__("mmseg").__path__[0]}/.mim/configs/_base_/{part}.py'
     for part in ('models/fpn_r50', 'datasets/ade20k', 'schedules/schedule_80k', 'default_runtime')
 ]
-custom_imports = dict(imports=['mmhatnet'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmhatnet.openmmlab.setup'], allow_failed_imports=False)
 
 model = dict(
     data_preprocessor=dict(size=(512, 512)),

@@ -9,7 +9,8 @@ _base_ = [
     'convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py',
 ]
 custom_imports = dict(
-    imports=['mmhatnet', 'mmhatnet.openmmlab.layer_decay'], allow_failed_imports=False
+    imports=['mmhatnet.openmmlab.setup', 'mmhatnet.openmmlab.layer_decay'],
+    allow_failed_imports=False,
 )
 
 model = dict(

@@ -5,7 +5,7 @@ _base_ = [
     'mmpretrain::_base_/default_runtime.py',
 ]
 custom_imports = dict(
-    imports=['mmhatnet', 'mmhatnet.openmmlab.cls_head'], allow_failed_imports=False
+    imports=['mmhatnet.openmmlab.setup', 'mmhatnet.openmmlab.cls_head'], allow_failed_imports=False
 )
 
 model = dict(

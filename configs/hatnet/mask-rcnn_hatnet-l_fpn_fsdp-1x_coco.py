@@ -5,7 +5,7 @@
 # - optim_wrapper.clip_grad: MMEngine computes the norm over the shards of one process alone.
 # - paramwise_cfg.flat_decay_mult: it exempts one-dimensional parameters, and all shards are.
 _base_ = 'mask-rcnn_hatnet-l_fpn_1x_coco.py'
-custom_imports = dict(imports=['mmhatnet', 'mmhatnet.openmmlab.fsdp'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmhatnet.openmmlab.setup', 'mmhatnet.openmmlab.fsdp'], allow_failed_imports=False)
 
 runner_type = 'FlexibleRunner'
 strategy = dict(

@@ -6,7 +6,7 @@ _base_ = [
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',
 ]
-custom_imports = dict(imports=['mmhatnet'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmhatnet.openmmlab.setup'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(_base_.hatnet.small, _delete_=True),

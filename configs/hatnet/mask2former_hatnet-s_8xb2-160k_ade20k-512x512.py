@@ -6,7 +6,9 @@ _base_ = [
     f'{__import__("mmseg").__path__[0]}/.mim/configs/'
     'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
 ]
-custom_imports = dict(imports=['mmdet.models', 'mmhatnet'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['mmhatnet.openmmlab.setup', 'mmdet.models'], allow_failed_imports=False
+)
 
 model = dict(
     backbone=dict(_base_.hatnet.small, _delete_=True, drop_path_rate=0.3),

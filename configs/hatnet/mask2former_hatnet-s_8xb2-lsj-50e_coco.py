@@ -1,7 +1,7 @@
 # Mask2Former for instance segmentation on COCO with HAT-Net small: 50 epochs of large-scale jitter
 # at 1024x1024, batch 16 (8 GPUs x 2 images).
 _base_ = ['../_base_/hatnet.py', 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py']
-custom_imports = dict(imports=['mmhatnet'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmhatnet.openmmlab.setup'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(_base_.hatnet.small, _delete_=True, drop_path_rate=0.3),

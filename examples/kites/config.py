@@ -1,7 +1,7 @@
 # Finds kites and umbrellas: mmhatnet's Mask R-CNN with classes and data of this project's own, and
 # the backbone frozen up to its second stage.
 
-# With mmhatnet's tools, or anywhere else after `import mmhatnet`, this may as well be
+# With mmhatnet's tools, or after `import mmhatnet.openmmlab.setup`, this may as well be
 # 'mmhatnet::maskrcnn_hatnet.py'.
 _base_ = __import__('mmhatnet').config_path('maskrcnn_hatnet.py')
 

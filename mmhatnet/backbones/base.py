@@ -4,7 +4,8 @@ A network supplies a stem, a downsampling and the blocks of its stages.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
 import torch
 from mmengine.logging import print_log
@@ -13,14 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmhatnet.backbones.checkpoint import (
+from mmhatnet.backbones.layers import to_channels_last
+from mmhatnet.checkpoints.keys import (
     Published,
     check_architecture,
     lift_backbone,
     to_native_keys,
 )
-from mmhatnet.backbones.layers import to_channels_last
-from mmhatnet.checkpoint_files import load_weights_only
 from mmhatnet.errors import CheckpointError
 
 
@@ -87,12 +87,13 @@ class Backbone(BaseModule):
         ValueError: If an argument is impossible.
     """
 
-    ARCHS: dict[str, dict[str, Any]]
-    ARCH_DEFAULTS: dict[str, Any] = {}
-    CHECKPOINT: Published
+    ARCHS: ClassVar[dict[str, dict[str, Any]]]
+    ARCH_DEFAULTS: ClassVar[dict[str, Any]] = {}
+    CHECKPOINT: ClassVar[Published]
 
     stem: nn.Module
     stages: nn.ModuleList
+    _loaded: int | None
 
     def __init__(
         self,
@@ -274,7 +275,7 @@ class Backbone(BaseModule):
         """
         self._loaded = None
         try:
-            with load_weights_only():
+            with _load_weights_only():
                 super().init_weights()
         except AssertionError as error:  # MMEngine's, about the prefix that init_cfg names
             raise CheckpointError(
@@ -307,6 +308,16 @@ class Backbone(BaseModule):
         if self._loaded:
             check_architecture(state_dict, prefix, type(self), expected)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _load_weights_only() -> AbstractContextManager[None]:
+    try:
+        from mmhatnet.checkpoints.safe_loader import load_weights_only
+    except ModuleNotFoundError as error:
+        if error.name != 'cv2':
+            raise
+        return nullcontext()  # without OpenCV MMEngine cannot read a checkpoint either
+    return load_weights_only()
 
 
 def check_rate(name: str, rate: float) -> None:

@@ -17,7 +17,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmhatnet.backbones.base import Backbone, Stage
-from mmhatnet.backbones.checkpoint import Published
 from mmhatnet.backbones.layers import (
     DropPath,
     LayerNorm2d,
@@ -27,6 +26,7 @@ from mmhatnet.backbones.layers import (
     multi_head_attention,
     pointwise,
 )
+from mmhatnet.checkpoints.keys import Published
 
 
 def linear(in_channels: int, out_channels: int) -> nn.Linear:

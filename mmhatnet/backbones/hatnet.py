@@ -20,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones import memory
 from mmhatnet.backbones.base import Backbone, Stage, check_rate
-from mmhatnet.backbones.checkpoint import Published
 from mmhatnet.backbones.layers import (
     Downsample,
     DropPath,
@@ -29,6 +28,7 @@ from mmhatnet.backbones.layers import (
     multi_head_attention,
     pointwise,
 )
+from mmhatnet.checkpoints.keys import Published
 
 
 class ImageNorm(nn.GroupNorm):

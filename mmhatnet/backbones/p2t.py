@@ -16,7 +16,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmhatnet.backbones.base import Backbone, Stage
-from mmhatnet.backbones.checkpoint import Published
 from mmhatnet.backbones.layers import (
     Downsample,
     DropPath,
@@ -25,6 +24,7 @@ from mmhatnet.backbones.layers import (
     multi_head_attention,
     pointwise,
 )
+from mmhatnet.checkpoints.keys import Published
 
 
 class Projection(nn.Linear):

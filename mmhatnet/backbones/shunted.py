@@ -19,7 +19,6 @@ from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from mmhatnet.backbones.base import Backbone, Stage
-from mmhatnet.backbones.checkpoint import Published
 from mmhatnet.backbones.layers import (
     Downsample,
     DropPath,
@@ -29,6 +28,7 @@ from mmhatnet.backbones.layers import (
     multi_head_attention,
     pointwise,
 )
+from mmhatnet.checkpoints.keys import Published
 
 
 class FloorPatchConv(nn.Conv2d):

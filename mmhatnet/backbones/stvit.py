@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones.base import Backbone, Stage
-from mmhatnet.backbones.checkpoint import Published
 from mmhatnet.backbones.layers import (
     Downsample,
     DropPath,
@@ -26,6 +25,7 @@ from mmhatnet.backbones.layers import (
     layer_scale,
     pointwise,
 )
+from mmhatnet.checkpoints.keys import Published
 
 NEIGHBOURS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
 

@@ -11,6 +11,8 @@ import mmengine
 from mmengine.config import Config
 
 from mmhatnet.errors import ConfigError
+from mmhatnet.openmmlab.patches import apply_patches
+from mmhatnet.openmmlab.versions import require_supported
 
 CONFIGS = ('.py', '.json', '.yaml', '.yml')
 CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
@@ -33,11 +35,17 @@ def read_config(path: str) -> Config:
     if Path(path).is_dir() or suffix not in CONFIGS:
         what = 'a folder' if Path(path).is_dir() else 'no config'
         raise ConfigError(f'{path} is {what}: name a {", ".join(CONFIGS)} file.')
+    apply_patches()
     try:
         with _errors_with_files():
-            return Config.fromfile(path)
+            cfg = Config.fromfile(path)
     except Exception as error:  # a config is code, which may raise anything
         raise ConfigError(f'The config cannot be read: {_reason(error, path)}.') from error
+    try:
+        require_supported(cfg.get('default_scope'))
+    except ImportError as error:
+        raise ConfigError(f'{path}: {error}') from error
+    return cfg
 
 
 class _FileError(Exception):

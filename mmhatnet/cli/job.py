@@ -14,6 +14,7 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmhatnet.checkpoints.files import force_weights_only
 from mmhatnet.cli.configs import read_config
 from mmhatnet.cli.options import merge_options
 from mmhatnet.config_checks import require_channels, require_known_settings
@@ -24,7 +25,7 @@ from mmhatnet.errors import ConfigError, DataError, MMHATNetError
 # Settings of a single run, which a later training from the dumped config must not repeat.
 OF_ONE_RUN = ('launcher', 'work_dir', 'load_from', 'resume', 'model_wrapper_cfg')
 
-# Where to get the data.
+# Where to get the data, and the configs of the same jobs on synthetic data.
 DATASET_HELP = {
     'CocoDataset': 'COCO 2017 is at https://cocodataset.org/#download',
     'ADE20KDataset': 'ADE20K is "Scene Parsing" at http://sceneparsing.csail.mit.edu',
@@ -113,6 +114,11 @@ def build_runner(cfg: Config, args: argparse.Namespace, dump: bool) -> Runner:
             self.cfg = recipe  # checkpoints hold it as well
             if dump and target.resolve() != Path(args.config).resolve():
                 super().dump_config()
+
+        def load_or_resume(self) -> None:
+            # Strategies such as DeepSpeed's read without MMEngine's loader.
+            with force_weights_only():
+                super().load_or_resume()
 
     return JobRunner.from_cfg(cfg)
 

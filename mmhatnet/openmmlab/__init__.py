@@ -1,4 +1,4 @@
-"""What the OpenMMLab packages lack or get wrong, a file each.
+"""What the OpenMMLab packages lack or get wrong, one file for each topic.
 
-Nothing is imported here, because each file needs other packages.
+This module imports nothing, because the files need different packages.
 """

@@ -1,4 +1,8 @@
-"""The classifiers of the networks for MMPretrain. The only module here that needs MMPretrain."""
+"""The classifiers of the networks for MMPretrain, which only this module needs."""
+
+from mmhatnet.openmmlab.versions import require_supported
+
+require_supported('mmpretrain')  # MMPretrain's own error about transformers 5 does not name it
 
 import torch.nn.functional as F
 from mmpretrain.models.heads import LinearClsHead
@@ -12,7 +16,7 @@ class DropoutLinearClsHead(LinearClsHead):
 
     Args:
         dropout_rate (float): Probability of dropping a channel in training. Defaults to 0.2.
-        **kwargs (object): Those of MMPretrain's LinearClsHead.
+        **kwargs (object): Arguments of MMPretrain's LinearClsHead.
     """
 
     def __init__(self, *args, dropout_rate: float = 0.2, **kwargs) -> None:
@@ -20,22 +24,22 @@ class DropoutLinearClsHead(LinearClsHead):
         self.dropout = nn.Dropout(dropout_rate)
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Pooled features of the stages to the last one's (N, in_channels), after dropout."""
+        """Pooled features of the stages to (N, in_channels) of the last one, after dropout."""
         return self.dropout(super().pre_logits(feats))
 
 
 @MODELS.register_module()
 class NormLinearClsHead(LinearClsHead):
-    """GLNet's classifier: batch normalisation of the map, mean over positions, linear layer.
+    """GLNet's classifier: batch normalisation, mean over positions, linear layer.
 
     It takes the backbone's features without a neck.
 
     Args:
-        dense (bool): Whether half of the maximum over positions, class by class, of a second linear
-            layer is added, as for models that were trained with token labelling. The authors train
-            the second layer with labels of each position; with labels of images it learns as a
-            part of the sum. Defaults to False.
-        kwargs: Those of MMPretrain's LinearClsHead.
+        dense (bool): Whether to add half of the maximum over positions of a second linear layer, as
+            models trained with token labelling have it. The authors train that layer with a label
+            for each position; with labels of images it learns as a term of the sum. Defaults to
+            False.
+        **kwargs (object): Arguments of MMPretrain's LinearClsHead.
     """
 
     def __init__(self, *args, dense: bool = False, **kwargs) -> None:
@@ -44,7 +48,7 @@ class NormLinearClsHead(LinearClsHead):
         self.dense_fc = nn.Linear(self.in_channels, self.num_classes) if dense else None
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Features of the stages to the last one's, normalised, (N, in_channels, H, W)."""
+        """Features of the stages to (N, in_channels, H, W) of the last one, normalised."""
         return self.norm(feats[-1])
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
@@ -58,15 +62,15 @@ class NormLinearClsHead(LinearClsHead):
 
 @MODELS.register_module()
 class ConvLinearClsHead(LinearClsHead):
-    """The classifier of STViT: 1x1 convolution, batch norm, SiLU, global average pooling, linear.
+    """STViT's classifier: 1x1 convolution, batch norm, SiLU, global average pooling, linear layer.
 
-    It takes features that are not pooled, so the classifier has no neck.
+    It takes the backbone's features without a neck.
 
     Args:
         num_classes (int): Number of classes.
         in_channels (int): Channels of the last stage.
-        hidden_channels (int): Channels that are pooled. Defaults to 1024.
-        kwargs: Those of MMPretrain's LinearClsHead.
+        hidden_channels (int): Channels of the convolution. Defaults to 1024.
+        **kwargs (object): Arguments of MMPretrain's LinearClsHead.
     """
 
     def __init__(

@@ -1,11 +1,13 @@
-"""Makes ``_base_ = 'mmhatnet::...'`` and ``_base_ = 'mmseg::...'`` work in any config.
+"""Where the configs of this package are, and how MMEngine finds them.
 
-MMEngine looks up the configs of other packages in a fixed table of distributions. mmhatnet is not
-in it, and mmseg is there under its original name only, not under OneDL's. Besides, MMEngine lets
-what it finds as ``'X::...'`` be built in the registries of X, and mmhatnet has none: its configs
-name the modules of mmdet, mmseg or mmpretrain, whichever their ``default_scope`` says.
+MMEngine looks up the configs of other packages in a fixed table of distributions, which does not
+have mmhatnet (https://github.com/open-mmlab/mmengine/issues/1410) and has mmseg under the name of
+the original distribution only, not OneDL's. Besides, MMEngine builds what it finds as ``'X::...'``
+in the registries of X. mmhatnet has none: its configs name modules of mmdet, mmseg or mmpretrain,
+according to their ``default_scope``.
 """
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,13 +16,12 @@ from mmengine.config.utils import MODULE2PACKAGE
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PREFIX = 'mmhatnet::'
-_get_cfg_path = Config._get_cfg_path
 
 
 def config_path(name: str) -> str:
     """Returns the path of one of mmhatnet's configs, wherever the package is installed.
 
-    It serves configs that are read by tools which have not imported mmhatnet before.
+    It needs no patch of MMEngine, so a config that inherits by it can be read by any tool.
 
     Args:
         name (str): The path below ``configs/``.
@@ -31,12 +32,12 @@ def config_path(name: str) -> str:
     Examples:
         >>> _base_ = __import__('mmhatnet').config_path('maskrcnn_hatnet.py')
     """
-    # The second one is beside the package in a checkout that is used without installation.
+    # The second folder is beside the package in a checkout that is used without installation.
     folders = [PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs']
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
     path = folder / name
     if not path.is_file() and path.parent.name == 'toy':
-        # Projects inherit these by the names that they had before `mim` had to tell them apart.
+        # Projects inherit these configs by their earlier names, which lack the suffix.
         path = path.with_stem(f'{path.stem}_toy')
     if not path.is_file():
         raise FileNotFoundError(f'mmhatnet has no config {name!r} in {folder}.')
@@ -44,14 +45,17 @@ def config_path(name: str) -> str:
 
 
 def register_config_packages() -> None:
-    """Teaches MMEngine where the configs of mmhatnet and mmseg are."""
+    """Makes ``_base_ = 'mmhatnet::...'`` and ``_base_ = 'mmseg::...'`` work in any config."""
     if find_spec('mmseg'):
-        MODULE2PACKAGE['mmseg'] = 'mmseg'  # a module is found whatever its distribution is called
-    Config._get_cfg_path = staticmethod(_get_base_path_and_scope)
+        MODULE2PACKAGE['mmseg'] = 'mmseg'  # MMEngine accepts the name of the module as well
+    if Config._get_cfg_path.__module__ != __name__:
+        Config._get_cfg_path = staticmethod(_finding_mmhatnet(Config._get_cfg_path))
 
 
-def _get_base_path_and_scope(cfg_path: str, filename: str) -> tuple[str, str | None]:
-    """Takes the place of ``Config._get_cfg_path``."""
-    if cfg_path.startswith(PREFIX):
-        return config_path(cfg_path.removeprefix(PREFIX)), None
-    return _get_cfg_path(cfg_path, filename)
+def _finding_mmhatnet(original: Callable) -> Callable:
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        if cfg_path.startswith(PREFIX):
+            return config_path(cfg_path.removeprefix(PREFIX)), None
+        return original(cfg_path, filename)
+
+    return get_cfg_path

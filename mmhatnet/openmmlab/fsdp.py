@@ -10,18 +10,19 @@ from mmhatnet.backbones.hatnet import Block
 
 @FUNCTIONS.register_module()
 def wrap_hatnet_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """An ``auto_wrap_policy``: each block is gathered by itself, the rest of the model at once."""
+    """An ``auto_wrap_policy`` that wraps each block by itself and the rest of the model as one."""
     return recurse or isinstance(module, Block)
 
 
 @STRATEGIES.register_module()
 class ResumableFSDPStrategy(FSDPStrategy):
-    """MMEngine's FSDPStrategy, with which training can be resumed.
+    """MMEngine's FSDPStrategy for jobs that can be resumed.
 
-    MMEngine hands PyTorch the optimizer's state in the order of arguments that PyTorch 2.0 had.
+    MMEngine passes the optimizer's state in the argument order of PyTorch 2.0, which
+    https://github.com/pytorch/pytorch/pull/96534 changed.
 
     Raises:
-        ValueError: If no launcher has started the process.
+        ValueError: If no launcher started the process.
     """
 
     def _setup_env(self, *, launcher: str | None = None, **kwargs) -> None:
@@ -32,7 +33,7 @@ class ResumableFSDPStrategy(FSDPStrategy):
         super()._setup_env(launcher=launcher, **kwargs)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Loads the optimizer's state of a checkpoint that FSDPStrategy has written."""
+        """Loads the optimizer's state from a checkpoint that FSDPStrategy wrote."""
         optimizer = self.optim_wrapper.optimizer
         sharded = FullyShardedDataParallel.optim_state_dict_to_load(
             model=self.model, optim=optimizer, optim_state_dict=state_dict

@@ -1,7 +1,7 @@
-"""Layer-wise decay of the learning rate, for backbones in any model of the three frameworks.
+"""Layer-wise decay of the learning rate for backbones in any model of the three frameworks.
 
-MMDetection's and MMSegmentation's own constructors know the layers of three backbones only, and
-MMPretrain's works with classifiers only.
+The constructors of MMDetection and MMSegmentation know the layers of three backbones only, and
+MMPretrain's works for classifiers only.
 """
 
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -11,19 +11,19 @@ from torch import nn
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Lets the learning rate fall geometrically from the head to the first layer of the backbone.
+    """Decreases the learning rate geometrically from the head to the first layer of the backbone.
 
-    It is given to ``optim_wrapper`` as ``constructor``. Its ``paramwise_cfg`` has the settings of
+    Set it as the ``constructor`` of ``optim_wrapper``. ``paramwise_cfg`` takes the settings of
     MMEngine's default constructor, whose learning rates are multiplied, and ``layer_decay_rate``
-    (float): the factor from one layer to the one before it. The backbone is ``model.backbone`` and
-    counts its layers with ``get_layer_depth``, as those of MMPretrain do; what follows it has the
-    full learning rate.
+    (float), the factor from one layer to the one before it. ``model.backbone`` counts its layers in
+    ``get_layer_depth``, as MMPretrain's backbones do. The other parts of the model have the full
+    learning rate.
     """
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
-        """Adds a group to ``params`` for each parameter of a module, called for the whole model."""
+        """Adds a group to ``params`` for each parameter of a module, here the whole model."""
         super().add_params(params, module, prefix=prefix, **kwargs)
-        if prefix:  # a part of the model, of which MMEngine calls this method as well
+        if prefix:  # MMEngine also calls this method for each part of the model
             return
         names = {id(param): name for name, param in module.named_parameters()}
         for group in params:

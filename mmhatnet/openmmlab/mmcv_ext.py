@@ -3,8 +3,8 @@
 mmcv's Python code calls a compiled module, ``mmcv._ext``. Where mmcv was installed without it, a
 copy of this file takes its place, which ``python -m mmhatnet.install_ops`` puts into mmcv's folder.
 It therefore imports nothing of mmhatnet. The operators have the names, arguments and results of the
-compiled ones; ``docs/operators.md`` says how exact and how fast they are. Each other name of
-``mmcv._ext`` can be imported, and says what it needs when it is called.
+compiled ones; ``docs/operators.md`` says how exact and how fast they are. All other names of
+``mmcv._ext`` can be imported, and raise an error with the command that compiles mmcv when called.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,19 +21,19 @@ try:
     from torchvision.ops import deform_conv2d
     from torchvision.ops import nms as torchvision_nms
 except (ImportError, RuntimeError) as error:
-    # Not an ImportError, which OneDL's MMDetection would take for missing operators, and hide.
+    # OneDL's MMDetection hides an ImportError, because it takes it for missing operators.
     raise RuntimeError(
         "mmcv's operators need torchvision, in the version that was published with torch "
         f'{torch.__version__}: {error}.'
     ) from error
 
 SMALLEST_FLOAT = torch.finfo(torch.float32).tiny  # FLT_MIN of the kernels
-OUTSIDE = -2  # a position that sees no pixel
-REGIONS = 64  # at a time, where each of their samples is kept
+OUTSIDE = -2  # a position outside of the image
+REGIONS = 64  # in a chunk, whose samples are all kept in memory
 
 
 def __getattr__(name: str) -> Callable:
-    """Stands in for an operator that needs compiled code."""
+    """Returns a function that raises an error, in place of an operator that needs compiled code."""
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
@@ -48,7 +48,7 @@ def __getattr__(name: str) -> Callable:
 
 
 def _compile_command() -> str:
-    """What compiles the operators of the mmcv that is installed, for the PyTorch that is."""
+    """Returns the command that compiles the installed mmcv against the installed PyTorch."""
     for name in ('onedl-mmcv', 'mmcv', 'mmcv-lite'):
         try:
             version = metadata.version(name)
@@ -64,7 +64,7 @@ def _compile_command() -> str:
 
 
 def get_compiler_version() -> str:
-    """Says where the operators come from, where mmcv names its compiler."""
+    """Returns the origin of the operators, where mmcv expects the name of its compiler."""
     return f'none, operators of torchvision {torchvision.__version__}'
 
 
@@ -90,8 +90,8 @@ def _promoted(tensor: Tensor) -> Tensor:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Non-maximum suppression of boxes (N, 4): the indices that are kept, by falling score."""
-    # The compiled operator does not sort stably. torchvision does, which leaves this order alone.
+    """Returns the indices of the boxes (N, 4) that are kept, in descending order of score."""
+    # The compiled operator does not sort stably. torchvision does, so it keeps this order.
     order = scores.sort(dim=0, descending=True)[1]
     if not offset:
         # Rounded like the argument of the compiled operator, which decides ties.
@@ -103,7 +103,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Groups boxes with scores (N, 5): each group is a kept box and those that it suppresses."""
+    """Groups boxes with scores (N, 5): a kept box, then the boxes that it suppresses."""
     order = dets[:, 4].sort(dim=0, descending=True)[1]
     groups = _greedy_groups(dets[:, :4], order, iou_threshold, 0, np.greater_equal)
     return [[first, *suppressed] for first, suppressed in groups]
@@ -119,10 +119,10 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft-NMS on the CPU: fills the rows of ``dets`` (N, 5), returns the indices of those kept.
+    """Soft-NMS on a CPU: fills rows of ``dets`` (N, 5) and returns the indices of the kept boxes.
 
-    Equal scores are taken in the order that the compiled operator gives them: it moves the best
-    box to the front and fills the place of a discarded one with the last.
+    Equal scores keep the order of the compiled operator, which moves the best box to the front and
+    fills the place of a discarded box with the last one.
     """
     if not boxes.is_floating_point():
         raise TypeError(f'Soft-NMS takes boxes of floating-point numbers, not of {boxes.dtype}.')
@@ -143,7 +143,7 @@ def softnms(
         rest = table[:, place + 1 : count]
         overlaps = _overlaps(table[:, place : place + 1], rest, offset)
         if method == 2:
-            # In double precision, whose rounded result is what the C library gives.
+            # In double precision: rounded, it equals the result of the C library.
             decay = np.exp((-(overlaps * overlaps) / sigma).astype(np.float64))
             rest[4] *= decay.astype(np.float32)
         else:
@@ -165,7 +165,7 @@ def softnms(
 def _greedy_groups(
     boxes: Tensor, order: Tensor, threshold: float, offset: int, suppresses: np.ufunc
 ) -> list[tuple[int, list[int]]]:
-    """Takes the boxes in the given order, each with the later ones that it suppresses."""
+    """Returns the kept boxes in the given order, each with the later boxes that it suppresses."""
     x1, y1, x2, y2 = boxes.detach().cpu().float().numpy().T
     table = np.stack([x1, y1, x2, y2, x1, (x2 - x1 + offset) * (y2 - y1 + offset)])
     rest = order.cpu().numpy()
@@ -180,7 +180,7 @@ def _greedy_groups(
 
 
 def _overlaps(one: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
-    """IoU of columns (x1, y1, x2, y2, _, area), in the order of operations of the kernels."""
+    """IoU of columns (x1, y1, x2, y2, _, area), with the kernels' order of operations."""
     width = np.minimum(one[2], others[2]) - np.maximum(one[0], others[0]) + offset
     height = np.minimum(one[3], others[3]) - np.maximum(one[1], others[1]) + offset
     shared = np.maximum(width, 0) * np.maximum(height, 0)
@@ -259,7 +259,7 @@ def roi_align_backward(
     """Adds the gradient of the features to ``grad_input`` (N, C, H, W)."""
     grad, rois = _computable(grad_output), _regions(rois, aligned)
     size = (aligned_height, aligned_width)
-    # torchvision's kernel refuses to run on a GPU where the result has to be the same each time.
+    # torchvision's kernel refuses to run on a GPU if algorithms have to be deterministic.
     repeatable = torch.are_deterministic_algorithms_enabled() and _on_gpu(grad)
     if pool_mode == 1 and not repeatable:
         args = (spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned)
@@ -283,7 +283,7 @@ def roi_align_backward(
 def deform_roi_pool_forward(
     input: Tensor, rois: Tensor, offset: Tensor, output: Tensor, **settings: float
 ) -> None:
-    """Fills ``output`` with means over bins that ``offset`` (R, 2, height, width) moves."""
+    """Fills ``output`` with means over bins, which ``offset`` (R, 2, height, width) moves."""
     output.copy_(_deform_roi_pool(input, offset, rois, **settings))
 
 
@@ -296,7 +296,7 @@ def deform_roi_pool_backward(
     grad_offset: Tensor,
     **settings: float,
 ) -> None:
-    """Fills the gradients of features and offsets."""
+    """Fills the gradients of the features and the offsets."""
     function = partial(_deform_roi_pool, rois=rois, **settings)
     if len(rois):
         _fill_gradients(function, (input, offset), grad_output, (grad_input, grad_offset))
@@ -312,7 +312,7 @@ def _deform_roi_pool(
     sampling_ratio: int,
     gamma: float,
 ) -> Tensor:
-    """The offsets are fractions of a region's sides, across before down, or an empty tensor."""
+    """``offset`` holds fractions of a region's sides, x before y, or is empty."""
     size = (pooled_height, pooled_width)
     output = input.new_zeros(len(rois), input.shape[1], *size)
     for chosen, y, x in _samples(rois, size, spatial_scale, sampling_ratio, aligned=True):
@@ -326,7 +326,7 @@ def _deform_roi_pool(
 
 
 def _regions(rois: Tensor, aligned: bool) -> Tensor:
-    """Regions (R, 5) that torchvision's kernels take: those of negative size are empty."""
+    """Returns regions (R, 5) that torchvision's kernels accept: negative sizes become empty."""
     rois = _computable(rois)
     if not _on_gpu(rois) and not rois.isfinite().all():
         raise ValueError('Regions of interest hold values that are not finite.')
@@ -342,10 +342,10 @@ def _on_gpu(tensor: Tensor) -> bool:
 def _samples(
     rois: Tensor, size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields regions with the positions of their samples, those of as many samples together.
+    """Yields the positions of samples, in chunks of regions that have equally many of them.
 
-    The positions are (R, 1, height, 1, samples, 1) down and (R, 1, 1, width, 1, samples) across.
-    A region that is empty has none.
+    The positions are y (R, 1, height, 1, samples, 1) and x (R, 1, 1, width, 1, samples). Empty
+    regions have none.
     """
     starts = rois[:, [2, 1]] * scale - (0.5 if aligned else 0)
     sides = rois[:, [4, 3]] * scale - (0.5 if aligned else 0) - starts
@@ -368,7 +368,7 @@ def _samples(
 
 
 def _interpolated(features: Tensor, rois: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Features at positions (R, 1 or C, ...) between pixels, 0 more than a pixel outside."""
+    """Bilinear features at positions (R, 1 or C, ...), 0 more than a pixel outside."""
     height, width = features.shape[2:]
     outside = (y < -1) | (y > height) | (x < -1) | (x > width)
     y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
@@ -397,7 +397,7 @@ def deform_conv_forward(
     ones: Tensor,
     **settings: int,
 ) -> None:
-    """Fills ``output`` with a deformable convolution. Buffers and ``im2col_step`` are not used."""
+    """Fills ``output`` with a deformable convolution. Buffers and ``im2col_step`` are unused."""
     stride, padding, dilation = _geometry(settings)
     tensors = map(_computable, (input, offset, weight))
     output.copy_(deform_conv2d(*tensors, None, stride, padding, dilation))
@@ -413,7 +413,7 @@ def deform_conv_backward_input(
     columns: Tensor,
     **settings: int,
 ) -> None:
-    """Fills the gradients of input and offset; keeps that of the weight, which comes along."""
+    """Fills the gradients of input and offset, and keeps that of the weight for later."""
     grads = _deform_conv_backward(gradOutput, input, weight, offset, None, settings)
     gradInput.copy_(grads[0])
     gradOffset.copy_(grads[2])
@@ -431,7 +431,7 @@ def deform_conv_backward_parameters(
     **settings: int,
 ) -> None:
     """Adds ``scale`` times the gradient of the weight to ``gradWeight``."""
-    # mmcv hands the same buffer to the function above, before this one, if that one is needed.
+    # mmcv has called the function above with the same buffer, if the input needs a gradient.
     source, grad = columns.__dict__.pop('pending', (None, None))
     if source is not gradOutput:
         # This gradient does not depend on the weight itself.
@@ -477,7 +477,7 @@ def modulated_deform_conv_backward(
     with_bias: bool,
     **settings: int,
 ) -> None:
-    """Fills the gradients of all inputs, that of the bias if there is one."""
+    """Fills the gradients of all inputs, and of the bias if there is one."""
     grads = _deform_conv_backward(grad_output, input, weight, offset, mask, settings)
     results = [grad_input, grad_weight, grad_offset, grad_mask, grad_bias]
     for result, grad in zip(results if with_bias else results[:-1], grads):
@@ -485,7 +485,7 @@ def modulated_deform_conv_backward(
 
 
 def _geometry(settings: dict[str, int]) -> list[tuple[int, int]]:
-    """Stride, padding and dilation, down and across, by either operator's names."""
+    """Returns (y, x) of stride, padding and dilation, under the names of either operator."""
     names = ('dH', 'dW', 'padH', 'padW', 'dilationH', 'dilationW')
     if 'stride_h' in settings:
         names = ('stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w')
@@ -501,7 +501,7 @@ def _deform_conv_backward(
     mask: Tensor | None,
     settings: dict[str, int],
 ) -> tuple[Tensor, ...]:
-    """Gradients of input, weight, offset, mask and bias."""
+    """Returns the gradients of input, weight, offset, mask and bias."""
     geometry = _geometry(settings)
     grad, input, weight, offset = map(_computable, (grad, input, weight, offset))
     grad_input, grad_weight, grad_offset, grad_mask, grad_bias = (
@@ -529,11 +529,11 @@ def _sampled_inside(
     kernel: tuple[int, int],
     geometry: list[tuple[int, int]],
 ) -> Tensor:
-    """Whether a sample lies in the image or less than a pixel beside it, in the shape of offset.
+    """Returns whether samples lie less than a pixel outside of the image, shaped like ``offset``.
 
-    A sample at exactly -1 is where the image begins to be seen. There the derivative jumps: mmcv
-    takes that of outside, which is zero, torchvision that of inside. Offsets start at zero and
-    padding puts samples there, so it is where each training begins.
+    The derivative jumps at exactly -1: mmcv takes the one of outside, which is zero, torchvision
+    the one of inside. Padding puts samples there while offsets are zero, as they are when training
+    starts.
     """
     positions = offset.unflatten(1, (-1, *kernel, 2))
     inside = torch.ones_like(positions[:, :, :, :, 0], dtype=torch.bool)
@@ -554,7 +554,7 @@ def _sampled_inside(
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Fills ``output`` (N, C) with losses. A target of C is none of the classes."""
+    """Fills ``output`` (N, C) with losses. A target of C is the background."""
     p, positive = _promoted(input).sigmoid(), _is_target(input, target)
     loss = torch.where(
         positive, -alpha * (1 - p) ** gamma * _log(p), (alpha - 1) * p**gamma * _log(1 - p)
@@ -611,7 +611,7 @@ def _log(p: Tensor) -> Tensor:
 
 
 def _class_weight(weight: Tensor, target: Tensor) -> Tensor:
-    """The weight of each target's class; no weights are an empty tensor."""
+    """Returns the weight of each target's class. An empty tensor stands for no weights."""
     return weight[target] if weight.numel() else weight.new_ones(1)
 
 
@@ -627,7 +627,7 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Multi-scale deformable attention by mmcv's own PyTorch code, which it runs on CPUs."""
+    """Multi-scale deformable attention by mmcv's own PyTorch code for CPUs."""
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     shapes = value_spatial_shapes.tolist()
@@ -665,13 +665,13 @@ def carafe_forward(
     output: Tensor,
     **settings: int,
 ) -> None:
-    """Fills ``output`` (N, C, S*H, S*W) with features, reassembled with the masks as kernels."""
+    """Fills ``output`` (N, C, S*H, S*W) with features that the masks reassemble."""
     output.copy_(_carafe(features, masks, **settings))
-    rfeatures.copy_(features)  # mmcv hands this one, and not the features, to the backward pass
+    rfeatures.copy_(features)  # mmcv saves this buffer for the backward pass
 
 
 def carafe_naive_forward(features: Tensor, masks: Tensor, output: Tensor, **settings: int) -> None:
-    """As ``carafe_forward``, without buffers."""
+    """Does the same as ``carafe_forward``, without buffers."""
     output.copy_(_carafe(features, masks, **settings))
 
 
@@ -706,7 +706,7 @@ def _fill_gradients(
     grad_output: Tensor,
     results: tuple[Tensor, ...],
 ) -> None:
-    """Computes ``function`` again and fills ``results`` with the gradients of its inputs."""
+    """Recomputes ``function`` and fills ``results`` with the gradients of its inputs."""
     with torch.enable_grad():
         inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
         output = function(*inputs)
@@ -717,10 +717,10 @@ def _fill_gradients(
 
 
 def psamask_forward(input: Tensor, output: Tensor, psa_type: int, num_: int, **sizes: int) -> None:
-    """Fills ``output`` (N, H*W, H, W) from the masks of positions (N, h_mask*w_mask, H, W).
+    """Fills ``output`` (N, H*W, H, W) from the masks of all positions (N, h_mask*w_mask, H, W).
 
-    A channel of it holds what the masks have for one position (type 0), or one position's mask (1).
-    What lies outside of the map is dropped, what a mask does not reach is zero.
+    A channel holds the values of all masks for one position (type 0), or the mask of one position
+    (type 1). Values outside of the map are dropped, and positions outside of a mask are zero.
     """
     index, inside = _psa_index(input, **sizes)
     values = input.gather(1, index.expand(num_, -1, -1, -1)).masked_fill(~inside, 0)
@@ -746,7 +746,7 @@ def _psa_index(
     half_h_mask: int,
     half_w_mask: int,
 ) -> tuple[Tensor, Tensor]:
-    """Where each position (H*W) lies in the mask of each other one (H, W), and whether it does."""
+    """Returns the index of each position (H*W) in each mask (H, W), and whether it is inside."""
     y = torch.arange(h_feature, device=masks.device)
     x = torch.arange(w_feature, device=masks.device)
     down = (y[:, None] - y + half_h_mask)[:, None, :, None]
@@ -770,7 +770,7 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Fills ``col`` (C * kernel_h * kernel_w, M) with what a convolution sees at M positions."""
+    """Fills ``col`` (C * kernel_h * kernel_w, M) with a convolution's inputs at M positions."""
     padded = F.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
     down = torch.arange(kernel_h, device=im.device)[:, None, None] + mask_h_idx
     across = torch.arange(kernel_w, device=im.device)[:, None] + mask_w_idx
@@ -786,12 +786,12 @@ def masked_col2im_forward(
     width: int,
     channels: int,
 ) -> None:
-    """Writes the results ``col`` (C, M) to their positions in ``im`` (1, C, height, width)."""
+    """Writes the results ``col`` (C, M) to M positions of ``im`` (1, C, height, width)."""
     im[0, :, mask_h_idx, mask_w_idx] = col
 
 
 # ---------------------------------------------------------------------------------------------
-# Batch normalisation over processes, of maps (N, C, H * W)
+# Batch normalisation across processes, of maps (N, C, H * W)
 
 
 def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:
@@ -819,7 +819,7 @@ def sync_bn_forward_output(
     momentum: float,
     group_size: int,
 ) -> None:
-    """Fills ``norm``, ``std`` and ``output``, and renews the running mean and variance."""
+    """Fills ``norm``, ``std`` and ``output``, and updates the running mean and variance."""
     std.copy_((var + eps).sqrt())
     norm.copy_((input.float() - mean[:, None]) / std[:, None])
     output.copy_(norm * weight[:, None] + bias[:, None])
@@ -846,6 +846,6 @@ def sync_bn_backward_data(
     std: Tensor,
     grad_input: Tensor,
 ) -> None:
-    """Fills ``grad_input`` from the gradients of weight and bias, as means over processes."""
+    """Fills ``grad_input``. The gradients of weight and bias are means over the processes."""
     shared = (grad_weight[:, None] * norm + grad_bias[:, None]) / (norm.shape[0] * norm.shape[2])
     grad_input.copy_(weight[:, None] * (grad_output.float() - shared) / std[:, None])

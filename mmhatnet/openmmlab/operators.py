@@ -1,9 +1,9 @@
 """Gives mmcv operators where it was installed without compiled ones.
 
-mmcv looks for ``mmcv._ext``, a compiled module. `install` copies ``mmcv_ext.py``, which has the
-operators in Python, to ``mmcv/_ext.py``, where every process finds it, whatever it imports first:
-OneDL's MMDetection replaces operators that are missing at its import by functions that raise, for
-good. Python prefers a compiled module that lies beside it.
+mmcv looks for a compiled module, ``mmcv._ext``. `install` copies ``mmcv_ext.py``, which has the
+operators in Python, to ``mmcv/_ext.py``. Every process finds it there, whatever it imports first.
+This matters because OneDL's MMDetection, when it is imported without operators, replaces them for
+good by functions that raise an error. Python prefers a compiled module that lies beside the file.
 """
 
 import os
@@ -19,29 +19,31 @@ from importlib.util import cache_from_source, find_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+from mmhatnet.openmmlab.versions import MMCV, install_command
+
 SOURCE = Path(__file__).with_name('mmcv_ext.py')
-MARK = b'python -m mmhatnet.install_ops'  # in each version of it
+MARK = b'python -m mmhatnet.install_ops'  # every version of the file contains it
+ONEDL, LITE = install_command(MMCV), install_command(MMCV, 'mmcv-lite')
 
 
 class OperatorsError(Exception):
-    """Operators cannot be installed or removed. The message says why, and what to do."""
+    """Operators cannot be installed or removed. The message gives the reason and the remedy."""
 
 
 def install() -> str:
-    """Installs the operators in mmcv, or renews them. Compiled ones that work are left alone.
+    """Installs the operators in mmcv, or updates them. Working compiled operators stay in use.
 
     Returns:
         str: What was done.
 
     Raises:
         OperatorsError: If mmcv is not installed, has compiled operators that cannot be imported or
-            an ``_ext.py`` of somebody else, or if its folder cannot be written.
+            an ``_ext.py`` of another origin, or if its folder cannot be written.
     """
     folder = _mmcv_folder()
     if folder is None or not (folder / '__init__.py').is_file():
         raise OperatorsError(
-            'mmcv is not installed: `pip install onedl-mmcv==2.3.6` or, beside the original '
-            'packages, `pip install mmcv-lite==2.1.0`.'
+            f'mmcv is not installed: `{ONEDL}` or, beside the original packages, `{LITE}`.'
         )
     if find_spec('torchvision') is None:
         raise OperatorsError('The operators need torchvision: `pip install torchvision`.')
@@ -58,20 +60,20 @@ def install() -> str:
         _write(target, content)
     except OSError as error:
         raise OperatorsError(
-            f'{target} cannot be written: {error.strerror}. Run this as who has installed mmcv, or '
-            'install mmcv in a virtual environment of your own.'
+            f'{target} cannot be written: {error.strerror}. Run this as the user who installed '
+            'mmcv, or install mmcv in a virtual environment of your own.'
         ) from error
     return f'Installed operators that need no compiler: {target}.'
 
 
 def remove() -> str:
-    """Removes the operators from mmcv, also where mmcv itself has been removed since.
+    """Removes the operators from mmcv, even if mmcv itself has been removed since.
 
     Returns:
         str: What was done.
 
     Raises:
-        OperatorsError: If ``_ext.py`` is somebody else's, or cannot be removed.
+        OperatorsError: If ``_ext.py`` is of another origin or cannot be removed.
     """
     folder = _mmcv_folder()
     if folder is None or not (folder / '_ext.py').exists():
@@ -82,23 +84,23 @@ def remove() -> str:
         target.unlink()
     except OSError as error:
         raise OperatorsError(f'{target} cannot be removed: {error.strerror}.') from error
-    # Where pip has removed mmcv before, the file has kept an empty package alive.
+    # If pip removed mmcv before, the file has kept an empty package alive.
     Path(cache_from_source(str(target))).unlink(missing_ok=True)
     for leftover in (folder / '__pycache__', folder):
-        with suppress(OSError):  # it is not empty, or not there
+        with suppress(OSError):  # not empty, or already gone
             leftover.rmdir()
     return f'Removed {target}.'
 
 
 def provide() -> None:
-    """Lets this process find the operators where neither compiled ones nor these are installed.
+    """Lets this process find the operators where mmcv has none.
 
-    It warns of those that another version of mmhatnet has installed.
+    It warns if those that are installed come from another version of mmhatnet.
     """
     folder = _mmcv_folder()
     installed = folder / '_ext.py' if folder else None
     found = PathFinder.find_spec('mmcv._ext', [str(folder)]) if folder else None
-    if found and found.origin == str(installed) and 'mmhatnet.install_ops' not in sys.orig_argv:
+    if found and found.origin == str(installed):
         if installed.read_bytes() != SOURCE.read_bytes():
             warnings.warn(
                 f'{installed} differs from the operators of this mmhatnet: run '
@@ -106,7 +108,7 @@ def provide() -> None:
                 stacklevel=3,
             )
     if not any(isinstance(finder, _OperatorsFinder) for finder in sys.meta_path):
-        sys.meta_path.append(_OperatorsFinder())  # the last one, which is asked when no other knows
+        sys.meta_path.append(_OperatorsFinder())  # last, so that installed operators come first
 
 
 class _OperatorsFinder(MetaPathFinder):
@@ -126,11 +128,12 @@ def _require_importable(compiled: str) -> None:
     try:
         import_module('mmcv._ext')
     except ImportError as error:
+        reinstall = ONEDL.replace('install', 'install --force-reinstall --no-deps --no-cache-dir')
         raise OperatorsError(
-            f'mmcv has compiled operators that cannot be imported, and are found before others: '
+            f'mmcv has compiled operators that cannot be imported, and Python finds them first: '
             f'{compiled} ({error}). They were compiled for another PyTorch. Reinstall mmcv: '
-            '`pip install --force-reinstall --no-deps --no-cache-dir onedl-mmcv==2.3.6` or, beside '
-            'the original packages, `pip uninstall -y mmcv`, then `pip install mmcv-lite==2.1.0`.'
+            f'`{reinstall}` or, beside the original packages, `pip uninstall -y mmcv`, then '
+            f'`{LITE}`.'
         ) from error
 
 
@@ -140,7 +143,7 @@ def _require_ours(file: Path) -> None:
 
 
 def _write(target: Path, content: bytes) -> None:
-    """Writes a file at once: a process that imports mmcv meanwhile never sees half of it."""
+    """Replaces a file at once, so that no process that imports mmcv meanwhile reads half of it."""
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, suffix='.tmp')
     try:
         with open(descriptor, 'wb') as file:

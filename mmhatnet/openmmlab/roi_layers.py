@@ -1,16 +1,20 @@
 """Makes mmcv's RoI operators and modulated deformable convolution right for any memory format.
 
-They read their inputs as if these were contiguous, and say nothing where they are not: a whole
+They read their inputs as if these were contiguous and raise no error for others, so that a whole
 model that was converted to channels-last trains and predicts on garbage
-(https://github.com/open-mmlab/mmcv/issues/2203). Non-maximum suppression and the focal loss of
-MMDetection make their inputs contiguous, and deformable attention refuses others.
+(https://github.com/open-mmlab/mmcv/issues/2203). Non-maximum suppression and MMDetection's focal
+loss make their inputs contiguous, and deformable attention refuses other inputs.
+``docs/upstream/roi_align.md`` has the same correction as a patch for mmcv.
 """
 
 import functools
-import sys
+import warnings
 from collections.abc import Callable
+from importlib import import_module
 
 from torch import Tensor
+
+from mmhatnet.openmmlab.versions import MMCV, install_command
 
 FUNCTIONS = {
     'modulated_deform_conv': 'ModulatedDeformConv2dFunction',
@@ -18,24 +22,39 @@ FUNCTIONS = {
     'roi_align_rotated': 'RoIAlignRotatedFunction',
     'riroi_align_rotated': 'RiRoIAlignRotatedFunction',
     'roi_pool': 'RoIPoolFunction',
-    'prroi_pool': 'PrRoIPoolFunction',
     'deform_roi_pool': 'DeformRoIPoolFunction',
 }
+MARK = 'accepts_any_memory_format'
 
 
 def accept_any_memory_format() -> None:
-    """Has the operators copy inputs and gradients that are not contiguous.
+    """Makes the operators copy inputs and gradients that are not contiguous.
 
-    Without mmcv's compiled operators there is nothing to do.
+    It does nothing where mmcv's operators cannot be imported, because their error appears where
+    they are used. It warns of functions that this mmcv does not have.
     """
     try:
-        import mmcv.ops  # noqa: F401
-    except Exception:  # whatever is wrong with them is said where they are used
+        ops = import_module('mmcv.ops')
+    except Exception:
         return
+    missing = []
     for module, name in FUNCTIONS.items():
-        function = getattr(sys.modules[f'mmcv.ops.{module}'], name)
+        try:
+            function = getattr(import_module(f'{ops.__name__}.{module}'), name)
+        except (ImportError, AttributeError):
+            missing.append(f'{module}.{name}')
+            continue
         for method in ('forward', 'backward'):
-            setattr(function, method, staticmethod(_with_contiguous(getattr(function, method))))
+            original = getattr(function, method)
+            if not hasattr(original, MARK):
+                setattr(function, method, staticmethod(_with_contiguous(original)))
+    if missing:
+        warnings.warn(
+            f'mmcv.ops has no {", ".join(missing)}. If it has the operators under other names, '
+            'they may read channels-last features wrongly: keep models that use them contiguous, '
+            f'or install a supported version, `{install_command(MMCV)}`.',
+            stacklevel=2,
+        )
 
 
 def _with_contiguous(method: Callable) -> Callable:
@@ -43,4 +62,5 @@ def _with_contiguous(method: Callable) -> Callable:
     def wrapped(ctx, *args):
         return method(ctx, *(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args))
 
+    setattr(wrapped, MARK, True)
     return wrapped

@@ -1,0 +1,273 @@
+"""Finds, verifies and loads the checkpoints of a job."""
+
+import copy
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import MODELS
+from torch import nn
+from torch.func import functional_call
+
+from mmhatnet.backbones.base import Backbone
+from mmhatnet.checkpoints.files import fetch_and_read
+from mmhatnet.checkpoints.safe_loader import Checkpoint
+from mmhatnet.config_walk import class_of, dicts_of, type_name
+from mmhatnet.errors import CheckpointError
+
+
+def find_checkpoint(place: str | Path) -> str | None:
+    """Finds the checkpoint that a user means.
+
+    Args:
+        place (str | Path): A checkpoint, a work folder, or the file ``last_checkpoint`` in one, in
+            which MMEngine writes the path that the checkpoint had then.
+
+    Returns:
+        str | None: The checkpoint, in a folder the last one. None if there is none.
+
+    Raises:
+        CheckpointError: If the checkpoint that ``last_checkpoint`` names is missing.
+    """
+    record = Path(place, 'last_checkpoint') if os.path.isdir(place) else Path(place)
+    if not record.is_file():
+        numbered = {
+            int(path.stem.rpartition('_')[2]): str(path)
+            for path in Path(place).glob('*_[0-9]*.pth')
+            if re.fullmatch(r'(epoch|iter)_\d+', path.stem)
+        }
+        return numbered[max(numbered)] if numbered else str(place) if '://' in str(place) else None
+    if record.name not in ('last_checkpoint', 'last_checkpoint.txt'):
+        return str(place)
+    recorded = record.read_text().strip()
+    # The folder may have been moved or copied, even from another operating system.
+    for path in (record.with_name(re.split(r'[\\/]', recorded)[-1] or '.'), Path(recorded)):
+        if path.is_file():
+            return str(path)
+    raise CheckpointError(
+        f'{record} names {recorded}, which exists neither there nor in {record.parent}: name the '
+        'checkpoint itself.'
+    )
+
+
+def verify_resumable(checkpoint: Checkpoint) -> None:
+    """Checks that training can resume from a checkpoint. An address is not read for this.
+
+    Raises:
+        CheckpointError: If a part of the training state that MMEngine needs is missing.
+    """
+    if '://' in checkpoint.place:
+        return
+    missing = [name for name in ('epoch', 'iter') if name not in checkpoint.meta]
+    missing += [name for name in ('message_hub',) if name not in checkpoint.content]
+    if missing:
+        raise CheckpointError(
+            f'{checkpoint} holds weights but no training state ({", ".join(missing)}), so training '
+            'cannot resume from it: to start from its weights, leave out --resume and add '
+            f'--cfg-options load_from={checkpoint}'
+        )
+    if 'optimizer' not in checkpoint.content:
+        print(f'{checkpoint} holds no optimizer state: the optimizer starts afresh.')
+
+
+def read_pretrained(cfg: Config) -> list[Checkpoint]:
+    """Reads, and downloads where necessary, the checkpoints from which modules of a model start.
+
+    Only the first process of a node does so; the others find the downloads there.
+
+    Args:
+        cfg (Config): A config with ``model``.
+
+    Returns:
+        list[Checkpoint]: What was read.
+
+    Raises:
+        CheckpointError: If a file is missing or unusable, a download fails, or a checkpoint for a
+            backbone of this package holds no weights of it.
+    """
+    checkpoints: dict[str, Checkpoint] = {}
+    if os.environ['LOCAL_RANK'] != '0':
+        return []
+    for module, init_cfg in _pretrained_modules(cfg.model):
+        place = init_cfg.checkpoint
+        hint = (
+            '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random weights '
+            'with --cfg-options model.backbone.init_cfg=None'
+        )
+        if '://' in place and not place.startswith(('http://', 'https://')):
+            continue  # MMEngine reads and checks those of other schemes.
+        if place not in checkpoints:
+            checkpoints[place] = _read_pretrained(place, hint)
+        network = class_of(MODELS, module)
+        if network and issubclass(network, Backbone):
+            _verify_backbone(network, module, init_cfg, checkpoints[place])
+    return list(checkpoints.values())
+
+
+def _pretrained_modules(cfg: ConfigDict) -> Iterator[tuple[ConfigDict, ConfigDict]]:
+    """Yields the modules of a model that start from a checkpoint, and their Pretrained init_cfg."""
+    for _, module in dicts_of(cfg):
+        given = module.get('init_cfg')
+        for init_cfg in given if isinstance(given, (list, tuple)) else [given]:
+            if isinstance(init_cfg, dict) and type_name(init_cfg).startswith('Pretrained'):
+                yield module, init_cfg
+
+
+def _read_pretrained(place: str, hint: str) -> Checkpoint:
+    if '://' not in place:
+        if not Path(place).expanduser().exists():
+            raise CheckpointError(
+                f'There is no checkpoint {place}, from which this training starts: put it there, '
+                f'or name another file with {hint}.'
+            )
+        return Checkpoint(place)
+    checkpoint = Checkpoint(place)
+    checkpoint.content = fetch_and_read(place, hint)[1]
+    return checkpoint
+
+
+def _verify_backbone(
+    network: type[Backbone], settings: ConfigDict, init_cfg: ConfigDict, checkpoint: Checkpoint
+) -> None:
+    """Raises a CheckpointError if a checkpoint has no weights of a backbone of this package."""
+    content = checkpoint.content
+    if init_cfg.get('prefix'):  # as MMEngine does it
+        prefix = init_cfg.prefix.rstrip('.') + '.'
+        weights = content.get('state_dict', content).items()
+        content = {k.removeprefix(prefix): v for k, v in weights if k.startswith(prefix)}
+    try:
+        with torch.device('meta'):
+            backbone = network(**{key: value for key, value in settings.items() if key != 'type'})
+    except (TypeError, ValueError):
+        return  # The tool reports it when it builds the model.
+    try:
+        # A copy without metadata, in which PyTorch would note assign=True for later loads as well.
+        backbone.load_state_dict(dict(content), strict=False, assign=True)
+        backbone.require_loaded()
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from error
+
+
+def verify_checkpoint(
+    checkpoint: Checkpoint,
+    model: nn.Module | ConfigDict,
+    dataset_meta: Mapping[str, Any] | None = None,
+) -> None:
+    """Checks that a checkpoint has all weights of a model. The model keeps its own.
+
+    A model of which some weights stay random gives a result that means nothing.
+
+    Args:
+        checkpoint (Checkpoint): The checkpoint.
+        model (nn.Module | ConfigDict): The model, or a wrapper of it; or its settings, because a
+            FlexibleRunner builds the model late. It is then built here for the check.
+        dataset_meta (Mapping[str, Any], optional): The metainfo of the dataset to be tested.
+            Defaults to None, which compares no classes.
+
+    Raises:
+        CheckpointError: If weights of the model are missing or differ in shape, or the checkpoint
+            was trained for other classes or for another order of them. Case does not matter.
+    """
+    if not isinstance(model, nn.Module):
+        model = MODELS.build(copy.deepcopy(model))
+    model = _unwrapped(model)
+    other_classes = _other_classes(checkpoint.meta, dataset_meta or {})
+    try:
+        missing = _missing_keys(model, checkpoint.weights)
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from error
+    except RuntimeError as error:
+        if not str(error).startswith('Error(s) in loading state_dict'):
+            raise
+        differences = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(
+            f'{checkpoint} belongs to another model: {differences[0].rstrip(".")} '
+            f'({len(differences)} differences)'
+            f'{other_classes and f", and it {other_classes}"}; name the config with which it was '
+            'trained.'
+        ) from error
+    learned = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    learned += [name for name, _ in model.named_buffers() if '.running_' in f'.{name}']
+    lacking = [name for name in learned if name in missing]
+    if lacking:
+        raise CheckpointError(
+            f'{checkpoint} lacks {len(lacking)} of the {len(learned)} weights of this model, such '
+            f'as {lacking[0]}, which would stay random: name the config with which it was trained, '
+            'or a checkpoint of the whole model.'
+        )
+    if other_classes:
+        raise CheckpointError(
+            f'{checkpoint} {other_classes}: give the test dataset metainfo=dict(classes=...) with '
+            'the names and the order of the checkpoint, or test nevertheless with '
+            '--ignore-classes.'
+        )
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Loads the weights of a checkpoint into a model.
+
+    Args:
+        model (nn.Module): The model, or a wrapper of it.
+        checkpoint (Checkpoint): The checkpoint. ``verify_checkpoint`` finds what it lacks.
+    """
+    _unwrapped(model).load_state_dict(checkpoint.weights, strict=False)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Returns a model without its wrappers for distributed training and test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = cast(nn.Module, model.module)
+    return model
+
+
+class _Loading(nn.Module):
+    """Loading as a forward pass, which ``functional_call`` can run with other tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, weights: dict[str, Any]) -> set[str]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='.*copying from a non-meta parameter')
+            return set(self.model.load_state_dict(weights, strict=False).missing_keys)
+
+
+def _missing_keys(model: nn.Module, weights: dict[str, Any]) -> set[str]:
+    """Returns the keys that would be missing after loading.
+
+    Only loading itself knows, because modules rename keys in their hooks. It runs with tensors on
+    the meta device in place of the model's, to which PyTorch copies nothing.
+    """
+    loading = _Loading(model)
+    tensors = dict(loading.named_parameters(remove_duplicate=False))
+    tensors.update(loading.named_buffers(remove_duplicate=False))
+    on_meta = {name: tensor.detach().to('meta') for name, tensor in tensors.items()}
+    missing: set[str] = functional_call(loading, on_meta, (weights,), tie_weights=False)
+    return missing
+
+
+def _other_classes(meta: Mapping[str, Any], dataset_meta: Mapping[str, Any]) -> str:
+    """Says how the classes of a checkpoint differ from a dataset's; '' if they do not."""
+    trained, tested = (
+        [str(name) for name in named.get('classes') or named.get('CLASSES') or ()]
+        for named in (meta.get('dataset_meta') or meta, dataset_meta)
+    )
+    if not trained or not tested:
+        return ''
+    for index in range(max(len(trained), len(tested))):
+        ours, theirs = (
+            repr(names[index]) if index < len(names) else 'none' for names in (trained, tested)
+        )
+        if ours.casefold() != theirs.casefold():
+            return (
+                f'was trained for {len(trained)} classes and the config tests {len(tested)}, of '
+                f'which class {index} is {ours} in the checkpoint and {theirs} in the config'
+            )
+    return ''

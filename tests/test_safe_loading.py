@@ -1,0 +1,378 @@
+"""Nothing in a checkpoint is executed, however MMEngine reads it; and a job reads it once."""
+
+import pickle
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from experiments import as_text, made_small
+from mmengine._strategy import SingleDeviceStrategy
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel, BaseModule
+from mmengine.registry import DATASETS, MODELS, STRATEGIES
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from torch import nn
+from torch.utils.data import Dataset
+
+from mmhatnet import HATNet, cli
+from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
+from mmhatnet.errors import CheckpointError
+
+TOY = Path(__file__).parents[1] / 'configs' / 'toy'
+
+
+class Malicious:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.trace,)
+
+
+def save_zip(content: dict, path: Path) -> None:
+    torch.save(content, path)
+
+
+def save_legacy(content: dict, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def save_pickle(content: dict, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.fixture(autouse=True)
+def unsafe_environment(monkeypatch) -> None:
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch) -> Iterator[str]:
+    """The address of ``tmp_path``."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=tmp_path)) as http:
+        Thread(target=http.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{http.server_port}'
+        http.shutdown()
+
+
+@pytest.fixture
+def address(server: str, tmp_path: Path, monkeypatch) -> Callable[[str], str]:
+    """The address by which a scheme reads ``tmp_path / 'file.pth'``."""
+    path, url = tmp_path / 'file.pth', f'{server}/file.pth'
+    names = dict(net=url, local=str(path))
+    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path / 'home'))
+    for table in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
+        monkeypatch.setattr(mmengine_checkpoint, table, lambda: names)
+    monkeypatch.setattr(
+        mmengine_checkpoint,
+        'get_file_backend',
+        lambda *args, **kwargs: SimpleNamespace(get=lambda name: path.read_bytes()),
+    )
+    pavi = ModuleType('pavi')
+    remote = SimpleNamespace(
+        name='file.pth', download=lambda target: Path(target).write_bytes(path.read_bytes())
+    )
+    pavi.modelcloud = SimpleNamespace(get=lambda name: remote)
+    monkeypatch.setitem(sys.modules, 'pavi', pavi)
+
+    def load_from_mine(filename: str, map_location: object = None) -> dict:
+        return torch.load(path, map_location=map_location, weights_only=False)
+
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    CheckpointLoader.register_scheme('mine:', load_from_mine)
+    places = dict(local=str(path), http=url)
+    return lambda scheme: places.get(scheme, scheme)
+
+
+SCHEMES = [
+    *('local', 'http', 'torchvision://net', 'modelzoo://net', 'openmmlab://net'),
+    *('open-mmlab://local', 's3://file.pth', 'petrel://file.pth', 'pavi://file.pth', 'mine:x'),
+]
+
+
+@pytest.mark.parametrize('scheme', [*SCHEMES, 'mmcls://net'])
+@pytest.mark.parametrize('save', [save_zip, save_legacy, save_pickle])
+def test_no_scheme_executes_a_checkpoint(scheme, save, address, tmp_path) -> None:
+    trace = tmp_path / 'executed'
+    save({'state_dict': {}, 'meta': Malicious(trace)}, tmp_path / 'file.pth')
+    with (
+        load_weights_only(),
+        pytest.raises(CheckpointError, match='torch.save|downloaded|weights alone') as told,
+    ):
+        load_checkpoint(nn.Linear(1, 1), address(scheme))
+    assert 'file.pth' in str(told.value) or scheme in str(told.value)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_every_scheme_reads_a_training(scheme, address, tmp_path) -> None:
+    source, model = nn.Linear(1, 1), nn.Linear(1, 1)
+    content = {'state_dict': source.state_dict(), 'history': HistoryBuffer([0.5], [1])}
+    torch.save(content, tmp_path / 'file.pth')
+    with load_weights_only():
+        read = load_checkpoint(model, address(scheme))
+    assert torch.equal(model.weight, source.weight) and read['history'].current() == 0.5
+
+
+def test_the_test_can_fail(address, tmp_path) -> None:
+    """Without the context, the same files are executed."""
+    trace = tmp_path / 'executed'
+    save_zip({'state_dict': {}, 'meta': Malicious(trace)}, tmp_path / 'file.pth')
+    load_checkpoint(nn.Linear(1, 1), address('mine:x'))
+    assert trace.exists()
+
+
+def test_the_loader_is_guarded_as_long_as_anyone_needs_it(tmp_path) -> None:
+    before = CheckpointLoader.__dict__['load_checkpoint'], Config.__dict__['fromstring']
+    first, second = load_weights_only(), load_weights_only()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as in another thread
+    save_pickle({'meta': Malicious(tmp_path / 'executed')}, tmp_path / 'file.pth')
+    with pytest.raises(CheckpointError):
+        load_checkpoint(nn.Linear(1, 1), str(tmp_path / 'file.pth'))
+    second.__exit__(None, None, None)
+    assert not (tmp_path / 'executed').exists()
+    after = CheckpointLoader.__dict__['load_checkpoint'], Config.__dict__['fromstring']
+    assert before == after
+
+
+@MODELS.register_module()
+class SafeHead(BaseModule):
+    def __init__(self, init_cfg: dict | list | None = None) -> None:
+        super().__init__(init_cfg)
+        self.fc = nn.Linear(1, 1)
+
+
+@MODELS.register_module()
+class SafeModel(BaseModel):
+    """With a head and, as for distillation, a teacher that is loaded when the model is built."""
+
+    def __init__(self, init_cfg: dict | None = None, head: dict | None = None, teacher: str = ''):
+        super().__init__(init_cfg=init_cfg)
+        self.head = MODELS.build(head or dict(type='SafeHead'))
+        if teacher:
+            load_checkpoint(SafeHead(), teacher)
+
+    def forward(self, inputs: list[torch.Tensor], mode: str = 'tensor') -> dict:
+        return dict(loss=self.head.fc(torch.stack(inputs)).square().mean())
+
+
+class Record:
+    """An object of a user's own, which PyTorch's weights-only reader does not know."""
+
+    value = 2.0
+
+
+@DATASETS.register_module()
+class RecordDataset(Dataset):
+    """Reads its samples with pickle, as its author is free to do."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict:
+        return dict(inputs=torch.tensor([torch.load(self.path, weights_only=False).value]))
+
+
+@STRATEGIES.register_module()
+class OwnReader(SingleDeviceStrategy):
+    """Reads checkpoints without MMEngine's loader, as MMEngine's DeepSpeedStrategy does."""
+
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
+        return torch.load(filename, weights_only=False)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., Runner]:
+    """Trains a tiny model as tools/train.py does."""
+    torch.save(Record(), tmp_path / 'record.pt')
+    dataset = dict(type='RecordDataset', path=str(tmp_path / 'record.pt'))
+
+    def run(*checkpoints: Checkpoint, workers: int = 0, epochs: int = 1, **changes) -> Runner:
+        loader = dict(num_workers=workers, persistent_workers=workers > 0, batch_size=1)
+        cfg = Config(
+            dict(
+                default_scope='mmengine',
+                work_dir=str(tmp_path / 'work'),
+                model=dict(type='SafeModel'),
+                train_dataloader=dict(
+                    dataset=dataset, sampler=dict(type='DefaultSampler', shuffle=False), **loader
+                ),
+                train_cfg=dict(by_epoch=True, max_epochs=epochs),
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+                env_cfg=dict(cudnn_benchmark=False),
+                randomness=dict(seed=0),
+            )
+        )
+        cfg.merge_from_dict(changes)
+        with load_weights_only(*checkpoints):
+            runner = cli.build_runner(cfg, Namespace(config='none.py', given={}), dump=False)
+            runner.train()
+        return runner
+
+    return run
+
+
+PRETRAINED = dict(type='Pretrained', checkpoint='file.pth')
+FLEXIBLE = dict(runner_type='FlexibleRunner', load_from='file.pth')
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(load_from='file.pth'),
+        dict(load_from='file.pth', resume=True),
+        dict(load_from='file.pth', custom_hooks=[dict(type='EMAHook')]),
+        dict(model=dict(init_cfg=PRETRAINED)),
+        dict(model=dict(head=dict(type='SafeHead', init_cfg=PRETRAINED))),
+        dict(model=dict(head=dict(type='SafeHead', init_cfg=[dict(PRETRAINED, prefix='a')]))),
+        dict(model=dict(head=dict(type='HATNet', init_cfg=PRETRAINED))),
+        dict(model=dict(teacher='file.pth')),
+        dict(FLEXIBLE, strategy=dict(type='SingleDeviceStrategy')),
+        dict(FLEXIBLE, strategy=dict(type='SingleDeviceStrategy'), resume=True),
+        dict(FLEXIBLE, strategy=dict(type='OwnReader')),
+        dict(FLEXIBLE, strategy=dict(type='OwnReader'), resume=True),
+    ],
+    ids=repr,
+)
+def test_no_part_of_a_job_executes_a_checkpoint(changes, train, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_zip({'state_dict': {'a.b': Malicious(tmp_path / 'executed')}}, Path('file.pth'))
+    with pytest.raises((CheckpointError, pickle.UnpicklingError), match='file.pth holds|GLOBAL'):
+        train(**changes)
+    assert not Path('executed').exists()
+
+
+@pytest.mark.parametrize('runner', ['Runner', 'FlexibleRunner'])
+def test_a_config_in_a_checkpoint_is_not_evaluated(runner, train, tmp_path) -> None:
+    """MMEngine evaluates meta['config'] when it resumes."""
+    train()
+    path = tmp_path / 'work' / 'epoch_1.pth'
+    content = torch.load(path, weights_only=False)
+    content['meta']['config'] = f'open({str(tmp_path / "executed")!r}, "w")'
+    torch.save(content, path)
+    strategy = dict(strategy=dict(type='SingleDeviceStrategy')) if 'Flex' in runner else {}
+    changes = dict(load_from=str(path), resume=True, runner_type=runner, **strategy)
+    for checkpoints in ([], [Checkpoint(str(path))]):
+        with pytest.raises(CheckpointError, match=f'config inside {path} .*name a config file'):
+            train(*checkpoints, epochs=2, **changes)
+    assert not (tmp_path / 'executed').exists()
+
+
+@pytest.mark.parametrize('place', ['meta', 'message_hub'])
+def test_an_inferencer_needs_a_config_of_its_own(place, tmp_path) -> None:
+    from mmdet.apis import DetInferencer
+
+    code = f'open({str(tmp_path / "executed")!r}, "w")'
+    content = dict(meta=dict(cfg=code), message_hub=dict(runtime_info=dict(cfg=code)))
+    torch.save({'state_dict': {}, place: content[place]}, tmp_path / 'file.pth')
+    with load_weights_only(), pytest.raises(CheckpointError, match='name a config file'):
+        DetInferencer(weights=str(tmp_path / 'file.pth'))
+    assert not (tmp_path / 'executed').exists()
+    with load_weights_only():
+        assert Config.fromstring('a = 1', '.py').a == 1, 'others are evaluated'
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_dataset_reads_what_it_likes(workers, train, tmp_path) -> None:
+    """While MMEngine reads three checkpoints: two that were given, and the one it publishes."""
+    torch.save(SafeModel().state_dict(), tmp_path / 'weights.pth')
+    weights = str(tmp_path / 'weights.pth')
+    train(
+        workers=workers,
+        epochs=2,
+        load_from=weights,
+        model=dict(init_cfg=dict(type='Pretrained', checkpoint=weights)),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', published_keys=['state_dict'])),
+    )
+    assert len(list(tmp_path.glob('work/epoch_2-*.pth'))) == 1
+
+
+@pytest.fixture
+def reads(monkeypatch) -> Counter:
+    """How often each file is read with torch.load, by its name."""
+    counts, load = Counter(), torch.load
+
+    def counted(file: object, *args, **kwargs) -> object:
+        counts[Path(str(file)).name] += 1
+        return load(file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, 'load', counted)
+    return counts
+
+
+@pytest.mark.parametrize('runner', ['Runner', 'FlexibleRunner'])
+def test_what_was_read_resumes_as_what_mmengine_reads(runner, train, tmp_path, reads) -> None:
+    """EMAHook changes the content while it loads, and MMEngine's FlexibleRunner pops its parts."""
+    job = dict(runner_type=runner)
+    if runner == 'FlexibleRunner':  # in which EMAHook cannot resume
+        job.update(strategy=dict(type='SingleDeviceStrategy'))
+    else:
+        job.update(custom_hooks=[dict(type='EMAHook', momentum=0.5)])
+    train(**job)
+    path = str(tmp_path / 'work' / 'epoch_1.pth')
+    results = []
+    for checkpoints in ([], [Checkpoint(path)]):
+        reads.clear()
+        trained = train(*checkpoints, epochs=2, load_from=path, resume=True, **job)
+        assert trained.epoch == 2 and reads['epoch_1.pth'] == (0 if checkpoints else 1)
+        results.append(torch.load(tmp_path / 'work' / 'epoch_2.pth', weights_only=False))
+    own, given = results
+    for part in {'state_dict', 'ema_state_dict'} & {*own}:
+        for key, value in own[part].items():
+            assert torch.equal(value, given[part][key]), key
+    assert str(own['optimizer']) == str(given['optimizer'])
+
+
+def test_a_job_reads_each_checkpoint_once(run_tool, reads, tmp_path) -> None:
+    """Training from published weights, resuming, testing and predicting."""
+    cfg = Config.fromfile(TOY / 'imagenet_hatnet_toy.py')
+    config, backbone, work = tmp_path / 'small.py', tmp_path / 'backbone.pth', tmp_path / 'work'
+    config.write_text(made_small(cfg, toy=True))
+    cfg = Config.fromfile(config)
+    torch.save(HATNet(cfg.model.backbone.arch).state_dict(), backbone)
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(backbone))
+    config.write_text(as_text(cfg.to_dict()))
+    options = ['default_hooks.checkpoint.save_optimizer=True']
+    run_tool('train', config, '--work-dir', work, '--cfg-options', *options)
+    assert reads == {'backbone.pth': 1}
+
+    reads.clear()
+    options += ['train_cfg.max_epochs=2']
+    run_tool('train', config, '--work-dir', work, '--resume', '--cfg-options', *options)
+    assert reads == {'epoch_1.pth': 1, 'backbone.pth': 1} and (work / 'epoch_2.pth').exists()
+
+    reads.clear()
+    options = ['model.backbone.init_cfg=None', f'load_from={work}/epoch_2.pth']
+    run_tool('train', config, '--work-dir', tmp_path / 'other', '--cfg-options', *options)
+    assert reads == {'epoch_2.pth': 1}
+
+    reads.clear()
+    run_tool('test', config, work, '--work-dir', tmp_path / 'test')
+    assert reads == {'epoch_2.pth': 1}
+    assert 'Load checkpoint from' in next(tmp_path.glob('test/*/*.log')).read_text()
+
+    reads.clear()
+    image = next(path for path in Path('data/toy/imagenet/val').rglob('*') if path.is_file())
+    run_tool('predict', config, work, image, '--out-dir', tmp_path / 'out', '--device', 'cpu')
+    assert reads == {'epoch_2.pth': 1}
