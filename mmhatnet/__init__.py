@@ -18,9 +18,9 @@ from mmhatnet.openmmlab.config_inheritance import config_path
 
 __version__ = '0.1.0'
 __all__ = [
+    'P2T',
     'GLNet',
     'HATNet',
-    'P2T',
     'STViT',
     'ShuntedTransformer',
     '__version__',

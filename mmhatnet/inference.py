@@ -57,8 +57,8 @@ def build_inferencer(
     Args:
         cfg (Config): The config of the job, which is left as it is.
         checkpoint (str | Checkpoint): The checkpoint, or the work folder of a training. Nothing in
-            it is executed. The class names are those of the checkpoint; where it has none, those of the
-            test dataset.
+            it is executed. The class names are those of the checkpoint. If it has none, they are
+            those of the test dataset.
         device (str, optional): Where the model goes. Defaults to a GPU if there is one.
 
     Returns:

@@ -66,7 +66,7 @@ def test_same_training_and_test(
     compiled: ModuleType, run_tool: Callable, tmp_path: Path, monkeypatch
 ) -> None:
     """Mask R-CNN: the losses of 20 iterations, all of its tensors then, and its detections."""
-    name, path = next((name, path) for name, path in TOY.items() if name.startswith('maskrcnn'))
+    path = TOY['maskrcnn_hatnet_toy']
     options = ['train_cfg.max_epochs=5', 'train_dataloader.batch_size=2', 'randomness.seed=0']
     options += ['default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=5']
     options += [

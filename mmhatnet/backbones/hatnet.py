@@ -297,8 +297,16 @@ class Block(nn.Module):
 
 
 KNOWN_LAYERS = frozenset(
-    [PlainAttention, HierarchicalAttention, MLP, ImageNorm, nn.Linear, nn.Conv2d]
-    + [nn.Dropout, DropPath]
+    {
+        PlainAttention,
+        HierarchicalAttention,
+        MLP,
+        DropPath,
+        ImageNorm,
+        nn.Conv2d,
+        nn.Dropout,
+        nn.Linear,
+    }
 )
 
 

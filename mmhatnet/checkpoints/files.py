@@ -162,7 +162,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f'{path} is damaged ({error}): download or copy it again.') from error
 
 
-def _describe_file(path: Path, head: bytes, error: Exception) -> str:
+# A list of cases, one after another.
+def _describe_file(path: Path, head: bytes, error: Exception) -> str:  # noqa: C901, PLR0911, PLR0912
     """Says what a file is that PyTorch cannot read, and what to do about it."""
     again = 'download or copy it again'
     text = head.decode('utf-8-sig', 'replace').lstrip()

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmhatnet.errors import CheckpointError
 
@@ -43,10 +43,8 @@ class Published:
 class Network(Protocol):
     """What this module needs of a backbone's class."""
 
-    ARCHS: ClassVar[dict[str, dict[str, Any]]]
-    CHECKPOINT: ClassVar[Published]
-
-    def __call__(self, arch: str) -> nn.Module: ...
+    ARCHS: dict[str, dict[str, Any]]
+    CHECKPOINT: Published
 
 
 def lift_backbone(state_dict: dict[str, Any], published: Published) -> None:
@@ -197,7 +195,7 @@ def _tensors_of_blocks(state_dict: Mapping[str, Any]) -> dict[int, set[str]]:
 
 
 @cache
-def _sizes_of(network: Network, arch: str) -> dict[str, list[int]]:
+def _sizes_of(network: Any, arch: str) -> dict[str, list[int]]:
     with torch.device('meta'):
         return {key: _sizes(value) for key, value in network(arch).state_dict().items()}
 
@@ -206,8 +204,9 @@ def _variant(state_dict: Mapping[str, Any], network: Network) -> str:
     """Names the variant that has these blocks."""
     given = {key: _sizes(value) for key, value in state_dict.items() if '.blocks.' in key}
     depths = _depths(given)
+    build: Any = network  # the class itself
     for arch in network.ARCHS:
-        blocks = _sizes_of(network, arch)
+        blocks = _sizes_of(build, arch)
         if depths.items() <= _depths(blocks).items() and all(
             blocks.get(key) == sizes for key, sizes in given.items()
         ):

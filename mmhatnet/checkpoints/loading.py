@@ -246,7 +246,7 @@ def _missing_keys(model: nn.Module, weights: dict[str, Any]) -> set[str]:
     the meta device in place of the model's, to which PyTorch copies nothing.
     """
     loading = _Loading(model)
-    tensors = dict(loading.named_parameters(remove_duplicate=False))
+    tensors: dict[str, torch.Tensor] = dict(loading.named_parameters(remove_duplicate=False))
     tensors.update(loading.named_buffers(remove_duplicate=False))
     on_meta = {name: tensor.detach().to('meta') for name, tensor in tensors.items()}
     missing: set[str] = functional_call(loading, on_meta, (weights,), tie_weights=False)

@@ -71,14 +71,6 @@ TEMPLATES = dict(
 )
 
 
-BASES = dict(
-    maskrcnn='hatnet/mask-rcnn_hatnet-{letter}_fpn_1x_coco.py',
-    retinanet='hatnet/retinanet_hatnet-{letter}_fpn_1x_coco.py',
-    semfpn='hatnet/hatnet-{letter}_fpn_4xb4-80k_ade20k-512x512.py',
-    imagenet='hatnet/hatnet-{arch}_8xb128_in1k.py',
-)
-
-
 def render_config(found: dict[str, object], root: Path, arch: str) -> str:
     """Returns the text of a config for a folder of data.
 

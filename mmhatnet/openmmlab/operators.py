@@ -98,15 +98,15 @@ def provide() -> None:
     It warns if those that are installed come from another version of mmhatnet.
     """
     folder = _mmcv_folder()
-    installed = folder / '_ext.py' if folder else None
     found = PathFinder.find_spec('mmcv._ext', [str(folder)]) if folder else None
-    if found and found.origin == str(installed):
-        if installed.read_bytes() != SOURCE.read_bytes():
-            warnings.warn(
-                f'{installed} differs from the operators of this mmhatnet: run '
-                '`python -m mmhatnet.install_ops`.',
-                stacklevel=3,
-            )
+    installed = Path(found.origin) if found and found.origin else None
+    ours = installed is not None and installed.name == '_ext.py'
+    if ours and installed.read_bytes() != SOURCE.read_bytes():
+        warnings.warn(
+            f'{installed} differs from the operators of this mmhatnet: run '
+            '`python -m mmhatnet.install_ops`.',
+            stacklevel=3,
+        )
     if not any(isinstance(finder, _OperatorsFinder) for finder in sys.meta_path):
         sys.meta_path.append(_OperatorsFinder())  # last, so that installed operators come first
 
