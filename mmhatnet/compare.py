@@ -52,14 +52,14 @@ The small variant in the same run. The published formulation is `ReferenceHATNet
 
 ## Learned
 
-Mask R-CNN on the generated data with the smallest variant of each network: 400 pictures, 3 epochs,
+Mask R-CNN on the synthetic data with the smallest variant of each network: 400 images, 3 epochs,
 random weights, seed {seed}, one recipe, which was made for HAT-Net. AP is in per cent, of 50 other
-pictures ({learned_on}). It says that all of them learn, and nothing of how they compare on real
-pictures.
+images ({learned_on}). It shows that all of them learn, and not how they compare on real
+images.
 
 {learned}
 
-Five of those pictures, as annotated and as each found them (scores of 0.3 and more):
+Five of those images, as annotated and as each network predicts them (scores of 0.3 and more):
 
 ![Annotated and detected objects, a column for each network](compare_toy.jpg)
 """

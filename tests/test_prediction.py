@@ -53,8 +53,8 @@ def test_detections_are_those_of_the_model_and_load_as_coco(
         np.testing.assert_allclose(boxes, expected.bboxes, atol=1e-2)
         masks = np.array([results.annToMask(f) for f in found])
         assert (masks == expected.masks).mean() > 0.999
-        image = mmcv.imread(image['file_name'])
-        assert image.shape[:2] == masks.shape[1:] == (image['height'], image['width'])
+        height_and_width = mmcv.imread(image['file_name']).shape[:2]
+        assert height_and_width == masks.shape[1:] == (image['height'], image['width'])
     assert drawn(tmp_path / 'out') == sorted(f'{p.stem}.jpg' for p in folder.iterdir())
 
     annotations = toy_data / 'data/toy/coco/annotations/instances_val2017.json'
