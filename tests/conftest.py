@@ -91,7 +91,7 @@ def run_tool(toy_data, monkeypatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def told(run_tool, capsys) -> Callable[..., subprocess.CompletedProcess]:
+def run_tool_captured(run_tool, capsys) -> Callable[..., subprocess.CompletedProcess]:
     """Runs a tool in this process, and gives what a command line would show of it."""
 
     def run(*args) -> subprocess.CompletedProcess:

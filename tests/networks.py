@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from drawn import drawn_value, published_shapes
+from synthetic import published_shapes, synthetic_value
 from torch import Tensor, nn
 
 from mmhatnet import P2T, GLNet, HATNet, ShuntedTransformer, STViT
@@ -75,7 +75,7 @@ class Network:
     def build(self, **kwargs) -> Backbone:
         """The small instance, with weights from the formula."""
         model = self.network(self.small, **kwargs)
-        model.load_state_dict(self.drawn(model), strict=False)
+        model.load_state_dict(self.synthetic_weights(model), strict=False)
         return model
 
     def published(self, model: nn.Module) -> dict[str, str]:
@@ -92,12 +92,12 @@ class Network:
         linear = tensor.ndim == 2 and re.search(self.convolutions, name)
         return (*tensor.shape, 1, 1) if linear else tuple(tensor.shape)
 
-    def drawn(self, model: Backbone) -> dict[str, Tensor]:
+    def synthetic_weights(self, model: Backbone) -> dict[str, Tensor]:
         """A published checkpoint for a backbone, with weights from the formula."""
         weights = model.state_dict()
         checkpoint = {}
         for ours, name in self.published(model).items():
-            checkpoint[name] = drawn_value(name, self.published_shape(name, weights[ours]))
+            checkpoint[name] = synthetic_value(name, self.published_shape(name, weights[ours]))
         return checkpoint | self.constants(model) | {'head.bias': torch.zeros(7)}
 
 
@@ -174,7 +174,7 @@ NETWORKS = {
         initial_std=lambda name, layer: 0.02,
         # The published code never uses the output of these.
         constants=lambda model: {
-            name: drawn_value(name, tuple(meta.shape))
+            name: synthetic_value(name, tuple(meta.shape))
             for name, meta in published_shapes(model.settings, 0).items()
             if '.proj_norm.' in name and int(name.split('.')[1]) < len(model.stages)
         },

@@ -21,7 +21,7 @@ def run_benchmark(run_tool, tmp_path) -> Callable[..., list[dict]]:
 @pytest.mark.parametrize(
     'dtypes', [['float32'], pytest.param(['float32', 'bfloat16'], marks=pytest.mark.slow)]
 )
-def test_all_backbones_take_part_and_results_are_drawn(
+def test_all_backbones_take_part_and_results_are_plotted(
     dtypes: list[str], run_benchmark, tmp_path, capsys
 ) -> None:
     names = ['hatnet_tiny', 'convnext_tiny']
@@ -35,8 +35,8 @@ def test_all_backbones_take_part_and_results_are_drawn(
         assert row['seconds'] > 0 and row['ceiling'] > 0
     of_forward, of_train = results[: len(results) // 2], results[len(results) // 2 :]
     assert of_train[0]['flops'] == 3 * of_forward[0]['flops']
-    drawn = {path.name for path in tmp_path.glob('*.png')}
-    assert drawn == {f'accuracy_{mode}_1x3x32x32.png' for mode in ('forward', 'train')}
+    plots = {path.name for path in tmp_path.glob('*.png')}
+    assert plots == {f'accuracy_{mode}_1x3x32x32.png' for mode in ('forward', 'train')}
     for table, rows in zip(capsys.readouterr().out.split('_1x3x32x32')[1:], (of_forward, of_train)):
         for row in rows:
             assert f' {row["seconds"]:.3g} ' in table

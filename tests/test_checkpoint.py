@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from drawn import drawn_checkpoint, drawn_image, published_shapes
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel
 from mmengine.runner import CheckpointLoader, load_checkpoint, save_checkpoint
+from synthetic import published_shapes, synthetic_checkpoint, synthetic_image
 from torch import nn
 
 from mmhatnet import HATNet
@@ -40,7 +40,7 @@ CONVERT = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
 
 @pytest.fixture(scope='module')
 def published() -> dict:
-    return drawn_checkpoint('tiny')
+    return synthetic_checkpoint('tiny')
 
 
 @pytest.fixture(scope='module')
@@ -48,12 +48,12 @@ def expected(published: dict) -> list[torch.Tensor]:
     model = HATNet('tiny').eval()
     model.load_state_dict(published, strict=False)
     with torch.no_grad():
-        return model(drawn_image(1, 3, 65, 97))
+        return model(synthetic_image(1, 3, 65, 97))
 
 
 def assert_loaded(model: HATNet, expected: list[torch.Tensor]) -> None:
     with torch.no_grad():
-        for feature, reference in zip(model.eval()(drawn_image(1, 3, 65, 97)), expected):
+        for feature, reference in zip(model.eval()(synthetic_image(1, 3, 65, 97)), expected):
             torch.testing.assert_close(feature, reference)
 
 
@@ -145,7 +145,7 @@ def test_another_variant_is_one_clear_error(arch, other, difference, tmp_path) -
 
 def test_other_input_channels_are_named() -> None:
     with pytest.raises(ValueError, match=r'stem.conv1.weight .*\(16, 3, 3, 3\).*\(16, 4, 3, 3\)'):
-        HATNet('tiny', in_channels=4).load_state_dict(drawn_checkpoint('tiny'))
+        HATNet('tiny', in_channels=4).load_state_dict(synthetic_checkpoint('tiny'))
 
 
 class Malicious:
@@ -437,8 +437,8 @@ def test_only_the_state_of_a_training_is_resumed(tmp_path, capsys) -> None:
 
 
 @pytest.fixture
-def convert(told) -> Callable[..., subprocess.CompletedProcess]:
-    return partial(told, 'convert_checkpoint')
+def convert(run_tool_captured) -> Callable[..., subprocess.CompletedProcess]:
+    return partial(run_tool_captured, 'convert_checkpoint')
 
 
 def test_convert_backbone(convert, published, expected, tmp_path) -> None:
@@ -466,7 +466,7 @@ def test_convert_classifier(convert, published, tmp_path) -> None:
     load_checkpoint(classifier, str(tmp_path / 'converted.pth'), strict=True)
     reference = ReferenceHATNet('tiny', num_classes=1000).eval()
     reference.load_state_dict(published)
-    image = drawn_image(1, 3, 65, 97)
+    image = synthetic_image(1, 3, 65, 97)
     with torch.no_grad():
         _, expected = reference(image)
         torch.testing.assert_close(classifier(image), expected, rtol=1e-3, atol=1e-4)

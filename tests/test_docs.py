@@ -22,10 +22,10 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import forget_earlier_runs
-from drawn import drawn_checkpoint
 from experiments import CONFIGS, TOY, as_text
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from synthetic import synthetic_checkpoint
 
 from mmhatnet.cli import merge_options
 
@@ -78,7 +78,7 @@ def project(toy_data: Path, tmp_path: Path, monkeypatch) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(toy_data / 'data', tmp_path / 'data')
     shutil.copytree(toy_data / 'data' / 'toy' / 'coco', tmp_path / 'my_photos')
-    torch.save(drawn_checkpoint('tiny'), tmp_path / 'HAT-Net_Tiny.pth')
+    torch.save(synthetic_checkpoint('tiny'), tmp_path / 'HAT-Net_Tiny.pth')
     monkeypatch.chdir(tmp_path)
     # Formatting the dumped config takes longer than training.
     monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: as_text(cfg.to_dict())))

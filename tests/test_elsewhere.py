@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import drawn_checkpoint, drawn_image
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from synthetic import synthetic_checkpoint, synthetic_image
 
 from mmhatnet import HATNet
 
 TEXT = (Path(__file__).parents[1] / 'docs' / 'elsewhere.md').read_text()
-IMAGE = drawn_image(1, 3, 64, 64)
+IMAGE = synthetic_image(1, 3, 64, 64)
 PARTS = {'neck', 'head', 'cls_head'}
 FRAMEWORKS = dict(MMPose='mmpose', MMRotate='mmrotate', MMAction2='mmaction')
 
@@ -42,7 +42,7 @@ def test_readme() -> None:
 
 
 def test_plain_module() -> None:
-    names = dict(images=IMAGE, weights=drawn_checkpoint('small'))
+    names = dict(images=IMAGE, weights=synthetic_checkpoint('small'))
     exec(example('PyTorch'), names)
     shapes = [tuple(names[name].shape) for name in ('c2', 'c3', 'c4', 'c5')]
     assert shapes == [(1, 64, 16, 16), (1, 128, 8, 8), (1, 320, 4, 4), (1, 512, 2, 2)]

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from drawn import drawn_checkpoint, drawn_image
 from networks import NETWORKS
+from synthetic import synthetic_checkpoint, synthetic_image
 from torch import nn
 
 from mmhatnet import HATNet
@@ -15,7 +15,7 @@ SMALL, small_model = NETWORKS['hatnet'].small, NETWORKS['hatnet'].build
 
 def reference_model() -> ReferenceHATNet:
     model = ReferenceHATNet(SMALL)
-    model.load_state_dict(drawn_checkpoint(SMALL, num_classes=0))
+    model.load_state_dict(synthetic_checkpoint(SMALL, num_classes=0))
     return model
 
 
@@ -31,7 +31,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float)
     [(1, 1), (2, 3), (1, 40), (31, 33), (56, 56), (64, 57), (100, 130), (129, 127), (224, 224)],
 )
 def test_any_size_agrees_with_the_reference_implementation(size: tuple[int, int]) -> None:
-    image = drawn_image(2, 3, *size)
+    image = synthetic_image(2, 3, *size)
     with torch.no_grad():
         features = small_model().eval()(image)
         expected = reference_model().double().eval()(image.double())
@@ -41,9 +41,9 @@ def test_any_size_agrees_with_the_reference_implementation(size: tuple[int, int]
 
 
 def test_windows_of_a_real_variant_agree_at_an_odd_size() -> None:
-    image = drawn_image(1, 3, 75, 118)
+    image = synthetic_image(1, 3, 75, 118)
     model, reference_model = HATNet('tiny').eval(), ReferenceHATNet('tiny').double().eval()
-    weights = drawn_checkpoint('tiny', num_classes=0)
+    weights = synthetic_checkpoint('tiny', num_classes=0)
     model.load_state_dict(weights)
     reference_model.load_state_dict(weights)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_hidden_layer_in_chunks_gives_the_same(monkeypatch: pytest.MonkeyPatch) 
         return run_hidden(self, x, in_place)
 
     monkeypatch.setattr(hatnet.MLP, 'run_hidden', counted)
-    image = drawn_image(3, 3, 61, 90)
+    image = synthetic_image(3, 3, 61, 90)
     model = small_model().eval()
     at_once = model(image)  # the hidden layers are small here
     assert len(calls) == 5
@@ -128,7 +128,7 @@ def test_gradients_agree_with_the_reference_implementation(
     size: tuple[int, int], chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, 'CHUNK_BYTES', chunk_bytes)
-    image = drawn_image(2, 3, *size)
+    image = synthetic_image(2, 3, *size)
     actual = gradients(small_model(), image)
     reference = gradients(reference_model().double(), image.double())
     converted = HATNet(SMALL).double()
@@ -147,7 +147,7 @@ def test_gradients_agree_with_the_reference_implementation(
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_only_normalisations_learn(memory_format: torch.memory_format) -> None:
     """PyTorch's group normalisation would end the process where its input needs no gradient."""
-    image = drawn_image(2, 3, 61, 90)
+    image = synthetic_image(2, 3, 61, 90)
     expected = gradients(small_model(), image)
     model = small_model().requires_grad_(False)
     learning = {
@@ -165,14 +165,14 @@ def test_only_normalisations_learn(memory_format: torch.memory_format) -> None:
 
 
 def test_dropout_is_off_in_evaluation() -> None:
-    image = drawn_image(1, 3, 64, 64)
+    image = synthetic_image(1, 3, 64, 64)
     model = small_model(drop_rate=0.5)
     assert not torch.equal(model.train()(image)[-1], model(image)[-1])
     torch.testing.assert_close(model.eval()(image)[-1], small_model().eval()(image)[-1])
 
 
 def test_channels_last_input_gives_the_same() -> None:
-    image = drawn_image(2, 3, 61, 90)
+    image = synthetic_image(2, 3, 61, 90)
     model = small_model().eval()
     for feature, reference in zip(
         model(image.contiguous(memory_format=torch.channels_last)), model(image)
@@ -182,7 +182,7 @@ def test_channels_last_input_gives_the_same() -> None:
 
 @pytest.mark.parametrize('size', [(64, 96), (61, 90)])
 def test_export_gives_the_same(size: tuple[int, int]) -> None:
-    image = drawn_image(1, 3, *size)
+    image = synthetic_image(1, 3, *size)
     model = small_model().eval()
     exported = torch.export.export(model, (image,)).module()
     for feature, reference in zip(exported(image), model(image)):
@@ -199,7 +199,7 @@ def test_export_gives_the_same(size: tuple[int, int]) -> None:
     ],
 )
 def test_compile_has_no_graph_break(backend: str, out_indices: tuple[int, ...]) -> None:
-    image = drawn_image(1, 3, 61, 90)
+    image = synthetic_image(1, 3, 61, 90)
     model = small_model(out_indices=out_indices)
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     for feature, reference in zip(compiled(image), model(image)):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from drawn import drawn_image, drawn_value
 from experiments import (
     CONFIGS,
     OF_OTHER_BACKBONES,
@@ -21,6 +20,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 from networks import NETWORKS
+from synthetic import synthetic_image, synthetic_value
 
 from mmhatnet.checkpoints.loading import read_pretrained
 from mmhatnet.config_checks import require_channels, require_complete, require_known_settings
@@ -146,8 +146,8 @@ def test_published_classifier(name: str, run_tool, tmp_path: Path) -> None:
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(cfg.model).eval()
     head = {'head.weight': model.head.fc.weight.shape, 'head.bias': model.head.fc.bias.shape}
-    published = network.drawn(network.network(arch))
-    published |= {key: drawn_value(key, tuple(shape)) for key, shape in head.items()}
+    published = network.synthetic_weights(network.network(arch))
+    published |= {key: synthetic_value(key, tuple(shape)) for key, shape in head.items()}
     torch.save({'model': published}, tmp_path / 'published.pth')
     run_tool(
         'convert_checkpoint', tmp_path / 'published.pth', tmp_path / 'ours.pth', '--classifier'
@@ -156,5 +156,5 @@ def test_published_classifier(name: str, run_tool, tmp_path: Path) -> None:
     golden = network.golden[f'{arch}/1x3x65x97/logits']
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-6)):
         with torch.no_grad():
-            logits = model.to(dtype)(drawn_image(1, 3, 65, 97).to(dtype)).double().numpy()
+            logits = model.to(dtype)(synthetic_image(1, 3, 65, 97).to(dtype)).double().numpy()
         assert np.abs(logits - golden).max() < tolerance * golden.std()

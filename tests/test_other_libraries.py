@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 import torch
-from drawn import drawn_checkpoint, drawn_image
 from mmpretrain.registry import MODELS
+from synthetic import synthetic_checkpoint, synthetic_image
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
@@ -22,7 +22,7 @@ from mmhatnet.backbones.hatnet import KNOWN_LAYERS, MLP, Block, ImageNorm
 
 SMALL = dict(embed_dims=(16, 16, 32, 32), head_dim=16, depths=(1, 2, 1, 1))
 # Windows are cut at both edges.
-IMAGE = drawn_image(2, 3, 61, 90)
+IMAGE = synthetic_image(2, 3, 61, 90)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def chunks_wherever_possible(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model() -> HATNet:
     model = HATNet(SMALL)
-    model.load_state_dict(drawn_checkpoint(SMALL, num_classes=0), strict=False)
+    model.load_state_dict(synthetic_checkpoint(SMALL, num_classes=0), strict=False)
     return model.eval()
 
 
@@ -87,7 +87,7 @@ def replace(model: nn.Module, wanted: type, change) -> None:
 @pytest.mark.parametrize('recompute_mlp', [None, True])
 def test_adapters_learn_and_merge(recompute_mlp: bool | None) -> None:
     model = HATNet(SMALL, recompute_mlp=recompute_mlp)
-    model.load_state_dict(drawn_checkpoint(SMALL, num_classes=0), strict=False)
+    model.load_state_dict(synthetic_checkpoint(SMALL, num_classes=0), strict=False)
     before = last_feature(model)
     replace(model, nn.Linear, lambda layer: Adapter(layer, dropout=0.5))
     model.eval()
@@ -262,7 +262,7 @@ def test_function_transforms(model: HATNet) -> None:
 
 def test_tracing_with_gradients_on(model: HATNet) -> None:
     traced = torch.jit.trace(model, IMAGE)
-    other = drawn_image(2, 3, 61, 90).flip(3)
+    other = synthetic_image(2, 3, 61, 90).flip(3)
     for feature, reference in zip(traced(other), model(other)):
         torch.testing.assert_close(feature, reference)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import drawn_checkpoint
 from processes import Script
+from synthetic import synthetic_checkpoint
 
 from mmhatnet import HATNet
 from mmhatnet.checkpoints.files import fetch_weights
@@ -41,7 +41,7 @@ class Release(SimpleHTTPRequestHandler):
 @pytest.fixture(scope='module')
 def published(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp('release') / 'HAT-Net_Tiny.pth'
-    torch.save(drawn_checkpoint('tiny'), path)
+    torch.save(synthetic_checkpoint('tiny'), path)
     return path
 
 

@@ -113,10 +113,10 @@ def test_no_scheme_executes_a_checkpoint(scheme, save, address, tmp_path) -> Non
     save({'state_dict': {}, 'meta': Malicious(trace)}, tmp_path / 'file.pth')
     with (
         load_weights_only(),
-        pytest.raises(CheckpointError, match='torch.save|downloaded|weights alone') as told,
+        pytest.raises(CheckpointError, match='torch.save|downloaded|weights alone') as caught,
     ):
         load_checkpoint(nn.Linear(1, 1), address(scheme))
-    assert 'file.pth' in str(told.value) or scheme in str(told.value)
+    assert 'file.pth' in str(caught.value) or scheme in str(caught.value)
     assert not trace.exists()
 
 

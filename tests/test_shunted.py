@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from drawn import draw
 from networks import NETWORKS
+from synthetic import standard_normal
 
 from mmhatnet.backbones.shunted import FloorPatchConv
 
@@ -14,7 +14,7 @@ from mmhatnet.backbones.shunted import FloorPatchConv
 def test_patches_are_whole_or_filled_with_zeros(size: int, sides: tuple[int, int]) -> None:
     """As its page says, position by position; golden features have no input below 24 pixels."""
     conv, (height, width) = FloorPatchConv(3, 5, size).double(), sides
-    x = draw('patches', (1, 3, height, width))
+    x = standard_normal('patches', (1, 3, height, width))
     rows, columns = max(height // size, 1), max(width // size, 1)
     expected = conv.bias.view(1, 5, 1, 1).repeat(1, 1, rows, columns)
     for y in range(min(height, rows * size)):

@@ -128,7 +128,14 @@ def test_data_checks_work_alone(toy_data: Path, tmp_path: Path) -> None:
     ],
 )
 def test_tools_end_with_the_message(
-    error: type, tool: str, args: list, message: str, run_tool, told, tmp_path, monkeypatch
+    error: type,
+    tool: str,
+    args: list,
+    message: str,
+    run_tool,
+    run_tool_captured,
+    tmp_path,
+    monkeypatch,
 ) -> None:
     monkeypatch.setattr('mmhatnet.export.find_spec', lambda name: None)
     torch.save({'state_dict': {}}, tmp_path / 'empty.pth')
@@ -136,7 +143,7 @@ def test_tools_end_with_the_message(
     with pytest.raises(SystemExit) as ended:
         run_tool(tool, *args)
     assert type(ended.value.__context__) is error
-    result = told(tool, *args)
+    result = run_tool_captured(tool, *args)
     assert result.returncode == 1
     assert result.stderr.startswith(message) and 'Traceback' not in result.stderr
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import drawn_checkpoint, drawn_image
 from mmengine.config import Config
 from processes import Script
+from synthetic import synthetic_checkpoint, synthetic_image
 from torch import Tensor, nn
 
 from mmhatnet.backbones.hatnet_reference import ReferenceHATNet
@@ -20,7 +20,7 @@ pytest.importorskip('mmhatnet.timm_models')
 ROOT = Path(__file__).parents[1]
 ARCHS = ('tiny', 'small', 'medium', 'large')
 SMALL = dict(embed_dims=(8, 16, 16, 24), head_dim=8, depths=(1, 2, 1, 1), kernel_sizes=(3, 5, 3, 3))
-IMAGE = drawn_image(2, 3, 64, 90)
+IMAGE = synthetic_image(2, 3, 64, 90)
 
 
 def create(**kwargs) -> nn.Module:
@@ -31,7 +31,7 @@ def create(**kwargs) -> nn.Module:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a small network for ten classes, in the form of the published ones."""
     path = tmp_path_factory.mktemp('published') / 'HAT-Net_Drawn.pth'
-    torch.save(drawn_checkpoint(SMALL, num_classes=10), path)
+    torch.save(synthetic_checkpoint(SMALL, num_classes=10), path)
     return path
 
 
@@ -44,7 +44,7 @@ def pretrained(published: Path, **kwargs) -> nn.Module:
 def expected() -> tuple[tuple[Tensor, ...], Tensor]:
     """Features and logits of the published formulation."""
     reference = ReferenceHATNet(SMALL, num_classes=10).eval()
-    reference.load_state_dict(drawn_checkpoint(SMALL, num_classes=10))
+    reference.load_state_dict(synthetic_checkpoint(SMALL, num_classes=10))
     with torch.no_grad():
         return reference(IMAGE)
 
@@ -110,7 +110,7 @@ class Executes:
 @pytest.mark.parametrize('source', ['file', 'url'])
 def test_a_checkpoint_is_not_executed(source: str, tmp_path: Path) -> None:
     marker, path = tmp_path / 'executed', tmp_path / 'HAT-Net_Evil.pth'
-    torch.save(dict(drawn_checkpoint(SMALL, num_classes=10), extra=Executes(marker)), path)
+    torch.save(dict(synthetic_checkpoint(SMALL, num_classes=10), extra=Executes(marker)), path)
     overlay = dict(url=path.as_uri()) | ({'file': str(path)} if source == 'file' else {})
     with pytest.raises((RuntimeError, pickle.UnpicklingError), match='(?i)weights.only'):
         create(pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=tmp_path / 'cache')

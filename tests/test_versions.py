@@ -226,13 +226,13 @@ def test_pages_name_tested_versions():
     assert f'PyTorch {oldest.version} is the oldest one that is accepted' in operators
 
 
-def test_tool_names_versions_before_time_is_spent(told, monkeypatch):
+def test_tool_names_versions_before_time_is_spent(run_tool_captured, monkeypatch):
     pytest.importorskip('mmpretrain')
     version = metadata.version
     installed = dict(transformers='5.24.0')
     monkeypatch.setattr(metadata, 'version', lambda name: installed.get(name) or version(name))
     config = next(path for path in TOY.values() if 'maskrcnn' in path.name)
-    ended = told('get_flops', config)
+    ended = run_tool_captured('get_flops', config)
     assert ended.returncode == 1 and 'Traceback' not in ended.stderr
     message = f'{config}: mmhatnet cannot work with what is installed. transformers 5.24.0'
     assert ended.stderr.splitlines()[-1].startswith(message)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from drawn import drawn_image, drawn_value
 from reference import glnet, hatnet, p2t, shunted, stvit
+from synthetic import synthetic_image, synthetic_value
 
 
 class Golden(NamedTuple):
@@ -58,12 +58,12 @@ def compute(network: str, variant: str, sizes: list[str]) -> Iterator[tuple[str,
     with torch.device('meta'):
         model = NETWORKS[network].build(variant)
     weights = {
-        name: drawn_value(name, tuple(meta.shape)) for name, meta in model.state_dict().items()
+        name: synthetic_value(name, tuple(meta.shape)) for name, meta in model.state_dict().items()
     }
     model.load_state_dict(weights, assign=True)
     model.double().eval()
     for size in sizes:
-        features, logits = model(drawn_image(*map(int, size.split('x'))).double())
+        features, logits = model(synthetic_image(*map(int, size.split('x'))).double())
         for stage, feature in enumerate(features):
             yield f'{variant}/{size}/stage{stage}', feature
         yield f'{variant}/{size}/logits', logits

@@ -20,23 +20,23 @@ DAMPED = re.compile(
 )
 
 
-def draw(name: str, shape: tuple) -> Tensor:
+def standard_normal(name: str, shape: tuple) -> Tensor:
     """Standard normal numbers that depend on the name alone."""
     seed = zlib.crc32(name.encode()) & 0xFFFFFFFF
     return torch.from_numpy(np.asarray(np.random.RandomState(seed).standard_normal(shape)))
 
 
-def drawn_image(*shape: int) -> Tensor:
-    return draw(f'input:{"x".join(map(str, shape))}', shape).float()
+def synthetic_image(*shape: int) -> Tensor:
+    return standard_normal(f'input:{"x".join(map(str, shape))}', shape).float()
 
 
-def drawn_value(name: str, shape: tuple) -> Tensor:
+def synthetic_value(name: str, shape: tuple) -> Tensor:
     """The value of a tensor under its published name, by the first rule that fits."""
     if name.endswith('num_batches_tracked'):
         return torch.tensor(0)
     if name.endswith('fold.weights'):  # a constant of STViT
         return torch.eye(9).view(9, 1, 3, 3)
-    values = draw(name, shape)
+    values = standard_normal(name, shape)
     if name.endswith('running_var'):
         values = 1 + 0.1 * values.abs()
     elif name.endswith('slot_scale'):  # at its initial value the grouping would hardly show
@@ -62,7 +62,7 @@ def published_shapes(arch: str | dict, num_classes: int = 1000, in_channels: int
         return ReferenceHATNet(arch, num_classes, in_channels).state_dict()
 
 
-def drawn_checkpoint(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:
+def synthetic_checkpoint(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:
     """A state dict with published keys whose weights a formula draws from these keys."""
     shapes = published_shapes(arch, num_classes, in_channels)
-    return {name: drawn_value(name, tuple(meta.shape)) for name, meta in shapes.items()}
+    return {name: synthetic_value(name, tuple(meta.shape)) for name, meta in shapes.items()}
