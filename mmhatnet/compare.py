@@ -1,4 +1,4 @@
-"""The page docs/compare.md and its plots, from recorded measurements and published figures."""
+"""Writes docs/compare.md and its plots from recorded measurements and published figures."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,13 +17,14 @@ TITLES += ['Semantic FPN 80k mIoU', 'UPerNet 160k mIoU']
 WORDS = dict(forward='forward', train='training step')
 TEXT = """# Side by side
 
-The small variant of each network here, beside what they are compared with, written by
-`tools/compare.py` from [{json}]({json}) and [compare.yml](compare.yml).
+The small variant of each network, beside other backbones of its size. `tools/compare.py` writes
+this page from [{json}]({json}) and [compare.yml](compare.yml).
 
 ## Published
 
-Not reproduced here. mIoU is with one scale. Parameters and GFLOPs are counted here, of the backbone
-without a head at {size}; a FLOP is a multiply-add, and products between activations count.
+These are published results, which were not reproduced. mIoU is single-scale. Parameters and GFLOPs
+are counted for the backbone without a head at {size}. A FLOP is one multiply-add; products between
+activations count.
 
 {published}
 
@@ -33,9 +34,10 @@ Sources:
 
 ## Measured
 
-{machine}. All took turns in one process; seconds are the median of {rounds} rounds, {precision}.
-Memory is what one step takes above the model. A square matrix product reached {ceilings} GFLOP/s in
-the cases, in their order: where these differ much, the machine was busy and cases do not compare.
+{machine}. All backbones took turns in one process. Seconds are the median of {rounds} rounds,
+{precision}. Memory is what one step needs beside the model. A square matrix product reached
+{ceilings} GFLOP/s in these cases, in their order. Where these rates differ much, the machine was
+busy and the cases cannot be compared.
 
 {measured}
 
@@ -45,17 +47,17 @@ the cases, in their order: where these differ much, the machine was busy and cas
 ## HAT-Net and its published formulation
 
 The small variant in the same run. The published formulation is `ReferenceHATNet` in
-`mmhatnet/backbones/hatnet_reference.py`, which computes the same numbers and to which tests hold
-`HATNet`. [Performance](performance.md) says how it is done.
+`mmhatnet/backbones/hatnet_reference.py`. Tests check that `HATNet` computes the same.
+[Performance](performance.md) explains the difference in speed.
 
 {formulations}
 
 ## Learned
 
 Mask R-CNN on the synthetic data with the smallest variant of each network: 400 images, 3 epochs,
-random weights, seed {seed}, one recipe, which was made for HAT-Net. AP is in per cent, of 50 other
-images ({learned_on}). It shows that all of them learn, and not how they compare on real
-images.
+random weights, seed {seed}. All networks share one recipe, which was made for HAT-Net. AP is in per
+cent, on 50 other images ({learned_on}). The figures show that all networks learn, not how they
+compare on real images.
 
 {learned}
 
@@ -106,7 +108,7 @@ def formulations(rows: dict[tuple, dict[str, dict]], cases: list[tuple]) -> str:
             cells.append(f'{reference["seconds"] / seconds:.2f}')
             cells.append(f'{row["flops"] / seconds / row["ceiling"]:.0%}')
             cells.append(f'{memory / 1e9:.2f}' if memory else '')
-            # The reference implementation needs most memory, and is the first that may not fit.
+            # The reference implementation needs the most memory and may fail to fit.
             known = memory and reference.get('memory')
             cells.append(f'{memory / reference["memory"]:.2f}' if known else '')
             lines.append([f'{WORDS[mode]} {shape}', title, *cells])
@@ -137,11 +139,11 @@ def write_comparison(
 
     Args:
         backbones (dict[str, dict]): The content of ``docs/compare.yml``.
-        measured (dict): What ``tools/benchmark.py`` records of them.
+        measured (dict): Their record from ``tools/benchmark.py``.
         toy (dict): The content of ``docs/compare_toy.json``, results on synthetic data.
-        root (Path): The checkout, whose metafiles hold published figures.
+        root (Path): The checkout. Its metafiles hold published figures.
         out (Path): The folder of the output.
-        record (str): The name of the file with the measurements, to which the page links.
+        record (str): The name of the file with the measurements, for a link on the page.
     """
     rows = {}
     for row in measured['results']:
@@ -163,7 +165,7 @@ def write_comparison(
         times.append([name, *cells])
     head = ['Backbone', *(f'{WORDS[mode]} {shape}, s / GB' for mode, shape in cases)]
     any_row = next(iter(first.values()))
-    metrics = [f'coco/{kind}_mAP{level}' for kind in ('bbox', 'segm') for level in ('_50', '')]
+    metrics = [f'coco/{name}_mAP{level}' for name in ('bbox', 'segm') for level in ('_50', '')]
     learned = [
         [name, f'`{result["config"]}`', *(f'{100 * result[metric]:.1f}' for metric in metrics)]
         for name, result in toy['results'].items()
