@@ -313,9 +313,8 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
     for dataset in counts:  # Whole folders, because MMPretrain would take an empty one for a class.
         shutil.rmtree(folder / dataset, ignore_errors=True)
     (folder / 'coco' / 'annotations').mkdir(parents=True)
-    stamp.write_text(
-        json.dumps(GENERATOR)
-    )  # Without settings, so that an interrupted run is repeated.
+    # Without settings, so that an interrupted run is repeated.
+    stamp.write_text(json.dumps(GENERATOR))
     _write_coco(folder, seed, counts['coco'])
     _write_ade(folder, seed, counts['ade'])
     _write_imagenet(folder, seed, counts['imagenet'])

@@ -2,9 +2,9 @@
 
 All backbones take turns in one process for several rounds, so that a temporarily busy machine slows
 all of them down. Each turn starts with a warm-up. Peak memory is that of one step in a fresh
-process. The ceiling is the rate of a square matrix product, measured in every round. FLOPs are those
-of convolutions and matrix products, two for each multiply-add. A training step counts as three
-forward passes, whatever a backbone recomputes. Ratios refer to the first backbone.
+process. The ceiling is the rate of a square matrix product, measured in every round. FLOPs are
+those of convolutions and matrix products, two for each multiply-add. A training step counts as
+three forward passes, whatever a backbone recomputes. Ratios refer to the first backbone.
 """
 
 import argparse

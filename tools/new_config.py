@@ -3,8 +3,8 @@
     python tools/new_config.py --data FOLDER        # then: python tools/train.py config.py
 
 The folder holds COCO annotations (also as Roboflow, CVAT and Label Studio export them), or images
-and masks (in images/train and annotations/train, or as in ADE20K and MMSegmentation), or a folder of
-images for each class in train/ and val/.
+and masks (in images/train and annotations/train, or as in ADE20K and MMSegmentation), or a folder
+of images for each class in train/ and val/.
 """
 
 import argparse
