@@ -1,8 +1,8 @@
-"""Every backbone: golden features, and what all of them promise.
+"""Tests that all backbones share, among them golden features.
 
 To add a network, write an entry of ``NETWORKS`` in ``tests/networks.py``, from its page in
-``docs/networks`` and not from the package. This file stays as it is. What it cannot say of a
-network is in ``tests/test_NETWORK.py``.
+``docs/networks`` and not from the package. This file needs no change. Tests of one network alone
+are in ``tests/test_NETWORK.py``.
 """
 
 import copy
@@ -265,7 +265,7 @@ def test_features_are_contiguous(network: Network, memory_format: torch.memory_f
 
 
 def test_every_layer_is_called_and_its_output_stays(network: Network) -> None:
-    """Hooks see everything: no weights are used behind a layer's back, nothing is overwritten."""
+    """Hooks see every layer: weights are used by calls alone, and no output is overwritten."""
     model, outputs, called = network.build().eval(), [], set()
 
     def record(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
@@ -301,7 +301,7 @@ def test_autocast_is_near(network: Network, dtype: torch.dtype, training: bool) 
 @pytest.mark.slow
 @torch.no_grad()
 def test_export_takes_other_sizes(network: Network) -> None:
-    """Above those at which a side of a pooled map is a single position, which PyTorch fixes."""
+    """Sizes must be large enough: PyTorch fixes a pooled map with a side of one position."""
     model = network.build().eval()
     size = {axis: torch.export.Dim.DYNAMIC for axis in (2, 3)}
     exported = torch.export.export(

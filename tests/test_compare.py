@@ -1,4 +1,4 @@
-"""The comparison looks figures up where they stand, and shows what was recorded."""
+"""The comparison shows the published figures and the recorded measurements."""
 
 import json
 from pathlib import Path

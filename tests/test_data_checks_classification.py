@@ -81,7 +81,7 @@ LISTED = 'cat/0.jpg 0\ndog/0.jpg 1\nowl/0.jpg 2\n'
         ),
     ],
 )
-def test_nothing_is_said_about_sound_folders(check, arguments):
+def test_sound_folders_pass(check, arguments):
     report = check(**arguments)
     assert (report.errors, report.notes) == ([], [])
 
@@ -124,24 +124,24 @@ LISTS = dict(
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_folders_that_do_not_fit_are_refused(check, case):
-    arguments, says = WRONG[case]
+def test_wrong_folders_and_settings_are_refused(check, case):
+    arguments, message = WRONG[case]
     errors = check(**arguments).errors
-    assert any(says in error for error in errors), errors
+    assert any(message in error for error in errors), errors
 
 
 @pytest.mark.parametrize('case', LISTS)
-def test_lists_that_do_not_fit_are_refused(check, case):
-    text, says = LISTS[case]
+def test_wrong_lists_are_refused(check, case):
+    text, message = LISTS[case]
     change = write_list(text) if text else lambda: None
     errors = check(
         **NAMED, change=change, ann_file='list.txt', data_root='train', data_prefix=''
     ).errors
-    assert any(says in error for error in errors), errors
+    assert any(message in error for error in errors), errors
 
 
 @pytest.mark.parametrize(
-    'arguments, says',
+    'arguments, message',
     [
         (dict(change=lambda: write('train/cat/1.gif')), '1 files in train are left out'),
         (dict(change=lambda: Path('train/cat/0.jpg').unlink()), 'without images in train: cat'),
@@ -150,10 +150,10 @@ def test_lists_that_do_not_fit_are_refused(check, case):
         (dict(with_label=False), 'CustomDataset is not checked'),
     ],
 )
-def test_what_may_be_meant_is_not_refused(check, arguments, says):
+def test_what_may_be_intended_is_not_refused(check, arguments, message):
     report = check(**arguments)
     assert report.errors == []
-    assert any(says in note for note in report.notes), report.notes
+    assert any(message in note for note in report.notes), report.notes
 
 
 def test_images_are_counted(check):

@@ -90,7 +90,7 @@ SOUND = dict(
 
 
 @pytest.mark.parametrize('case', SOUND)
-def test_nothing_is_said_about_sound_masks(check, case):
+def test_sound_masks_pass(check, case):
     report = check(**SOUND[case])
     assert (report.errors, [n for n in report.notes if 'no mask has' not in n]) == ([], [])
 
@@ -144,10 +144,10 @@ WRONG = dict(
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_masks_that_do_not_fit_are_refused(check, case):
-    arguments, says = WRONG[case]
+def test_wrong_masks_and_settings_are_refused(check, case):
+    arguments, message = WRONG[case]
     errors = check(**arguments).errors
-    assert any(says in error for error in errors), errors
+    assert any(message in error for error in errors), errors
 
 
 def test_missing_empty_and_damaged_files_are_named(check):
@@ -163,12 +163,12 @@ def test_missing_empty_and_damaged_files_are_named(check):
 
 
 @pytest.mark.parametrize(
-    'classes, says',
+    'classes, message',
     [(('wall', 'cat'), 'names cat, which ADE20KDataset does not'), ('cat', "is the text 'cat'")],
 )
-def test_classes_that_a_dataset_does_not_know_are_refused(check, classes, says):
+def test_classes_that_a_dataset_does_not_know_are_refused(check, classes, message):
     errors = check(type='ADE20KDataset', metainfo=dict(classes=classes)).errors
-    assert len(errors) == 2 and all(says in error for error in errors)
+    assert len(errors) == 2 and all(message in error for error in errors)
 
 
 def test_a_list_of_images_is_followed(check):
@@ -182,7 +182,7 @@ def test_a_list_of_images_is_followed(check):
 
 
 @pytest.mark.parametrize('other', [dict(reduce_zero_label=False), dict(classes=('dog', 'cat'))])
-def test_labels_that_mean_something_else_than_in_training_are_refused(check, other):
+def test_labels_that_differ_from_training_are_refused(check, other):
     other = dict(metainfo=other) if 'classes' in other else other
     errors = check(val=other).errors
     assert any('in train_dataloader' in error for error in errors), errors
@@ -202,7 +202,7 @@ def test_a_large_sample_does_not_hide_a_rare_class(check, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'arguments, says',
+    'arguments, message',
     [
         (dict(change=lambda: write('img/train/c.png', HALVES)), '1 files in img/train are left'),
         (
@@ -223,10 +223,10 @@ def test_a_large_sample_does_not_hide_a_rare_class(check, monkeypatch):
         (dict(backend_args=dict(backend='petrel')), 'BaseSegDataset is not checked'),
     ],
 )
-def test_what_may_be_meant_is_not_refused(check, arguments, says):
+def test_what_may_be_intended_is_not_refused(check, arguments, message):
     report = check(**arguments)
     assert report.errors == []
-    assert any(says in note for note in report.notes), report.notes
+    assert any(message in note for note in report.notes), report.notes
 
 
 @pytest.mark.parametrize('value, name', [(0, 'ignored'), (7, 'value 7')])

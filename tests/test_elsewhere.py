@@ -1,4 +1,4 @@
-"""The examples of docs/elsewhere.md, those of other frameworks where these are there."""
+"""The examples of docs/elsewhere.md work, with other frameworks if they are installed."""
 
 import re
 from importlib import import_module
@@ -19,7 +19,7 @@ FRAMEWORKS = dict(MMPose='mmpose', MMRotate='mmrotate', MMAction2='mmaction')
 
 
 def example(title: str) -> str:
-    """The Python code below a heading."""
+    """Returns the Python code below a heading."""
     return re.search(rf'^## {title}\n.*?```python\n(.*?)```', TEXT, re.M | re.S)[1]
 
 
@@ -61,7 +61,7 @@ def test_timm(capsys: pytest.CaptureFixture) -> None:
 
 @pytest.mark.parametrize('title', FRAMEWORKS)
 def test_channels_are_those_of_the_backbone(title: str) -> None:
-    """It needs nothing of the framework: what the next module expects is in the example."""
+    """This needs no framework, because the example states what the next module expects."""
     names = {}
     exec(example(title), names)
     model = names['model']

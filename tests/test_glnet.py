@@ -1,4 +1,4 @@
-"""GLNet: what the matrix of all networks does not say of it."""
+"""Tests of GLNet alone. ``test_backbones.py`` covers what all networks share."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ GOLDEN = NETWORKS['glnet'].golden
     ['4g_tklb', *(pytest.param(a, marks=pytest.mark.slow) for a in ('4g', '9g_tklb', 'stl'))],
 )
 def test_logits_agree_with_golden_figures(arch: str, run_tool, tmp_path: Path) -> None:
-    """Of the classifier that the tool makes of a whole published checkpoint."""
+    """The classifier comes from a published checkpoint, which the tool converts."""
     network, tklb = NETWORKS['glnet_stl' if 'stl' in arch else 'glnet'], 'tklb' in arch
     backbone = GLNet(arch, out_indices=(3,))
     channels = backbone.out_channels[0]

@@ -1,4 +1,4 @@
-"""What is HAT-Net's alone: windows, chunks of the hidden layer, and frozen layers before norms."""
+"""Tests of HAT-Net alone: windows, chunks of the hidden layer, frozen layers before norms."""
 
 import pytest
 import torch

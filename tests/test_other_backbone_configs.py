@@ -1,4 +1,4 @@
-"""The configs of the other backbones are what their names say, and train and test."""
+"""The configs of the other backbones match their names, train and test."""
 
 import copy
 import re
@@ -43,7 +43,7 @@ TRAINED = (
     'glnet/glnet-4g_16xb128_in1k',
 )
 TRAINED = [CONFIGS / f'{name}.py' for name in TRAINED]
-# Millions of parameters of the whole model, as P2T's README states them.
+# Parameters of the whole model in millions, from P2T's README.
 PUBLISHED = {
     name.format(variant): millions
     for variant, *figures in (
@@ -76,7 +76,7 @@ def test_every_network_has_the_four_tasks() -> None:
         for arch in variants:
             gpus = 16 if folder == 'glnet' else 8
             assert f'{folder}-{arch.replace("_", "-")}_{gpus}xb128_in1k' in names
-            # No weights of detectors differ by learned slots, as none do by token labels.
+            # There are no detectors with learned slots or token labels.
             if arch != 'stl_paramslot':
                 letter = arch if folder == 'glnet' else arch[0]
                 assert f'mask-rcnn_{folder}-{letter}_fpn_1x_coco' in names
@@ -86,7 +86,7 @@ def test_every_network_has_the_four_tasks() -> None:
 
 
 @pytest.mark.parametrize('path', rest_slow(OF_OTHER_BACKBONES, *ORDINARY), ids=identify)
-def test_config_is_what_it_is_called(path: Path) -> None:
+def test_name_describes_the_config(path: Path) -> None:
     cfg = Config.fromfile(path)
     import_modules_from_strings(**cfg.custom_imports)
     require_complete(cfg, 'train', 'val', 'test')
@@ -138,7 +138,7 @@ def test_train_and_test(path: Path, run_tool, monkeypatch, tmp_path: Path) -> No
 def test_published_classifier(name: str, run_tool, tmp_path: Path) -> None:
     """The tool converts a published checkpoint to the config's classifier.
 
-    The test files of the other networks cover their heads.
+    The test files of the other networks cover theirs.
     """
     network = NETWORKS[name]
     arch = next(iter(network.parameters))

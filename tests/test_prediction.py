@@ -1,4 +1,4 @@
-"""tools/predict.py writes what the model says when it is called directly, and refuses clearly."""
+"""tools/predict.py writes the same predictions as the model itself, and names bad input."""
 
 import json
 import pickle
@@ -74,7 +74,7 @@ def test_detections_are_those_of_the_model_and_load_as_coco(
     assert {f['category_id'] for f in found} <= set(categories.values())
 
 
-def test_score_threshold_holds_for_what_is_written(run_tool, toy_data, tmp_path: Path) -> None:
+def test_score_threshold_applies_to_results(run_tool, toy_data, tmp_path: Path) -> None:
     job, folder = random_job('maskrcnn', tmp_path), toy_data / 'data/toy/coco/val2017'
 
     def scores(threshold: float) -> list[float]:
@@ -216,11 +216,11 @@ def test_bad_input_is_named_before_the_work_starts(
     (tmp_path / 'bad' / 'a.jpg').touch()
     (tmp_path / 'bad' / 'b.png').write_text('no image')
     (tmp_path / 'film.mp4').touch()
-    # Tools run in the folder of the toy data.
+    # Tools run in the folder of the synthetic data.
     args = [str(tmp_path / a) if a in NAMES else a for a in args]
     result = run_tool_captured('predict', *classifier, *args)
-    said = result.stderr.replace(f'{tmp_path}/', '')
-    assert result.returncode and re.search(message, said), said
+    stderr = result.stderr.replace(f'{tmp_path}/', '')
+    assert result.returncode and re.search(message, stderr), stderr
     assert not (toy_data / 'work_dirs' / 'predictions').exists()
 
 

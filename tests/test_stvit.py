@@ -1,4 +1,4 @@
-"""What is STViT's alone: its super tokens, their gradients, and its classifier."""
+"""Tests of STViT alone: its super tokens, their gradients, and its classifier."""
 
 from collections.abc import Callable
 

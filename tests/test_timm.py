@@ -1,4 +1,4 @@
-"""What timm's users get: its interface, on the network of the published code."""
+"""HAT-Net has timm's interface and computes the same as the published code."""
 
 import os
 import pickle
@@ -29,8 +29,8 @@ def create(**kwargs) -> nn.Module:
 
 @pytest.fixture(scope='module')
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a small network for ten classes, in the form of the published ones."""
-    path = tmp_path_factory.mktemp('published') / 'HAT-Net_Drawn.pth'
+    """Writes a checkpoint of a small network for ten classes, in the published format."""
+    path = tmp_path_factory.mktemp('published') / 'HAT-Net_Synthetic.pth'
     torch.save(synthetic_checkpoint(SMALL, num_classes=10), path)
     return path
 
@@ -42,7 +42,7 @@ def pretrained(published: Path, **kwargs) -> nn.Module:
 
 @pytest.fixture(scope='module')
 def expected() -> tuple[tuple[Tensor, ...], Tensor]:
-    """Features and logits of the published formulation."""
+    """Returns the features and logits of the reference implementation."""
     reference = ReferenceHATNet(SMALL, num_classes=10).eval()
     reference.load_state_dict(synthetic_checkpoint(SMALL, num_classes=10))
     with torch.no_grad():
@@ -53,7 +53,7 @@ def assert_close(actual: object, expected: object) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_published_weights_give_the_published_function(published: Path, expected: tuple) -> None:
+def test_published_weights_give_the_published_results(published: Path, expected: tuple) -> None:
     features, logits = expected
     model = pretrained(published)
     assert_close(model(IMAGE), logits)
@@ -139,7 +139,7 @@ def test_configurations_are_the_published_ones() -> None:
     feature = model.forward_features(torch.rand(1, 3, 224, 224, device='meta'))
     assert feature.shape == (1, model.num_features, *cfg.pool_size) == (1, 384, 7, 7)
     assert model.forward_head(feature).shape == (1, 1000)
-    # As MMPretrain's pipeline of configs/imagenet_hatnet.py has it: 256 pixels, of them 224.
+    # As in the pipeline of configs/imagenet_hatnet.py: resize to 256 pixels, crop to 224.
     assert timm.data.resolve_model_data_config(model) == dict(
         input_size=(3, 224, 224),
         interpolation='bicubic',
@@ -150,7 +150,7 @@ def test_configurations_are_the_published_ones() -> None:
     )
 
 
-def test_classifier_is_replaced_and_left_out() -> None:
+def test_classifier_is_replaced_and_removed() -> None:
     model = create(global_pool='max', drop_rate=0.3).to(torch.float64).train()
     image = IMAGE.double()
     pooled = model.eval().forward_features(image).amax((2, 3))
@@ -188,7 +188,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def test_gradient_checkpointing_keeps_less_and_gives_the_same(published: Path) -> None:
+def test_gradient_checkpointing_saves_memory_and_gives_the_same(published: Path) -> None:
     def kept() -> tuple[dict[str, Tensor], int]:
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(
@@ -246,7 +246,7 @@ def test_pruning_leaves_no_unused_parameter(published: Path, expected: tuple) ->
 
 
 def test_scripts_of_timm_know_the_models(tmp_path: Path) -> None:
-    """By the command that docs/elsewhere.md gives, while mmhatnet alone does not import timm."""
+    """The command in docs/elsewhere.md works, and mmhatnet alone does not import timm."""
     text = (ROOT / 'docs' / 'elsewhere.md').read_text()
     (command,) = re.findall(r'^python -c "(.*)" validate\.py', text, re.M)
     (tmp_path / 'script.py').write_text(
@@ -257,7 +257,7 @@ def test_scripts_of_timm_know_the_models(tmp_path: Path) -> None:
     (tmp_path / 'run.py').write_text(
         'import sys\n'
         'before = {"timm": sys.modules.pop("timm")} if "timm" in sys.modules else {}\n'
-        'sys.modules["timm"] = None  # whoever imports it now fails\n'
+        'sys.modules["timm"] = None  # makes importing it fail\n'
         'import mmhatnet\n'
         'del sys.modules["timm"]\n'
         'sys.modules.update(before)\n'

@@ -27,7 +27,7 @@ class Golden(NamedTuple):
         build: Builds the reference implementation of a variant, with the published key names.
         variants: Names of the variants, the smallest one first.
         sizes: Sizes of the inputs, the smallest one last.
-        num_samples: How many values of a feature are stored, if it has as many.
+        num_samples: The number of values of a feature that are stored, at most.
     """
 
     build: Callable[[str], nn.Module]
@@ -84,7 +84,7 @@ def summarize(key: str, values: Tensor, num_samples: int) -> dict[str, np.ndarra
 def golden_features(
     network: str, variants: list[str] | None = None, sizes: list[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Computes the content of a file, or of a part of it: some variants, some sizes."""
+    """Computes the content of a file, for all or for the given variants and sizes."""
     golden = NETWORKS[network]
     content = {}
     for variant in variants or golden.variants:
