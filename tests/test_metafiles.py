@@ -148,9 +148,8 @@ def test_results_of_other_backbones_are_the_published_ones() -> None:
         if 'Results' in model and re.search('-(s|small|4g)_', model['Name'])
     }
     assert small == PUBLISHED_OF_OTHERS
-    assert not any('Weights' in model for model in listed), (
-        'these weights have no direct download links'
-    )
+    # These weights have no direct download links.
+    assert not any('Weights' in model for model in listed)
 
 
 @pytest.mark.parametrize(

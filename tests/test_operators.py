@@ -126,16 +126,9 @@ def test_configs_that_need_compiled_operators_are_listed() -> None:
         for file in (MMCV / 'ops').glob('*.py')
         if {*re.findall(r'ext_module\.(\w+)\(', file.read_text())} - {*COVERED}
     ]
-    names = {name for file in uncovered for name in names_in(file)} - {
-        'nms',
-        'soft_nms',
-        'nms_match',
-    }
-    names -= {
-        'batched_nms',
-        'NMSop',
-        'SoftNMSop',
-    }  # the others of mmcv/ops/nms.py are for rotated boxes
+    names = {name for file in uncovered for name in names_in(file)}
+    # The other names of mmcv/ops/nms.py are for rotated boxes.
+    names -= {'nms', 'soft_nms', 'nms_match', 'batched_nms', 'NMSop', 'SoftNMSop'}
     page = (ROOT / 'docs' / 'operators.md').read_text()
     for framework in ('mmdet', 'mmseg'):
         package = Path(import_module(framework).__file__).parent
