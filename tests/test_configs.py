@@ -24,8 +24,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch.nn import GroupNorm
 
-from mmhatnet import HATNet
+from mmhatnet import HATNet, config_path
 from mmhatnet.config_checks import require_channels, require_complete, require_known_settings
+from mmhatnet.openmmlab.config_inheritance import EARLIER_NAMES
 
 # The paper's experiments, by entry point.
 OF_PAPER = dict(
@@ -147,3 +148,9 @@ def test_weight_decay_of_normalisation(cfg: Config, model) -> None:
 @pytest.mark.parametrize('path', rest_slow(EXPERIMENTS, *SMALL), ids=identify, indirect=True)
 def test_train_and_test(path: Path, cfg: Config, run_tool, monkeypatch, tmp_path: Path) -> None:
     assert_trains_and_tests(path, cfg, run_tool, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize('name', EARLIER_NAMES)
+def test_earlier_names_that_projects_inherit(name: str) -> None:
+    assert config_path(name) == config_path(EARLIER_NAMES[name])
+    assert Config.fromfile(f'{config_path(name)}').model.type

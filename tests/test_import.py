@@ -101,7 +101,7 @@ apply_patches.__wrapped__()  # each step by itself
 assert state() == after
 print(names)
 """
-    assert run(code)[-1] == "['GLNet', 'HATNet', 'P2T', 'STViT', 'ShuntedTransformer']"
+    assert run(code)[-1] == "['P2T', 'GLNet', 'HATNet', 'STViT', 'ShuntedTransformer']"
 
 
 def test_patches_come_after_mmdet_and_name_an_operator_that_mmcv_has_renamed() -> None:

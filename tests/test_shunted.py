@@ -27,6 +27,6 @@ def test_patches_are_whole_or_filled_with_zeros(size: int, sides: tuple[int, int
 def test_heads_that_do_not_fit_are_named() -> None:
     network = NETWORKS['shunted']
     with pytest.raises(ValueError, match='embed_dims=16 must be a multiple of 2 x head_dim=16'):
-        network.network(dict(network.small, head_dim=16))
+        network.network(dict(network.small, embed_dims=(16, 16, 32, 32), head_dim=16))
     with pytest.raises(ValueError, match='embed_dims=20 cannot be divided by head_dim=8'):
         network.network(dict(network.small, embed_dims=(16, 16, 32, 20)))

@@ -16,6 +16,11 @@ from mmengine.config.utils import MODULE2PACKAGE
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PREFIX = 'mmhatnet::'
+# Names that projects inherit from before the configs got OpenMMLab's names.
+EARLIER_NAMES = {
+    'dino_hatnet_12e.py': 'hatnet/dino-4scale_hatnet-s_8xb2-12e_coco.py',
+    'imagenet_hatnet_tiny.py': 'hatnet/hatnet-tiny_8xb128_in1k.py',
+}
 
 
 def config_path(name: str) -> str:
@@ -35,7 +40,7 @@ def config_path(name: str) -> str:
     # The second folder is beside the package in a checkout that is used without installation.
     folders = [PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs']
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
-    path = folder / name
+    path = folder / EARLIER_NAMES.get(name, name)
     if not path.is_file() and path.parent.name == 'toy':
         # Projects inherit these configs by their earlier names, which lack the suffix.
         path = path.with_stem(f'{path.stem}_toy')
