@@ -142,7 +142,7 @@ def draw_figure(
     for ax, (index, scope, head) in zip(axes, panels):
         maps, pixels = stages[index]
         found = maps.get(scope)
-        ax.imshow(image, cmap='gray', vmin=-80, vmax=255)  # black becomes grey
+        ax.imshow(image, cmap='gray', vmin=-80, vmax=255)  # black becomes gray
         first, last = np.zeros(2), size
         if found:
             weights = found.weights.mean(0) if head is None else found.weights[head]

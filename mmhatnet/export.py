@@ -62,8 +62,8 @@ class FromPixels(nn.Module):
         self.part = part
         self.model = model.backbone if part == 'backbone' else model
         preprocessor = model.data_preprocessor
-        self.normalised = bool(getattr(preprocessor, '_enable_normalize', False))
-        if self.normalised:
+        self.normalized = bool(getattr(preprocessor, '_enable_normalize', False))
+        if self.normalized:
             for name in ('mean', 'std'):
                 values = getattr(preprocessor, name).detach().clone().float()
                 self.register_buffer(name, values.view(-1, 1, 1))
@@ -80,7 +80,7 @@ class FromPixels(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps images (N, C, H, W) to a tuple of outputs."""
-        x = (images - self.mean) / self.std if self.normalised else images
+        x = (images - self.mean) / self.std if self.normalized else images
         if self.part == 'backbone':
             outputs = self.model(x)
         elif self.part == 'neck':

@@ -107,10 +107,10 @@ ADE = {2: 'building', 3: 'sky', 5: 'tree', 7: 'road', 10: 'grass', 21: 'car'}
 BUILDING, SKY, TREE, ROAD, GRASS, CAR = ADE
 
 
-def placed(rng: Rng, shapes: Shapes, centre: np.ndarray, radius: float, tilt: float = 0) -> Shapes:
+def placed(rng: Rng, shapes: Shapes, center: np.ndarray, radius: float, tilt: float = 0) -> Shapes:
     """Moves shapes to their place in an image, in pixels, tilted by up to `tilt` degrees."""
     turn = cv2.getRotationMatrix2D((0, 0), rng.uniform(-tilt, tilt), radius)[:, :2]
-    return [(points @ turn + centre, paint) for points, paint in shapes]
+    return [(points @ turn + center, paint) for points, paint in shapes]
 
 
 def fill(target: np.ndarray, shapes: Shapes, value: int | None = None) -> np.ndarray:
@@ -211,8 +211,8 @@ def draw_coco(rng: Rng, index: int) -> tuple[Image.Image, list[dict]]:
             shapes, is_crowd = [], len(things) == count
             for _ in range(20 if is_crowd else 1):
                 anywhere = rng.uniform(0.7 * radius, size - 0.7 * radius)
-                centre = size * rng.normal(0.5, 0.1, 2) if is_crowd else anywhere
-                shapes += placed(rng, COCO[class_id](rng), centre, radius, 25)
+                center = size * rng.normal(0.5, 0.1, 2) if is_crowd else anywhere
+                shapes += placed(rng, COCO[class_id](rng), center, radius, 25)
             mask = fill(np.zeros_like(cover), shapes, 1)
             if (thing := annotate(mask, cover, is_crowd)) is None:
                 break
@@ -229,8 +229,8 @@ def draw_ade(rng: Rng, index: int) -> tuple[Image.Image, Image.Image]:
     canvas, horizon = Canvas(rng, size, 0.55, SKY), rng.uniform(0.42, 0.52)
 
     def stand(painter, label: int, x: float, foot: float, tall: float) -> None:
-        centre, radius = (x * width, (foot - tall / 2) * height), tall * height / 2
-        canvas.draw(placed(rng, painter(rng), centre, radius), label, shadow=2)
+        center, radius = (x * width, (foot - tall / 2) * height), tall * height / 2
+        canvas.draw(placed(rng, painter(rng), center, radius), label, shadow=2)
 
     if rng.random() < 0.4:  # It belongs to no class and stays unlabelled.
         stand(kite, 0, rng.uniform(0.15, 0.85), 0.34, 0.3)
@@ -254,8 +254,8 @@ def draw_imagenet(rng: Rng, index: int, painter: Callable) -> tuple[Image.Image]
     size = 8 * rng.integers(8, 13, 2)
     canvas, radius = Canvas(rng, size, 0.25), rng.uniform(0.3, 0.5) * min(size)
     canvas.scenery()
-    centre = rng.uniform(0.9 * radius, size - 0.9 * radius)
-    canvas.draw(placed(rng, painter(rng), centre, radius, 25), shadow=0.15 * radius)
+    center = rng.uniform(0.9 * radius, size - 0.9 * radius)
+    canvas.draw(placed(rng, painter(rng), center, radius, 25), shadow=0.15 * radius)
     return (canvas.finish(),)
 
 

@@ -78,7 +78,7 @@ class HATNetClassifier(nn.Module):
                 zip(self.backbone.out_channels, self.backbone.out_strides)
             )
         ]
-        self.apply(initialise)
+        self.apply(initialize)
         self.to(dtype=dtype)
 
     @property
@@ -129,7 +129,7 @@ class HATNetClassifier(nn.Module):
             x (Tensor): Images (N, in_chans, H, W).
             indices (int | Sequence[int], optional): Stages, where negative ones count from the
                 end, or the number of last stages. Defaults to all.
-            norm (bool): Has no effect, because no normalisation follows the stages.
+            norm (bool): Has no effect, because no normalization follows the stages.
             stop_early (bool): Whether the first result is the feature of the last stage of
                 ``indices`` instead of the network's. The stages after it are computed all the same,
                 unless ``prune_intermediate_layers`` has removed them.
@@ -158,7 +158,7 @@ class HATNetClassifier(nn.Module):
 
         Args:
             indices (int | Sequence[int]): As in ``forward_intermediates``.
-            prune_norm (bool): Has no effect, because no normalisation follows the stages.
+            prune_norm (bool): Has no effect, because no normalization follows the stages.
             prune_head (bool): Whether to remove the classifier even if no stage is removed.
 
         Returns:
@@ -198,7 +198,7 @@ class HATNetClassifier(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Initializes as HATNet's default ``init_cfg`` does, without its log line per parameter."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         trunc_normal_init(module, std=0.02)

@@ -166,7 +166,7 @@ def test_nothing_in_a_checkpoint_is_executed(zipped, tmp_path, monkeypatch) -> N
     assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1'
 
 
-def test_training_records_are_read_after_a_model_is_initialised(tmp_path) -> None:
+def test_training_records_are_read_after_a_model_is_initialized(tmp_path) -> None:
     torch.save({'history': HistoryBuffer([0.5], [1])}, tmp_path / 'own.pth')
     with load_weights_only():
         HATNet('tiny', out_indices=(0,)).init_weights()

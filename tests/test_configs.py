@@ -129,7 +129,7 @@ def test_backbone_is_the_variant(path: Path, cfg: Config, model) -> None:
         assert init_cfg == dict(type='Pretrained', checkpoint=CHECKPOINT.format(arch.capitalize()))
 
 
-def test_weight_decay_of_normalisation(cfg: Config, model) -> None:
+def test_weight_decay_of_normalization(cfg: Config, model) -> None:
     """A paramwise_cfg rule for the names of another backbone would miss layers."""
     optim_wrapper = build_optim_wrapper(model, without_amp(cfg.optim_wrapper))
     decays = {
@@ -140,7 +140,7 @@ def test_weight_decay_of_normalisation(cfg: Config, model) -> None:
     norms = [module for module in model.backbone.modules() if isinstance(module, GroupNorm)]
     decays = {decays[id(parameter)] for norm in norms for parameter in norm.parameters()}
     weight_decay = cfg.optim_wrapper.optimizer.weight_decay
-    # As usual, normalisation layers are exempt from strong weight decay, not from weak.
+    # As usual, normalization layers are exempt from strong weight decay, not from weak.
     exempt = weight_decay == 0.05 and 'paramwise_cfg' in cfg.optim_wrapper
     assert decays == {0.0 if exempt else weight_decay}
 

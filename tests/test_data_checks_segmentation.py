@@ -97,7 +97,7 @@ def test_sound_masks_pass(check, case):
 
 BACKGROUND = dict(metainfo=dict(classes=('background', 'dog')))
 WRONG = dict(
-    colours=(dict(mask=np.dstack([HALVES * 9, HALVES, HALVES])), '(16, 16, 3)'),
+    colors=(dict(mask=np.dstack([HALVES * 9, HALVES, HALVES])), '(16, 16, 3)'),
     equal_channels=(dict(mask=np.dstack([HALVES] * 3)), 'channels are equal'),
     beyond=(dict(mask=HALVES * 3), 'the value 3, 6 in masks (ann/train/a.png)'),
     beyond_in_val=(dict(val_mask=HALVES * 3), 'the value 3, 6 in masks (ann/val/a.png)'),

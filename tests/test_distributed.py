@@ -123,7 +123,7 @@ def gradients(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
     return {name.removeprefix('module.'): p.grad for name, p in model.named_parameters()}
 
 
-def initialised_model() -> HATNet:
+def initialized_model() -> HATNet:
     torch.manual_seed(0)
     model = HATNet('tiny')
     model.init_weights()
@@ -131,12 +131,12 @@ def initialised_model() -> HATNet:
 
 
 def gradients_of_one_image() -> dict[str, Tensor]:
-    model = DistributedDataParallel(initialised_model())
+    model = DistributedDataParallel(initialized_model())
     return gradients(model, images()[dist.get_rank()].unsqueeze(0))
 
 
 def test_gradients_equal_those_of_the_combined_batch(of_two_processes: list[dict]) -> None:
-    expected = gradients(initialised_model(), images())
+    expected = gradients(initialized_model(), images())
     assert all(gradient.abs().max() > 0 for gradient in expected.values())
     differences = {}
     for measured in of_two_processes:

@@ -79,7 +79,7 @@ def test_model_is_built_and_computes(title: str, tmp_path: Path) -> None:
     framework = FRAMEWORKS[title]
     try:
         import_module(f'{framework}.models')
-    except (ImportError, AssertionError) as error:  # the latter about the version of mmcv
+    except (ImportError, AssertionError) as error:  # mmaction asserts the version of mmcv
         pytest.skip(f'{framework} cannot be used here: {error}')
     (tmp_path / 'config.py').write_text(example(title))
     cfg = Config.fromfile(tmp_path / 'config.py')

@@ -39,8 +39,8 @@ def synthetic_model(arch: dict, dtype: torch.dtype = torch.float32) -> HATNet:
     model = HATNet(arch, out_indices=range(len(arch['depths'])))
     for name, weight in model.named_parameters():
         scale = weight[0].numel() ** 0.5 if weight.ndim > 1 else 10
-        centre = float(name.endswith('norm.weight'))
-        weight.data = centre + standard_normal(name, tuple(weight.shape)).float() / scale
+        center = float(name.endswith('norm.weight'))
+        weight.data = center + standard_normal(name, tuple(weight.shape)).float() / scale
     return model.to(dtype).eval()
 
 
@@ -79,7 +79,7 @@ def test_padded_and_cropped_windows_give_the_same(size: tuple[int, int], monkeyp
         gradients = torch.autograd.grad(loss, [image, *model.parameters()])
         results.append([*features, *gradients])
     for actual, expected in zip(*results):
-        # The gradient of a bias before a normalisation consists of rounding errors alone.
+        # The gradient of a bias before a normalization consists of rounding errors alone.
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 

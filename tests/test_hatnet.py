@@ -64,7 +64,7 @@ def test_hidden_layer_in_chunks_gives_the_same(monkeypatch: pytest.MonkeyPatch) 
     model = small_model().eval()
     at_once = model(image)  # the hidden layers are small here
     assert len(calls) == 5
-    # One image of the first stage at a time, or two; or eight rows of one, and one beside them.
+    # Chunks of one image in the first stage, of two images, and of eight rows and a margin of one.
     one = 16 * 23 * 64 * 4
     for chunk_bytes, shape in (
         (one, (1, 8, 16, 23)),
@@ -95,7 +95,7 @@ def test_recomputing_keeps_no_hidden_layer(
 
     mlp = hatnet.MLP(16, ratio=8, kernel_size=3, recompute=recompute_mlp)
     x = torch.rand(1, 16, 40, 40, requires_grad=True)  # larger than any weight
-    # By default where the hidden layer is large and nothing observes it.
+    # By default if the hidden layer is large and nothing observes it.
     recomputed = {None: (False, True, False), True: (True,) * 3, False: (False,) * 3}
     cases = ((16 * 10**6, False), (10**5, False), (10**5, True))
     for (chunk_bytes, observed), expected in zip(cases, recomputed[recompute_mlp]):
@@ -138,15 +138,15 @@ def test_gradients_agree_with_the_reference_implementation(
     expected = dict(converted.state_dict(), image=reference['image'])
     assert actual.keys() == expected.keys()
     for name, gradient in actual.items():
-        # A bias before a normalisation over all its channels has a gradient near zero.
+        # The gradient of a bias before a normalization over its channels is near zero.
         error = (gradient.double() - expected[name]).abs().max()
         scale = max(expected[name].abs().max(), 1e-3)
         assert error / scale < 1e-3, (name, error / scale)
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-def test_only_normalisations_learn(memory_format: torch.memory_format) -> None:
-    """PyTorch's group normalisation would end the process where its input needs no gradient."""
+def test_only_normalizations_learn(memory_format: torch.memory_format) -> None:
+    """PyTorch's group normalization may crash if its input needs no gradient."""
     image = synthetic_image(2, 3, 61, 90)
     expected = gradients(small_model(), image)
     model = small_model().requires_grad_(False)
@@ -189,7 +189,7 @@ def test_export_gives_the_same(size: tuple[int, int]) -> None:
         torch.testing.assert_close(feature, reference)
 
 
-# Inductor takes long to compile all stages, which would show nothing new.
+# Inductor takes long to compile all stages, and one of them is enough.
 @pytest.mark.parametrize(
     ('backend', 'out_indices'),
     [

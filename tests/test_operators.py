@@ -314,7 +314,7 @@ def process_group():
     dist.destroy_process_group()
 
 
-def test_batch_normalisation_over_processes(process_group) -> None:
+def test_batch_normalization_over_processes(process_group) -> None:
     """With one process it equals PyTorch's; mmcv itself reduces the sums of several processes."""
     x = normal(Draw(0), 3, 4, 5, 6).requires_grad_()
     own, pytorch = mmcv.ops.SyncBatchNorm(4), torch.nn.BatchNorm2d(4)

@@ -54,7 +54,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        # The gradient of a bias before a normalisation consists of rounding errors alone.
+        # The gradient of a bias before a normalization consists of rounding errors alone.
         torch.testing.assert_close(actual[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
@@ -184,7 +184,7 @@ def test_pruned_weights_stay_pruned_through_training(model: HATNet) -> None:
     assert (layer.weight_orig.grad[pruned] == 0).all()
 
 
-def test_parametrised_weights(model: HATNet) -> None:
+def test_parametrized_weights(model: HATNet) -> None:
     expected = last_feature(model)
     layer = model.stages[2].blocks[0].mlp.depthwise
     parametrizations.weight_norm(layer)
@@ -194,17 +194,17 @@ def test_parametrised_weights(model: HATNet) -> None:
     ].any()
 
 
-def test_dynamic_quantisation(model: HATNet) -> None:
+def test_dynamic_quantization(model: HATNet) -> None:
     expected = last_feature(model)
-    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-    assert not any(type(module) is nn.Linear for module in quantised.modules())
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert not any(type(module) is nn.Linear for module in quantized.modules())
     with torch.no_grad():
-        error = (last_feature(quantised) - expected).norm() / expected.norm()
+        error = (last_feature(quantized) - expected).norm() / expected.norm()
     assert 0 < error < 0.1
 
 
 def test_class_activation_map_of_the_default_layer() -> None:
-    """mmpretrain's vis_cam takes the last normalisation, and its output as (N, C, H, W)."""
+    """mmpretrain's vis_cam takes the last normalization, and its output as (N, C, H, W)."""
     torch.manual_seed(0)
     classifier = MODELS.build(
         dict(
@@ -330,7 +330,7 @@ OBSERVERS = {
 
 
 def unobserved_parts(model: HATNet) -> list[str]:
-    """The blocks and MLPs that may overwrite sums and run in chunks."""
+    """Returns the blocks and MLPs that may overwrite sums and run in chunks."""
     return [
         name
         for name, module in model.named_modules()
@@ -369,7 +369,7 @@ def test_a_private_function_that_pytorch_removes(model: HATNet, name: str, monke
 
 
 def test_one_observer_leaves_chunks_elsewhere(model: HATNet, monkeypatch) -> None:
-    """As class activation maps hook the last stage."""
+    """Class activation maps hook the last stage only."""
     calls = Counter()
     run_hidden = MLP.run_hidden
 

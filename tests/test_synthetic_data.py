@@ -36,7 +36,7 @@ def made(folder: Path, seed: int, counts: dict) -> dict[str, bytes]:
 
 
 # Conditions on the mean red, green and blue of the pixels within a label.
-COLOURS = {
+COLORS = {
     'car': lambda r, g, b: r > 1.3 * g and r > 1.3 * b,
     'umbrella': lambda r, g, b: r > g > 1.3 * b,
     'sports ball': lambda r, g, b: g > 1.1 * r and g > 1.1 * b,
@@ -88,7 +88,7 @@ def test_coco_annotations_cover_what_is_visible(coco: COCO) -> None:
             assert mask.sum() == thing['area'] > 0
             assert mask_utils.toBbox(coco.annToRLE(thing)).tolist() == thing['bbox']
             mean = image[mask > 0].mean(0)
-            assert COLOURS[name](*mean), (record, name, mean)
+            assert COLORS[name](*mean), (record, name, mean)
         for first, second in combinations(things, 2):
             boxes = np.array([first['bbox'], second['bbox']])
             touching += mask_utils.iou(boxes[:1], boxes[1:], [0])[0, 0] > 0
@@ -106,7 +106,7 @@ def test_ade_labels_cover_what_they_name() -> None:
         for class_id, name in toy.ADE.items():
             if np.count_nonzero(labels == class_id) >= 300:
                 mean = image[labels == class_id].mean(0)
-                assert COLOURS[name](*mean), (index, name, mean)
+                assert COLORS[name](*mean), (index, name, mean)
     assert seen == {0, *toy.ADE}
 
 

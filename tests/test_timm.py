@@ -87,8 +87,8 @@ def test_features_only(published: Path, expected: tuple, out_indices, feature_cl
 def test_other_channels_and_classes(published: Path, expected: tuple) -> None:
     model = pretrained(published, in_chans=1, num_classes=5)
     gray = IMAGE[:, :1]
-    of_colour = pretrained(published).forward_features(gray.expand(-1, 3, -1, -1))
-    assert_close(model.forward_features(gray), of_colour)
+    of_color = pretrained(published).forward_features(gray.expand(-1, 3, -1, -1))
+    assert_close(model.forward_features(gray), of_color)
     assert model(gray).shape == (2, 5)
     with pytest.raises(ValueError, match=r'HATNet takes images \(N, 1, H, W\)'):
         model(IMAGE)

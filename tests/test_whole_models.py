@@ -209,7 +209,7 @@ def deviations(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[s
         elif not tensor.is_floating_point():
             found[name] = (other != tensor).float().mean().item() if tensor.numel() else 0
         elif tensor.numel():
-            # The gradient of a bias before a normalisation consists of rounding errors alone.
+            # The gradient of a bias before a normalization consists of rounding errors alone.
             floor = 1e-4 * max(gradients) if name.startswith('gradient of') else 1e-6
             scale = tensor.abs().max().clamp(min=floor)
             found[name] = ((other - tensor).abs().max() / scale).nan_to_num(nan=math.inf).item()

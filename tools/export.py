@@ -1,7 +1,7 @@
 """Exports a model, or a part of it, to a file for other runtimes.
 
 The file takes images (N, C, H, W) of any batch, height and width: pixels from 0 to 255 as float32,
-in the order of colours that its metadata name, and normalises them itself. Classifiers give logits
+in the order of colors that its metadata name, and normalizes them itself. Classifiers give logits
 (N, classes), segmentors logits (N, classes, H, W), and the parts of a model their features. The
 file is kept if its outputs agree with PyTorch's at a size that was not traced.
 """

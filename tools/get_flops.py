@@ -2,7 +2,7 @@
 
 A FLOP is one multiply-add, as in the papers. Convolutions and linear layers are counted together.
 The two products between activations in each attention are counted separately, because published
-figures often omit them. Nothing else is counted: no normalisation, softmax, resizing, sampling of
+figures often omit them. Nothing else is counted: no normalization, softmax, resizing, sampling of
 RoIAlign, NMS or addition of biases. HAT-Net's published figures include the latter, 17 M of the
 large variant's 11.5 G. Two-stage detectors count with the most proposals and detections that they
 keep, because the number that NMS leaves depends on the image.
