@@ -31,7 +31,7 @@ def torch_default(module: nn.Module) -> float:
 
 @dataclass(frozen=True)
 class Network:
-    """What is true of one network.
+    """The properties of one network, which tests check.
 
     Attributes:
         network: Its class.

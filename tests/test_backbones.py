@@ -51,7 +51,7 @@ def network(request) -> Network:
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Largest deviation in units of the expected tensor's spread."""
+    """Checks the largest deviation, in units of the expected tensor's spread."""
     scale = expected.std() if expected.numel() > 1 else expected.abs().max()
     deviation = (actual - expected).abs().max() / scale.clamp(min=1e-6)
     assert deviation < tolerance, f'{deviation:.1e} of the spread'
@@ -118,7 +118,7 @@ def test_gradients_reach_every_parameter(network: Network, training: bool) -> No
 
 
 def learned(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """The features, and the gradients of all parameters and of the image."""
+    """Returns the features, and the gradients of all parameters and of the image."""
     torch.manual_seed(0)
     image = image.clone().requires_grad_()
     features = model(image)
@@ -215,7 +215,7 @@ def shapes_only(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_by(name: str, arch: str) -> dict[str, Tensor]:
-    """The names and shapes of a published checkpoint."""
+    """Returns the names and shapes of a published checkpoint."""
     network = NETWORKS[name]
     with torch.device('meta'):
         model = network.network(arch)

@@ -20,7 +20,7 @@ def reference_model() -> ReferenceHATNet:
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Largest deviation in units of the expected tensor's spread."""
+    """Checks the largest deviation, in units of the expected tensor's spread."""
     scale = expected.std() if expected.numel() > 1 else expected.abs().max()
     deviation = (actual - expected).abs().max() / scale.clamp(min=1e-6)
     assert deviation < tolerance, f'{deviation:.1e} of the spread'

@@ -1,4 +1,4 @@
-"""What the networks share: stages, arguments, freezing and checkpoints.
+"""The base class of the networks: stages, arguments, freezing and checkpoints.
 
 A network supplies a stem, a downsampling and the blocks of its stages.
 """

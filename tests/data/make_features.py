@@ -21,7 +21,7 @@ from synthetic import synthetic_image, synthetic_value
 
 
 class Golden(NamedTuple):
-    """What the file of one network covers.
+    """The content of the file of one network.
 
     Attributes:
         build: Builds the reference implementation of a variant, with the published key names.
