@@ -1,13 +1,13 @@
-# make demo       installs everything, makes small data, trains Mask R-CNN with HAT-Net, draws detections
+# make demo       installs everything, writes synthetic data, trains, tests and visualizes Mask R-CNN
 # make test       installs everything, runs the tests
-# make test-slow  installs everything, runs longer ones: trainings (SEEDS=5: of five seeds), more configs
-# make lint       installs everything, checks style
-# make docs       installs everything and what makes a site of docs/, and makes it in site/
-# make env        installs everything, or what is missing or has changed
+# make test-slow  installs everything, runs longer tests: training (SEEDS=5: five seeds), more configs
+# make lint       installs everything, checks style and types
+# make docs       installs everything and the site generator, builds a site of docs/ in site/
+# make env        installs everything, or only what is missing or has changed
 # make clean      removes the virtual environment, data/toy and work_dirs/demo
 #
-# VENV=/a/folder chooses where the virtual environment lies, PYTHON=python3.12 what it is made with,
-# FAMILY=openmmlab has the original OpenMMLab packages in an environment of their own.
+# VENV=/a/folder sets the folder of the virtual environment, and PYTHON=python3.12 its interpreter.
+# FAMILY=openmmlab installs the original OpenMMLab packages into an environment of their own.
 
 FAMILY ?= onedl
 VENV ?= $(if $(filter openmmlab,$(FAMILY)),.venv-openmmlab,.venv)
@@ -17,8 +17,8 @@ toy := data/toy
 demo := work_dirs/demo
 config := configs/toy/maskrcnn_hatnet_toy.py
 
-# Packages of elsewhere would come before those of the environment; without its bytecode each
-# process would compile the frameworks again, which takes longer than importing them.
+# PYTHONPATH would put other packages before those of the environment. Without bytecode, each process
+# would compile the frameworks again, which takes longer than importing them.
 unexport PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 .PHONY: help env clean demo test test-slow lint docs toy-data
@@ -33,7 +33,7 @@ env:
 clean:
 	rm -rf $(toy) $(demo) $(patsubst %/stamp,%,$(wildcard $(VENV)/stamp))
 
-# A process for each core, with one thread, is faster than threads on models as small as these.
+# For models this small, a single-threaded process per core is faster than threads.
 test: env
 	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto --dist worksteal
 
@@ -45,7 +45,7 @@ lint: env
 	@$(python) -m ruff format --check
 	@$(python) -m mypy
 
-# Ruff, which formats signatures, is looked for in PATH.
+# mkdocstrings formats signatures with the Ruff that it finds in PATH.
 docs: env
 	@$(python) -m pip install -q --disable-pip-version-check -c requirements.txt \
 	    --no-build-isolation -e '.[docs]'
@@ -54,7 +54,7 @@ docs: env
 toy-data: env
 	@$(python) tools/make_toy_data.py $(toy)
 
-# Its date changes only when the data do.
+# The date of this file changes only when the data change.
 $(toy)/toy.json: toy-data ;
 
 sources := $(wildcard configs/hatnet/mask-rcnn_hatnet-s_fpn_1x_coco.py \
@@ -66,12 +66,12 @@ $(demo)/trained: $(toy)/toy.json $(sources)
 	@touch $@
 
 demo: $(demo)/trained
-	@echo '==> Evaluating it on pictures that it was not trained on'
+	@echo '==> Testing it on images that it was not trained on'
 	@$(python) tools/test.py $(config) $(demo)/$$(basename $$(cat $(demo)/last_checkpoint)) \
 	    --work-dir $(demo)/test --show-dir $(CURDIR)/$(demo)/pictures
 	@echo 'The data are in       $(toy)/coco'
 	@echo 'The config is         $(config)'
 	@echo 'The trained model is  $(demo)/'$$(basename $$(cat $(demo)/last_checkpoint))
-	@echo 'Its log is in         $(demo)'
+	@echo 'The log is in         $(demo)'
 	@echo 'Detections are in     $(demo)/pictures'
 	@$(python) tools/check_goals.py $(config) $(demo)/test

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import fill
 
 import yaml
 from matplotlib.figure import Figure
@@ -15,16 +16,16 @@ JOBS = ['Top 1 Accuracy', 'Mask R-CNN 1x', 'RetinaNet 1x', 'Semantic FPN 80k', '
 TITLES = ['ImageNet-1K top-1', 'Mask R-CNN 1x box / mask AP', 'RetinaNet 1x box AP']
 TITLES += ['Semantic FPN 80k mIoU', 'UPerNet 160k mIoU']
 WORDS = dict(forward='forward', train='training step')
-TEXT = """# Side by side
+TEXT = """# Comparison
 
-The small variant of each network, beside other backbones of its size. `tools/compare.py` writes
-this page from [{json}]({json}) and [compare.yml](compare.yml).
+This page compares the small variant of each network with well-known backbones. `tools/compare.py`
+writes it from [{json}]({json}) and [compare.yml](compare.yml).
 
-## Published
+## Published results
 
-These are published results, which were not reproduced. mIoU is single-scale. Parameters and GFLOPs
-are counted for the backbone without a head at {size}. A FLOP is one multiply-add; products between
-activations count.
+These results have not been reproduced here. mIoU is at a single scale. Parameters and GFLOPs are
+counted here, for the backbone without a head at {size}. A FLOP is a multiply-add, and products
+between activations count.
 
 {published}
 
@@ -32,12 +33,12 @@ Sources:
 
 {sources}
 
-## Measured
+## Time and memory
 
-{machine}. All backbones took turns in one process. Seconds are the median of {rounds} rounds,
-{precision}. Memory is what one step needs beside the model. A square matrix product reached
-{ceilings} GFLOP/s in these cases, in their order. Where these rates differ much, the machine was
-busy and the cases cannot be compared.
+Measured on {machine}. All backbones took turns in one process.
+Seconds are the median of {rounds} rounds in {precision}. Memory is what one step takes in addition
+to the model. In the order of the columns, a square matrix product reached {ceilings}
+GFLOP/s. Where these rates differ much, the machine was busy, and columns cannot be compared.
 
 {measured}
 
@@ -46,22 +47,24 @@ busy and the cases cannot be compared.
 
 ## HAT-Net and its published formulation
 
-The small variant in the same run. The published formulation is `ReferenceHATNet` in
-`mmhatnet/backbones/hatnet_reference.py`. Tests check that `HATNet` computes the same.
-[Performance](performance.md) explains the difference in speed.
+These figures are for the small variant, from the same run. The published formulation is
+`ReferenceHATNet` in `mmhatnet/backbones/hatnet_reference.py`. It computes the same function, and
+the tests compare `HATNet` with it. [Performance](performance.md) explains the differences.
 
 {formulations}
 
-## Learned
+## Training on synthetic data
 
-Mask R-CNN on the synthetic data with the smallest variant of each network: 400 images, 3 epochs,
-random weights, seed {seed}. All networks share one recipe, which was made for HAT-Net. AP is in per
-cent, on 50 other images ({learned_on}). The figures show that all networks learn, not how they
-compare on real images.
+The smallest variant of each network was trained in Mask R-CNN on synthetic data: 400 images, 3
+epochs, random weights, seed {seed}. All use one recipe, which was made for HAT-Net. AP is in per
+cent, on 50 other images.
+The networks were trained on {learned_on}.
+The results show that all networks learn. They do not show how the networks compare on real images.
 
 {learned}
 
-Five of those images, as annotated and as each network predicts them (scores of 0.3 and more):
+Five of the 50 images, with annotations and with the predictions of each network (scores of 0.3 and
+more):
 
 ![Annotated and detected objects, a column for each network](compare_toy.jpg)
 """
@@ -96,8 +99,12 @@ def table(head: list[str], rows: list[list]) -> str:
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
+def item(text: str) -> str:
+    return fill(f'- {text}', 120, subsequent_indent='  ', break_on_hyphens=False)
+
+
 def formulations(rows: dict[tuple, dict[str, dict]], cases: list[tuple]) -> str:
-    head = ['Case', '', 's (from, to)', 'times faster', 'of a matrix product', 'GB', 'ratio']
+    head = ['Case', '', 's (from, to)', 'speedup', 'of a matrix product', 'GB', 'ratio']
     lines = []
     for mode, shape in cases:
         reference = rows[mode, shape]['literal_small']
@@ -116,7 +123,7 @@ def formulations(rows: dict[tuple, dict[str, dict]], cases: list[tuple]) -> str:
 
 
 def described(machine: dict[str, str]) -> str:
-    return f'{machine["date"]}, {machine["device"]}, PyTorch {machine["torch"]}'
+    return f'{machine["date"]} ({machine["device"]}, PyTorch {machine["torch"]})'
 
 
 def draw(points: dict[str, tuple[float, float]], label: str, path: Path) -> None:
@@ -176,7 +183,7 @@ def write_comparison(
         learned_on=described(toy['machine']),
         learned=table(['Backbone', 'Config', 'box AP50', 'AP', 'mask AP50', 'AP'], learned),
         published=table(['Backbone', 'Parameters, M', 'GFLOPs', *TITLES], published),
-        sources='\n'.join(f'- {name}: {entry["source"]}.' for name, entry in backbones.items()),
+        sources='\n'.join(item(f'{name}: {entry["source"]}.') for name, entry in backbones.items()),
         machine=described(measured['machine']),
         rounds=len(any_row['times']),
         size='x'.join(map(str, any_row['shape'][2:])),

@@ -114,7 +114,10 @@ class PoolingStage(Stage):
         super().__init__(downsample, blocks, with_cp)
         attn = next(m for m in blocks[0].modules() if isinstance(m, PoolingAttention))
         channels = attn.q.in_features
+        # The order of parameters, which optimizer states depend on: positions before blocks.
+        del self.blocks
         self.positions = nn.ModuleList(depthwise_conv(channels, 3) for _ in attn.ratios)
+        self.blocks = nn.ModuleList(blocks)
 
     def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         return block(x, self.positions)
