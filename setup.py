@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent
 class BuildWithMimFolder(build_py):
     def run(self):
         super().run()
-        # Of an editable installation, the package folder is the one of the checkout.
+        # An editable installation uses the package folder of the checkout.
         package = ROOT / 'mmhatnet' if self.editable_mode else Path(self.build_lib, 'mmhatnet')
         mim_folder = package / '.mim'
         shutil.rmtree(mim_folder, ignore_errors=True)

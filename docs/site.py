@@ -1,4 +1,4 @@
-"""For mkdocs.yml: pages of the repository outside docs/, with links as in the repository."""
+"""Hooks of mkdocs.yml: add the pages outside docs/, and adapt links to the site."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """The pages of docs/ lie beside the README on the site, and below it in the repository."""
+    """Adapts links: on the site, the pages of docs/ are beside the README instead of below it."""
     up = '../' * page.file.src_uri.count('/')
     if page.file.src_uri in PAGES:
         return markdown.replace(f']({up}docs/', f']({up}')

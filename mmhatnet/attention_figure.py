@@ -19,7 +19,7 @@ from mmhatnet.errors import ConfigError
 from mmhatnet.inference import build_inferencer, predict, require_predictable
 
 PAGE, TITLE = (7.0, 9.0), 0.15  # inches
-LEAST, MOST = 2, 16  # ends of the color scale, as multiples of the mean
+LEAST, MOST = 2, 16  # limits for the end of the color scale, in multiples of the mean
 
 
 class StageMaps(NamedTuple):
@@ -45,12 +45,12 @@ def attention_of_image(
     """Computes what a position of an image attends to in each stage.
 
     Args:
-        cfg (Config): The config of the job. The image is not cropped by its test pipeline.
+        cfg (Config): The config of the job. Crops in its test pipeline are skipped.
         checkpoint (str): The checkpoint, or the work folder of a training.
         image (str): The path of the image.
         point (tuple[int, int]): The position (x, y), in pixels.
         block (int): The block of each stage. Defaults to -1, the last.
-        device (str, optional): Where the model goes. Defaults to a GPU if there is one.
+        device (str, optional): The device of the model. Defaults to a GPU if there is one.
 
     Returns:
         list[StageMaps]: One for each stage.
@@ -69,7 +69,7 @@ def attention_of_image(
     inferencer = build_inferencer(cfg, checkpoint, device)
     backbone = next((m for m in inferencer.model.modules() if isinstance(m, HATNet)), None)
     if backbone is None:
-        raise ConfigError(f'{cfg.filename} has no HATNet, whose attention this is for.')
+        raise ConfigError(f'{cfg.filename} has no HATNet: no other attention can be visualized.')
     depths = [len(stage.blocks) for stage in backbone.stages]
     if not -min(depths) <= block < min(depths):
         raise ConfigError(
@@ -91,7 +91,7 @@ def attention_of_image(
 
 
 def frame(found: AttentionMap, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the (left, top) and (right, bottom) of a map in pixels of the image."""
+    """Returns the top-left and bottom-right corner (x, y) of a map, in pixels of the image."""
     start = np.array([found.left, found.top])
     return start * pixels, (start + np.array(found.weights.shape[:0:-1]) * found.cell) * pixels
 
@@ -102,8 +102,8 @@ def draw_weights(ax: Axes, weights: Tensor, start: np.ndarray, end: np.ndarray) 
     most = max(LEAST, multiples.log().abs().max().exp().item())
     extent = start[0], end[0], end[1], start[1]
     colors = dict(cmap='RdBu_r', norm=LogNorm(1 / most, most), alpha=0.65)
-    drawn = ax.imshow(multiples.numpy(), extent=extent, **colors)
-    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes([1.02, 0, 0.03, 1]))
+    heatmap = ax.imshow(multiples.numpy(), extent=extent, **colors)
+    bar = ax.figure.colorbar(heatmap, cax=ax.inset_axes([1.02, 0, 0.03, 1]))
     bar.set_ticks([1 / most, 1, most], labels=[f'1/{most:.2g}', '1', f'{most:.2g}'])
     bar.ax.tick_params(which='both', labelsize=5, length=0, pad=1)
     bar.ax.minorticks_off()
@@ -116,7 +116,7 @@ def draw_figure(
     """Draws the attention of all stages over the image.
 
     Args:
-        stages (list[StageMaps]): What ``attention_of_image`` gives.
+        stages (list[StageMaps]): The result of ``attention_of_image``.
         image (np.ndarray): The gray image, (H, W).
         point (tuple[int, int]): The position (x, y), in pixels.
         heads (bool): Whether to draw each head instead of their mean.
@@ -142,7 +142,7 @@ def draw_figure(
     for ax, (index, scope, head) in zip(axes, panels):
         maps, pixels = stages[index]
         found = maps.get(scope)
-        ax.imshow(image, cmap='gray', vmin=-80, vmax=255)  # black becomes grey
+        ax.imshow(image, cmap='gray', vmin=-80, vmax=255)  # black becomes gray
         first, last = np.zeros(2), size
         if found:
             weights = found.weights.mean(0) if head is None else found.weights[head]
@@ -150,7 +150,7 @@ def draw_figure(
         if 'local' in maps:
             start, end = frame(maps['local'], pixels)
             ax.add_patch(Rectangle(start, *(end - start), fill=False, linewidth=0.7))
-            if found and scope == 'local':  # three times the window, of the image's shape
+            if found and scope == 'local':  # three times the window, in the image's aspect ratio
                 side = min(3 * max((end - start) / size), 1) * size
                 first = np.clip((start + end - side) / 2, 0, size - side)
                 last = first + side

@@ -31,7 +31,7 @@ from mmhatnet.flops import CPU_ATTENTION
 from mmhatnet.openmmlab.patches import apply_patches
 
 Backbones = dict[str, tuple[float | None, dict]]
-# The top-1 accuracy on ImageNet-1K that a backbone's paper gives, and settings for the registry.
+# The published top-1 accuracy on ImageNet-1K and the registry settings of each backbone.
 CONVNEXT = dict(type='mmpretrain.ConvNeXt', out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
 BACKBONES: Backbones = {
     'hatnet_small_cp': (82.6, dict(type='HATNet', arch='small', with_cp=True)),
@@ -100,9 +100,9 @@ def peak_memory(settings: dict, config: str | None, device: str, *case: object) 
     Returns:
         int: Bytes in use above the model at the peak.
     """
-    if device == 'cuda':  # PyTorch's allocator counts in any process
+    if device == 'cuda':  # its allocator records the peak of any process
         return memory_of_step(None, settings, device, *case)
-    # Otherwise glibc keeps freed memory, and it counts as used.
+    # By default glibc keeps freed memory, which then counts as used.
     os.environ['MALLOC_MMAP_THRESHOLD_'] = '1000000'
     processes = multiprocessing.get_context('forkserver')
     processes.set_forkserver_preload(
@@ -117,7 +117,7 @@ def memory_of_step(config: str | None, settings: dict, device: str, shape: tuple
         Config.fromfile(config)  # for its custom_imports
     model, image = build(settings, device), torch.randn(*shape, device=device)
     if device == 'cuda':
-        step(model, image[..., :64, :64], *how)  # cuDNN and cuBLAS allocate memory once
+        step(model, image[..., :64, :64], *how)  # cuDNN and cuBLAS allocate workspaces once
         model.zero_grad()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -146,17 +146,17 @@ def measure(
     """Measures backbones in turns.
 
     Args:
-        backbones (dict): By name, the published accuracy and the settings for the registry.
+        backbones (dict): The published accuracy and the registry settings of each, by name.
         shape (tuple[int, ...]): The input, (N, C, H, W).
         mode (str): 'forward' or 'train'.
-        dtypes (Sequence[str]): 'float32', 'bfloat16' or 'float16', other than float32 by autocast.
+        dtypes (Sequence[str]): 'float32', or 'bfloat16' and 'float16' through autocast.
         device (str): 'cpu' or 'cuda'.
-        rounds (int): The number of turns of each.
+        rounds (int): The number of turns per backbone.
         compiled (bool): Whether to measure ``torch.compile`` as well.
         profiled (bool): Whether to print the slowest operators.
 
     Returns:
-        list[dict]: A row for each backbone with each dtype: its seconds, FLOPs and so on.
+        list[dict]: A row per backbone and dtype with seconds, FLOPs and so on.
     """
     image = torch.randn(*shape, device=device)
     turns = []
@@ -191,7 +191,7 @@ def measure(
 
 def show(rows: list[dict], case: str) -> None:
     first = rows[0]
-    # Columns keep the cells of their table: each table needs new ones.
+    # Rich stores cells in the columns, so each table needs new ones.
     columns = [Column(name, justify='right') for name in NUMBERS]
     table = Table('backbone', 'dtype', *columns, title=case)
     for row in rows:
@@ -245,7 +245,7 @@ def run_benchmark(
     """Measures backbones in all cases; prints tables, writes ``benchmark.json`` and plots.
 
     Args:
-        backbones (dict): By name, the published accuracy and the settings for the registry.
+        backbones (dict): The published accuracy and the registry settings of each, by name.
         cases (Sequence[tuple]): Shapes (N, C, H, W), each with 'forward' or 'train'.
         out (Path): The folder of results.
         config (str, optional): A config whose custom imports the backbones need.

@@ -1,4 +1,4 @@
-"""The page docs/compare.md and its plots, from recorded measurements and published figures."""
+"""Writes docs/compare.md and its plots from recorded measurements and published figures."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,7 +115,7 @@ def formulations(rows: dict[tuple, dict[str, dict]], cases: list[tuple]) -> str:
             cells.append(f'{reference["seconds"] / seconds:.2f}')
             cells.append(f'{row["flops"] / seconds / row["ceiling"]:.0%}')
             cells.append(f'{memory / 1e9:.2f}' if memory else '')
-            # The reference implementation needs most memory, and is the first that may not fit.
+            # The reference implementation needs the most memory and may fail to fit.
             known = memory and reference.get('memory')
             cells.append(f'{memory / reference["memory"]:.2f}' if known else '')
             lines.append([f'{WORDS[mode]} {shape}', title, *cells])
@@ -146,11 +146,11 @@ def write_comparison(
 
     Args:
         backbones (dict[str, dict]): The content of ``docs/compare.yml``.
-        measured (dict): What ``tools/benchmark.py`` records of them.
+        measured (dict): Their record from ``tools/benchmark.py``.
         toy (dict): The content of ``docs/compare_toy.json``, results on synthetic data.
-        root (Path): The checkout, whose metafiles hold published figures.
+        root (Path): The checkout. Its metafiles hold published figures.
         out (Path): The folder of the output.
-        record (str): The name of the file with the measurements, to which the page links.
+        record (str): The name of the file with the measurements, for a link on the page.
     """
     rows = {}
     for row in measured['results']:
@@ -172,7 +172,7 @@ def write_comparison(
         times.append([name, *cells])
     head = ['Backbone', *(f'{WORDS[mode]} {shape}, s / GB' for mode, shape in cases)]
     any_row = next(iter(first.values()))
-    metrics = [f'coco/{kind}_mAP{level}' for kind in ('bbox', 'segm') for level in ('_50', '')]
+    metrics = [f'coco/{name}_mAP{level}' for name in ('bbox', 'segm') for level in ('_50', '')]
     learned = [
         [name, f'`{result["config"]}`', *(f'{100 * result[metric]:.1f}' for metric in metrics)]
         for name, result in toy['results'].items()

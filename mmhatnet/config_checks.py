@@ -15,7 +15,7 @@ from mmhatnet.backbones.base import Backbone
 from mmhatnet.config_walk import class_of, datasets_of
 from mmhatnet.errors import ConfigError
 
-# MMEngine warns about registries that a framework lacks: these are in all of them.
+# All frameworks have these registries. MMEngine warns about those that a framework lacks.
 REGISTRIES = [
     'MODELS',
     'DATASETS',
@@ -29,19 +29,19 @@ REGISTRIES = [
 PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmhatnet')
 BUILD_ERRORS = (AssertionError, KeyError, TypeError, ValueError)
 NO_SETTING = (
-    '{} has no setting {!r}: it is misspelt, or inherited by a dict that changes the type, which '
-    '_delete_=True in this dict prevents'
+    '{} has no setting {!r}: it is misspelt, or inherited from a dict of another type; then add '
+    '_delete_=True to the dict'
 )
 
 
 def parameters_of(settings: dict) -> set[str] | None:
-    """Returns the parameters of the class of a dict, or None if they are uncertain."""
+    """Returns the parameters of the class of a dict, or None if they are unknown."""
     registries = (getattr(mmengine.registry, name) for name in REGISTRIES)
-    kinds = {class_of(registry, settings) for registry in registries} - {None}
-    if len(kinds) != 1:
+    classes = {class_of(registry, settings) for registry in registries} - {None}
+    if len(classes) != 1:
         return None
-    parameters = inspect.signature(kinds.pop()).parameters
-    # **kwargs need not go to the base class.
+    parameters = inspect.signature(classes.pop()).parameters
+    # It is not known where **kwargs go.
     certain = all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
     return set(parameters) if certain else None
 
@@ -54,7 +54,7 @@ def require_complete(cfg: Config, *splits: str) -> None:
     """
     if not isinstance(cfg.get('model'), dict):
         raise ConfigError(
-            f'{cfg.filename} has no model; a config inherits one of ours, as in '
+            f'{cfg.filename} has no model: inherit a config of this package, as in '
             "_base_ = __import__('mmhatnet').config_path('maskrcnn_hatnet.py')"
         )
     for split in splits:
@@ -64,12 +64,12 @@ def require_complete(cfg: Config, *splits: str) -> None:
         if missing and (split != 'val' or missing != parts):
             raise ConfigError(
                 f'{cfg.filename} has no {missing[0]}, and {split} needs {", ".join(parts)}; '
-                'only a training without validation leaves out all those of val.'
+                'to train without validation, leave out all settings of val.'
             )
 
 
 def require_known_settings(cfg: Config) -> None:
-    """Checks that the main modules of a model have the settings that the config gives them.
+    """Checks that the classes of a model's main modules have the settings in the config.
 
     Raises:
         ConfigError: If one does not.
@@ -92,10 +92,10 @@ def require_known_settings(cfg: Config) -> None:
 def build_errors_as_messages(cfg: Config) -> Iterator[None]:
     """Turns constructor errors into one-line messages.
 
-    Only errors from OpenMMLab's code and this package's are meant. Others keep their traceback.
+    This applies to errors of OpenMMLab's packages and this one. Others keep their traceback.
 
     Raises:
-        ConfigError: If something of the config cannot be built.
+        ConfigError: If a dict of the config cannot be built.
     """
     with _recorded_build_errors() as failed:
         try:
@@ -112,7 +112,9 @@ def build_errors_as_messages(cfg: Config) -> Iterator[None]:
             if unknown and what:
                 reason = NO_SETTING.format(*unknown.groups())
             elif nowhere and what:
-                reason = f'there is no {nowhere[1]} in {nowhere[2]}; custom_imports import your own'
+                reason = (
+                    f'there is no {nowhere[1]} in {nowhere[2]}; import your own with custom_imports'
+                )
             elif what and message and (missing or isinstance(error, (AssertionError, ValueError))):
                 reason = f'{what}: {message}'
             else:
@@ -124,7 +126,7 @@ def build_errors_as_messages(cfg: Config) -> Iterator[None]:
 def _recorded_build_errors() -> Iterator[dict[Exception, str | None]]:
     """Records errors of ``Registry.build`` and the innermost type that was being built.
 
-    The type is None if code of other packages takes part in the error.
+    The type is None if code of other packages is involved in the error.
     """
     failed, build = {}, Registry.build
 
@@ -135,7 +137,7 @@ def _recorded_build_errors() -> Iterator[dict[Exception, str | None]]:
             if isinstance(settings, dict) and error not in failed:
                 frames = traceback.walk_tb(error.__traceback__)
                 modules = {frame.f_globals['__name__'].partition('.')[0] for frame, _ in frames}
-                failed.clear()  # of an error that was caught
+                failed.clear()  # an earlier error was caught
                 failed[error] = str(settings.get('type')) if modules <= {*PACKAGES} else None
             raise
 
@@ -191,9 +193,10 @@ def _require_image_channels(cfg: Config, channels: int, *splits: str) -> None:
             loaded = dict(color=3, grayscale=1).get(load.get('color_type', 'color'), channels)
             if load.get('type') != 'LoadImageFromFile' or loaded == channels:
                 continue
-            kinds = [class_of(TRANSFORMS, transform) for transform in rest]
+            classes = (class_of(TRANSFORMS, transform) for transform in rest)
+            packages = {getattr(cls, '__module__', '').partition('.')[0] for cls in classes}
             # A user's own transform may change the number of channels.
-            if {getattr(kind, '__module__', '').partition('.')[0] for kind in kinds} <= {*PACKAGES}:
+            if packages <= {*PACKAGES}:
                 others.append(f"the {split} pipeline's LoadImageFromFile gives {loaded}")
     if others:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What a config asks for: its dicts, their classes and its datasets."""
+"""Finds the dicts of a config, their classes and its datasets."""
 
 from collections.abc import Iterator
 
@@ -51,5 +51,5 @@ def _inner_datasets(settings: ConfigDict | None) -> Iterator[ConfigDict]:
 
 
 def build_unread(settings: ConfigDict) -> BaseDataset:
-    """Builds a dataset that knows what it would read, and has read nothing yet."""
+    """Builds a dataset that has read nothing yet."""
     return DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})

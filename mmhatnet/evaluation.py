@@ -1,4 +1,4 @@
-"""What options of a test change in its config: visualizations, augmentation and dumps."""
+"""Applies the options of a test to its config: visualization, augmentation and dumps."""
 
 import copy
 import os
@@ -20,7 +20,7 @@ DEFAULT_TTA_MODELS = dict(
 def show_predictions(
     cfg: Config, show: bool = False, show_dir: str | None = None, wait_time: float = 2
 ) -> None:
-    """Lets a test show its predictions in a window, write them to a folder, or both.
+    """Makes a test show its predictions in a window, write them to a folder, or both.
 
     Args:
         cfg (Config): The config, which is changed.
@@ -34,7 +34,7 @@ def show_predictions(
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
         raise ConfigError(f'--show and --show-dir: {cfg.filename} has no visualization hook.')
-    # The frameworks' own hooks name the same settings differently.
+    # The hooks of the frameworks name the same settings differently.
     hook['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
     hook.update(show=show, wait_time=wait_time)
     if show_dir:
@@ -42,19 +42,19 @@ def show_predictions(
         folder = os.path.abspath(show_dir)
         if cfg.default_scope == 'mmseg':
             cfg.visualizer.save_dir = folder
-            hook['interval'] = 1  # which the original package heeds in tests as well
+            hook['interval'] = 1  # the original mmseg applies it to tests as well
         else:
             hook['test_out_dir' if cfg.default_scope == 'mmdet' else 'out_dir'] = folder
 
 
 def _evaluators(cfg: Config) -> list[ConfigDict]:
-    """Returns the test's evaluators, of which there may be one or several."""
+    """Returns the evaluators of a test as a list."""
     given = cfg.test_evaluator
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def augment_tests(cfg: Config) -> None:
-    """Lets a test merge the predictions for an image and its mirror image.
+    """Makes a test merge the predictions for each image and its mirror image.
 
     Raises:
         ConfigError: If the test needs masks, which MMDetection does not merge.
@@ -63,7 +63,7 @@ def augment_tests(cfg: Config) -> None:
         'segm' in e.get('metric', []) for e in _evaluators(cfg)
     ):
         raise ConfigError(
-            '--tta: MMDetection merges boxes and not masks; to test the boxes alone, add '
+            '--tta: MMDetection merges boxes but not masks; to test the boxes alone, add '
             '--cfg-options model.roi_head.mask_head=None test_evaluator.metric=bbox'
         )
     if 'tta_model' not in cfg:
@@ -81,10 +81,10 @@ def augment_tests(cfg: Config) -> None:
 
 
 def dump_predictions(cfg: Config, out: str) -> None:
-    """Lets a test write its predictions: a pickle file, or for MMSegmentation label maps.
+    """Makes a test write its predictions to a pickle file, or as label maps with MMSegmentation.
 
     Raises:
-        ConfigError: If the file is no pickle file.
+        ConfigError: If the name of the file is not that of a pickle file.
     """
     if cfg.default_scope == 'mmseg':
         for evaluator in _evaluators(cfg):

@@ -20,8 +20,9 @@ from mmhatnet.errors import ExportError
 NEEDED = dict(onnx=('onnx', 'onnxscript'), pt2=())
 FORMATS = tuple(NEEDED)
 PARTS = ('model', 'neck', 'backbone')
-TOLERANCE = 1e-4  # of a file's outputs, in standard deviations
-# Batch, height and width of the traced images and of a trial, whose sizes nothing divides.
+TOLERANCE = 1e-4  # for the outputs of a file, in standard deviations
+# Batch, height and width of the traced images, and of others to check the file with. The latter
+# have odd sides, which no stride divides.
 TRACED, TRIED = (2, 224, 288), (1, 161, 243)
 
 
@@ -54,22 +55,22 @@ class FromPixels(nn.Module):
         super().__init__()
         if part == 'model' and not self.gives_logits(model):
             raise ExportError(
-                f'{type(model).__name__} is neither a classifier nor a segmentor: boxes come from '
-                'steps outside of the network, such as NMS, that no exporter of PyTorch carries. '
-                'The network below them does export: --part neck, or --part backbone.'
+                f'{type(model).__name__} is neither a classifier nor a segmentor: PyTorch cannot '
+                'export the steps that compute boxes, such as NMS. Export the network below them '
+                'with --part neck or --part backbone.'
             )
         self.part = part
         self.model = model.backbone if part == 'backbone' else model
         preprocessor = model.data_preprocessor
-        self.normalised = bool(getattr(preprocessor, '_enable_normalize', False))
-        if self.normalised:
+        self.normalized = bool(getattr(preprocessor, '_enable_normalize', False))
+        if self.normalized:
             for name in ('mean', 'std'):
                 values = getattr(preprocessor, name).detach().clone().float()
                 self.register_buffer(name, values.view(-1, 1, 1))
         # OpenCV reads BGR, which the preprocessor may convert.
-        turned = getattr(preprocessor, '_channel_conversion', False)
-        turned = turned or getattr(preprocessor, 'to_rgb', False)
-        self.channel_order = 'RGB' if turned else 'BGR'
+        converted = getattr(preprocessor, '_channel_conversion', False)
+        converted = converted or getattr(preprocessor, 'to_rgb', False)
+        self.channel_order = 'RGB' if converted else 'BGR'
 
     @staticmethod
     def gives_logits(model: nn.Module) -> bool:
@@ -79,7 +80,7 @@ class FromPixels(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps images (N, C, H, W) to a tuple of outputs."""
-        x = (images - self.mean) / self.std if self.normalised else images
+        x = (images - self.mean) / self.std if self.normalized else images
         if self.part == 'backbone':
             outputs = self.model(x)
         elif self.part == 'neck':
@@ -99,19 +100,19 @@ def export_model(
     part: str = 'model',
     classes: list | None = None,
 ) -> float | None:
-    """Exports a model for batches and images of any size, and tries the file.
+    """Exports a model for batches and images of any size, and checks the file.
 
     Args:
         model (nn.Module): A classifier, segmentor or detector of OpenMMLab, with its weights.
         path (str | Path): The file. It is not written if anything fails.
         file_format (str): 'onnx' or 'pt2'.
         part (str): 'model', 'neck' or 'backbone', as for ``FromPixels``.
-        classes (list[str], optional): Names of the classes, which the file will hold.
+        classes (list[str], optional): Names of the classes, for the metadata of the file.
 
     Returns:
-        float | None: How far the outputs of the file are from the model's, at another size than
-        the traced one, at most, in standard deviations of the output. None if nothing is there to
-        run the file.
+        float | None: The largest deviation of the file's outputs from the model's, at a size that
+        was not traced, in standard deviations of an output. None if no runtime for the file is
+        installed.
 
     Raises:
         ExportError: If the part cannot be exported, the exporter fails or its result is wrong.
@@ -125,20 +126,20 @@ def export_model(
         names = ['logits']
     else:
         names = [f'feature_{index}' for index in range(len(expected))]
-    about = dict(part=part, channel_order=module.channel_order, outputs=names, classes=classes)
+    metadata = dict(part=part, channel_order=module.channel_order, outputs=names, classes=classes)
     own = module.named_buffers(recurse=False)
-    about.update((name, values.flatten().tolist()) for name, values in own)
-    about = {key: json.dumps(value) for key, value in about.items() if value is not None}
+    metadata.update((name, values.flatten().tolist()) for name, values in own)
+    metadata = {key: json.dumps(value) for key, value in metadata.items() if value is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
     write = _write_onnx if file_format == 'onnx' else _write_pt2
     with TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder, f'exported.{file_format}')
         try:
             with torch.no_grad(), _upsampling_at_any_size():
-                write(module, traced, names, about, file)
+                write(module, traced, names, metadata, file)
         except Exception as error:
             raise ExportError(
-                f'PyTorch cannot export {type(model).__name__} ({part}) at any size: '
+                f'PyTorch cannot export {type(model).__name__} ({part}) for all sizes: '
                 f'{_first_line(error)}'
             ) from error
         run = next(runners(file), (None, None))[1]
@@ -149,15 +150,15 @@ def export_model(
             except Exception as error:
                 raise ExportError(
                     f'The exported file does not take images {tuple(tried.shape)}, because PyTorch '
-                    f'bound it to other sizes: {_first_line(error)}. It is not kept; another '
-                    '--format or --part may do.'
+                    f'fixed it to other sizes: {_first_line(error)}. The file is not kept. Another '
+                    '--format or --part may work.'
                 ) from error
             deviation = max(map(_deviation, outputs, expected))
             if not deviation <= TOLERANCE:
                 raise ExportError(
-                    f'The exported file is wrong: for images {tuple(tried.shape)} it is '
-                    f'{deviation:.1e} standard deviations from PyTorch, and more '
-                    f'than {TOLERANCE:.0e} is no rounding. It is not kept.'
+                    f'The exported file is wrong: for images {tuple(tried.shape)} its outputs '
+                    f'deviate from PyTorch by {deviation:.1e} standard deviations, and rounding '
+                    f'explains at most {TOLERANCE:.0e}. The file is not kept.'
                 )
         os.replace(file, path)
     return deviation
@@ -165,7 +166,7 @@ def export_model(
 
 @contextmanager
 def _upsampling_at_any_size() -> Iterator[None]:
-    """Replaces MMSegmentation's Upsample, whose ``int`` fixes a size to the traced one."""
+    """Replaces MMSegmentation's Upsample, whose ``int`` fixes sizes to the traced ones."""
     if 'mmseg' not in sys.modules:
         yield
         return
@@ -187,7 +188,7 @@ def _upsampling_at_any_size() -> Iterator[None]:
 
 
 def runners(file: str | Path) -> Iterator[tuple[str, Callable[[Tensor], list[Tensor]]]]:
-    """Yields the installed runtimes for a file: names, and functions from images to outputs."""
+    """Yields the name of each installed runtime, and its function from images to outputs."""
     if Path(file).suffix == '.pt2':
         yield 'PyTorch', torch.export.load(file).module()
         return
@@ -201,7 +202,7 @@ def runners(file: str | Path) -> Iterator[tuple[str, Callable[[Tensor], list[Ten
     if find_spec('openvino'):
         import openvino
 
-        # The default is a lower precision on some CPUs.
+        # OpenVINO defaults to a lower precision on some CPUs.
         settings = dict(
             INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=torch.get_num_threads()
         )
@@ -221,7 +222,7 @@ def compare_speed(
         sizes (Sequence[tuple[int, int]]): (height, width) of single images.
 
     Returns:
-        torch.utils.benchmark.Compare: Its text is a table of medians.
+        torch.utils.benchmark.Compare: Prints as a table of medians.
     """
     functions = {'PyTorch, eager': FromPixels(model, part).eval(), **dict(runners(file))}
     with torch.no_grad():
@@ -251,7 +252,7 @@ def _image(model: nn.Module, batch: int, height: int, width: int) -> Tensor:
 
 
 def _write_onnx(
-    module: nn.Module, traced: Tensor, names: list[str], about: dict[str, str], file: Path
+    module: nn.Module, traced: Tensor, names: list[str], metadata: dict[str, str], file: Path
 ) -> None:
     program = torch.onnx.export(
         module,
@@ -262,16 +263,16 @@ def _write_onnx(
         output_names=names,
         dynamic_shapes=({0: 'batch', 2: 'height', 3: 'width'},),
     )
-    program.model.metadata_props.update(about)
+    program.model.metadata_props.update(metadata)
     program.save(file)
 
 
 def _write_pt2(
-    module: nn.Module, traced: Tensor, names: list[str], about: dict[str, str], file: Path
+    module: nn.Module, traced: Tensor, names: list[str], metadata: dict[str, str], file: Path
 ) -> None:
     any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     program = torch.export.export(module, (traced,), dynamic_shapes=(any_size,))
-    torch.export.save(program, file, extra_files=about)
+    torch.export.save(program, file, extra_files=metadata)
 
 
 def _first_line(error: Exception) -> str:

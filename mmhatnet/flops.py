@@ -11,14 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 DEFAULT_SHAPES = dict(mmdet=(800, 1280), mmseg=(512, 512), mmpretrain=(224, 224))
 aten = torch.ops.aten
 LAYERS = (aten.convolution, aten.mm, aten.addmm)
-# PyTorch's counter only knows the attention kernels of GPUs.
+# PyTorch's counter knows only the attention kernels of GPUs.
 CPU_ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu: lambda *args, **_: sdpa_flop_count(*args[:3])
 }
 
 
 def count_flops(cfg: Config, shape: tuple[int, int]) -> dict[str, tuple[int, int, int]]:
-    """Counts parameters and FLOPs of a prediction for one image.
+    """Counts the parameters of a model and the FLOPs of a prediction for one image.
 
     Args:
         cfg (Config): The config of the model.
@@ -30,7 +30,7 @@ def count_flops(cfg: Config, shape: tuple[int, int]) -> dict[str, tuple[int, int
     """
     init_default_scope(cfg.default_scope)
     settings = copy.deepcopy(cfg.model)
-    # No overlap reaches 2 and no score is below 0: only the limits remain.
+    # No overlap reaches 2 and no score is below 0, so only the limits on the number of boxes apply.
     limits = settings.get('test_cfg') or {}
     limits.get('rpn', {}).update(nms=dict(type='nms', iou_threshold=2), min_bbox_size=-1)
     limits.get('rcnn', {}).update(nms=dict(type='nms', iou_threshold=2), score_thr=-1)

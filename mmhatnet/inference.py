@@ -1,4 +1,4 @@
-"""Predictions of a model by the inferencer of its framework."""
+"""Predicts with the inferencer of a model's framework."""
 
 import copy
 import glob
@@ -37,8 +37,8 @@ def require_predictable(cfg: Config) -> None:
     """
     if cfg.get('default_scope') not in ('mmdet', 'mmseg', 'mmpretrain'):
         raise ConfigError(
-            f'{cfg.filename}: default_scope is {cfg.get("default_scope")!r}, and predictions are '
-            "for 'mmdet', 'mmseg' and 'mmpretrain'."
+            f'{cfg.filename}: default_scope is {cfg.get("default_scope")!r}; predictions need '
+            "'mmdet', 'mmseg' or 'mmpretrain'."
         )
     datasets = list(datasets_of(cfg, 'test'))
     if not isinstance(cfg.get('model'), dict) or not datasets or not datasets[0].get('pipeline'):
@@ -55,11 +55,10 @@ def build_inferencer(
     """Builds the framework's own inferencer, with the weights of a checkpoint.
 
     Args:
-        cfg (Config): The config of the job, which is left as it is.
+        cfg (Config): The config of the job. It is not modified.
         checkpoint (str | Checkpoint): The checkpoint, or the work folder of a training. Nothing in
-            it is executed. The class names are those of the checkpoint. If it has none, they are
-            those of the test dataset.
-        device (str, optional): Where the model goes. Defaults to a GPU if there is one.
+            it is executed. It provides the class names; if it has none, the test dataset does.
+        device (str, optional): The device of the model. Defaults to a GPU if there is one.
 
     Returns:
         object: An mmdet.apis.DetInferencer, mmseg.apis.MMSegInferencer or
@@ -89,7 +88,7 @@ def build_inferencer(
             from mmseg.apis import MMSegInferencer
 
             cfg.visualizer = dict(type='SegLocalVisualizer', vis_backends=[], alpha=0.5)
-            # The original package has no such option.
+            # Only OneDL's package has this option.
             known = inspect.signature(MMSegInferencer).parameters
             quiet = dict(show_progress=False) if 'show_progress' in known else {}
             inferencer = MMSegInferencer(cfg, device=device, **quiet)
@@ -107,8 +106,8 @@ def build_inferencer(
     if cfg.default_scope != 'mmpretrain':
         if inferencer.classes is None:
             raise ConfigError(
-                f'{checkpoint} has no names of classes, and neither has the test dataset of '
-                f'{cfg.filename}: set test_dataloader.dataset.metainfo=dict(classes=...).'
+                f'Neither {checkpoint} nor the test dataset of {cfg.filename} names the classes: '
+                'set test_dataloader.dataset.metainfo=dict(classes=...).'
             )
         inferencer.visualizer.dataset_meta = dict(
             classes=inferencer.classes, palette=meta.get('palette') or 'random'
@@ -134,7 +133,7 @@ def predict(inferencer: object, images: Sequence[str | np.ndarray]) -> list:
     """Predicts images in one batch.
 
     Args:
-        inferencer (object): What ``build_inferencer`` gives.
+        inferencer (object): The result of ``build_inferencer``.
         images (Sequence[str | np.ndarray]): Paths, or pixels (H, W, 3) in BGR.
 
     Returns:
@@ -150,14 +149,14 @@ def find_images(names: Sequence[str], videos: bool = False) -> dict[str, tuple[i
 
     Args:
         names (Sequence[str]): Files, folders and patterns such as 'photos/*.jpg'.
-        videos (bool): Whether videos are read as well. Defaults to False.
+        videos (bool): Whether to accept videos as well. Defaults to False.
 
     Returns:
-        dict[str, tuple[int, int]]: Their paths, and the (height, width) of each; of a video a
-        ``Frame`` for each of its frames, in their order.
+        dict[str, tuple[int, int]]: The (height, width) of each image, by its path. Each frame of a
+        video has an entry of its own, a ``Frame``, in order.
 
     Raises:
-        DataError: If there is none under one of the names, or one of them cannot be read.
+        DataError: If a name matches no image, or an image cannot be read.
     """
     paths = []
     for name in names:
@@ -187,19 +186,19 @@ def find_images(names: Sequence[str], videos: bool = False) -> dict[str, tuple[i
 
 
 def _frames(path: str) -> dict[Frame, tuple[int, int]]:
-    """Returns the frames that can be decoded: a file's own number of frames may be an estimate."""
+    """Returns the frames that can be decoded. A file may state another number of them."""
     shapes = [frame.shape for frame in mmcv.VideoReader(path)]
     if not shapes:
         raise DataError(f'{path} cannot be read as a video: repair it or remove it.')
     reader = mmcv.VideoReader(path)
     if len(shapes) < len(reader):
-        print(f'{path} says that it has {len(reader)} frames: {len(shapes)} can be read.')
+        print(f'{path} states {len(reader)} frames, of which {len(shapes)} can be read.')
     return {Frame(path, number, reader): shape[:2] for number, shape in enumerate(shapes)}
 
 
 def _size(path: str) -> tuple[int, int] | None:
     try:
         image = mmcv.imread(path)
-    except Exception:  # OpenCV raises one for empty files
+    except Exception:  # OpenCV raises an error for empty files
         return None
     return None if image is None else image.shape[:2]

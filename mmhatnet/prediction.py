@@ -24,17 +24,17 @@ def write_predictions(
     score_thr: float = 0.3,
     ann_file: str | None = None,
 ) -> None:
-    """Predicts images and frames of videos, and writes what is found.
+    """Predicts images and frames of videos, and writes the results.
 
     Args:
-        inferencer (object): What ``build_inferencer`` gives.
+        inferencer (object): The result of ``build_inferencer``.
         scope (str): The config's ``default_scope``.
-        sizes (dict[str, tuple[int, int]]): What ``find_images`` gives.
+        sizes (dict[str, tuple[int, int]]): The result of ``find_images``.
         out_dir (str | Path): The folder for ``predictions.json`` and ``drawn/``; for detectors also
             ``images.json``, and for segmentors ``labels/``.
-        batch_size (int): The number of images of one size in a batch. Defaults to 1.
-        score_thr (float): The least score of boxes. Defaults to 0.3.
-        ann_file (str, optional): COCO annotations of the images, whose ids the results take.
+        batch_size (int): The number of images in a batch, all of one size. Defaults to 1.
+        score_thr (float): The minimum score of boxes. Defaults to 0.3.
+        ann_file (str, optional): COCO annotations of the images. The results use their ids.
 
     Raises:
         DataError: If the annotations are of other images, or a video cannot be written.
@@ -51,7 +51,7 @@ def write_predictions(
         from mmpretrain.visualization import UniversalVisualizer
 
         inferencer.visualizer = UniversalVisualizer()
-    # Batches hold images of one size, as padding would change their normalization.
+    # A batch holds images of one size, because padding would change their normalization.
     by_size = itertools.groupby(sorted(sizes, key=sizes.get), sizes.get)
     groups = [list(paths) for _, paths in by_size]
     batches = [
@@ -129,7 +129,7 @@ def coco_ids(ann_file: str | None, sizes: dict, classes: list[str]) -> dict:
         if unknown := [name for name in names if name not in known]:
             raise DataError(
                 f'--ann-file {ann_file} has no {entry} {unknown[0]} ({len(unknown)} are missing): '
-                'name the annotations of these images, or leave it out.'
+                'name the annotations of these images, or omit the option.'
             )
     content['images'] = [images[os.path.basename(path)] for path in sizes]
     content['categories'] = [categories[name] for name in classes]
@@ -160,8 +160,8 @@ def append_frame(videos: dict, frame: Frame, visualized: str) -> None:
         videos[frame.reader] = cv2.VideoWriter(path, code, frame.reader.fps, size)
         if not videos[frame.reader].isOpened():
             raise DataError(
-                f'{path} cannot be written by OpenCV, with {frame.reader.fps} frames a second and '
-                f'{size[0]} x {size[1]} pixels: name single images of {frame.file}.'
+                f'OpenCV cannot write {path} with {frame.reader.fps} frames per second and '
+                f'{size[0]} x {size[1]} pixels: extract the images of {frame.file} and name them.'
             )
     videos[frame.reader].write(image)
     os.remove(visualized)

@@ -1,4 +1,4 @@
-"""Experiments of the paper, repeated with the published weights and set beside its results."""
+"""Repeats experiments of the paper with the published weights, and compares the results."""
 
 import json
 import shlex
@@ -13,7 +13,7 @@ from mmhatnet.checkpoints.files import fetch_weights
 from mmhatnet.checkpoints.loading import find_checkpoint
 from mmhatnet.errors import MMHATNetError
 
-# What the frameworks call the results of the metafile, and the factors that make them per cent.
+# The frameworks' names for the metrics of the metafile, and the factors that give per cent.
 METRICS = {
     'Top 1 Accuracy': ('accuracy/top1', 1),
     'box AP': ('coco/bbox_mAP', 100),
@@ -43,7 +43,7 @@ def reproduce(
         work_dir (Path): The folder of logs and checkpoints. A training in it is resumed.
         checkpoint (str, optional): The published weights. Defaults to None: they are downloaded.
         gpus (int): The number of processes. Defaults to 1.
-        options (dict, optional): What ``--cfg-options`` of the tools set.
+        options (dict, optional): Settings for ``--cfg-options`` of the tools.
 
     Returns:
         rich.table.Table: The paper's results and the measured ones.
@@ -59,7 +59,7 @@ def reproduce(
         _run(root, 'convert_checkpoint', '--classifier', published, checkpoint)
     else:
         weights = {'model.backbone.init_cfg.checkpoint': checkpoint} if checkpoint else {}
-        # The learning rates of the configs are for the batch sizes of their numbers of GPUs.
+        # The learning rate of a config assumes the batch size of the recipe's number of GPUs.
         words = [config, '--work-dir', work_dir, '--auto-scale-lr', '--resume']
         _run(root, 'train', *words, processes=gpus, options=weights | options)
         checkpoint = find_checkpoint(work_dir)
@@ -84,7 +84,7 @@ def reproduce(
 def _run(
     root: Path, tool: str, *words: object, processes: int = 1, options: dict | None = None
 ) -> None:
-    """Runs a tool, in several processes if asked to."""
+    """Runs a tool in one or several processes."""
     command = [sys.executable, str(root / 'tools' / f'{tool}.py'), *map(str, words)]
     if options:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
@@ -93,4 +93,4 @@ def _run(
         command = [command[0], *launcher.split(), *command[1:], '--launcher', 'pytorch']
     print(shlex.join(command), flush=True)
     if status := subprocess.call(command):
-        raise MMHATNetError(f'This failed with status {status}: {shlex.join(command)}')
+        raise MMHATNetError(f'The command failed with status {status}: {shlex.join(command)}')

@@ -17,19 +17,19 @@ from rich.progress import track
 
 from mmhatnet.errors import DataError
 
-# Raise the version whenever the same settings give other files: older data is made again.
+# Increase the version when the same settings give other files, so that older data is replaced.
 GENERATOR = dict(generator='tools/make_toy_data.py', version=3)
 DEFAULT_COUNTS = dict(coco=[400, 50], ade=[200, 40], imagenet=[100, 25])
 SCALE = 3  # Images are drawn this many times larger and averaged down, for smooth edges.
 Rng = np.random.Generator
-# Polygons (N, 2), each over the ones before, and their colors: RGB in 0..1. Those that painters
-# return lie around the origin, to the right and down, with 1 as their radius.
+# Polygons (N, 2) and their colors (RGB in 0..1), each painted over the ones before. Painters return
+# shapes of radius 1 around the origin, with x to the right and y down.
 Shapes = list[tuple[np.ndarray, np.ndarray]]
 WHITE, BLACK, BROWN = np.array([0.97] * 3), np.array([0.1] * 3), np.array([0.4, 0.26, 0.14])
 
 
 def color(rng: Rng, hue: float, saturation: float, value: float) -> np.ndarray:
-    """Draws a color that is about this one; the hue is in degrees."""
+    """Samples a color near this one; the hue is in degrees."""
     h, s, v = rng.uniform(-1, 1, 3) * (0.02, 0.08, 0.08) + (hue / 360, saturation, value)
     return np.array(colorsys.hsv_to_rgb(h % 1, *np.clip((s, v), 0, 1)))
 
@@ -44,7 +44,7 @@ def oval(x: float, y: float, across: float, down: float | None = None) -> np.nda
 
 
 def panels(half_width: np.ndarray, down: np.ndarray, hem: float, *paints: np.ndarray) -> Shapes:
-    """Draws the upright panels of a round object, given half its width at some heights."""
+    """Draws the vertical panels of a round object from half its width at several heights."""
     edges, shapes = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 8)), []
     for pair, paint in zip(pairwise(edges), cycle(paints)):
         left, right = (np.stack([edge * half_width, down], 1) for edge in pair)
@@ -100,17 +100,17 @@ def building(rng: Rng) -> Shapes:
     return [(box(-width, -1, width, 1), wall), (door, BROWN), (roof, wall * 0.55), *panes]
 
 
-# With the ids of the real datasets, where n02814533 is 'beach wagon'.
+# The ids are those of the real datasets, where n02814533 is 'beach wagon'.
 COCO = {3: car, 28: umbrella, 37: sports_ball, 38: kite}
 IMAGENET = {'n02814533': car, 'n04254680': sports_ball, 'n04507155': umbrella}
 ADE = {2: 'building', 3: 'sky', 5: 'tree', 7: 'road', 10: 'grass', 21: 'car'}
 BUILDING, SKY, TREE, ROAD, GRASS, CAR = ADE
 
 
-def placed(rng: Rng, shapes: Shapes, centre: np.ndarray, radius: float, tilt: float = 0) -> Shapes:
-    """Moves shapes to their place on an image, in pixels, tilted by at most `tilt` degrees."""
+def placed(rng: Rng, shapes: Shapes, center: np.ndarray, radius: float, tilt: float = 0) -> Shapes:
+    """Moves shapes to their place in an image, in pixels, tilted by up to `tilt` degrees."""
     turn = cv2.getRotationMatrix2D((0, 0), rng.uniform(-tilt, tilt), radius)[:, :2]
-    return [(points @ turn + centre, paint) for points, paint in shapes]
+    return [(points @ turn + center, paint) for points, paint in shapes]
 
 
 def fill(target: np.ndarray, shapes: Shapes, value: int | None = None) -> np.ndarray:
@@ -121,7 +121,7 @@ def fill(target: np.ndarray, shapes: Shapes, value: int | None = None) -> np.nda
 
 
 class Canvas:
-    """An image in the making: `image` (H, W, 3), RGB in 0..1, and `labels` (H, W)."""
+    """An image under construction: `image` (H, W, 3), RGB in 0..1, and `labels` (H, W)."""
 
     def __init__(self, rng: Rng, size: np.ndarray, saturation: float, label: int = 0) -> None:
         self.rng, self.size = rng, (int(size[0]), int(size[1]))
@@ -135,7 +135,7 @@ class Canvas:
             self.draw([(puff + place, WHITE) for puff in puffs], label)
 
     def draw(self, shapes: Shapes, label: int = 0, shadow: float = 0) -> None:
-        """Draws something, in a light from the upper left if it throws a shadow of some pixels."""
+        """Draws shapes. With a shadow, given in pixels, they are lit from the upper left."""
         mask, reach = fill(np.zeros_like(self.labels), shapes, 1), int(shadow * SCALE)
         x, y, width, height = cv2.boundingRect(mask)
         inside, light = np.s_[y : y + height, x : x + width], 1
@@ -150,7 +150,7 @@ class Canvas:
         fill(self.image, shapes)[inside] *= np.where(mask[inside], light, 1)[..., None]
 
     def ground(self, top: float, unevenness: float, paint: np.ndarray, label: int = 0) -> None:
-        """Fills the image below a line of hills, in shares of the height."""
+        """Fills the image below a line of hills, given in fractions of the height."""
         (width, height), (starts, waves) = self.size, self.rng.uniform(3, 9, (2, 2))
         x = np.linspace(0, 1, 50)
         crest = top - unevenness * np.sin(starts + np.outer(x, waves)).mean(1)
@@ -167,14 +167,17 @@ class Canvas:
             self.ground(self.rng.uniform(0.55, 0.7), 0.05, color(self.rng, 40, 0.22, 0.82))
 
     def finish(self) -> Image.Image:
-        """Averages the image down to its size, with a camera's grain."""
+        """Downsamples the image to its size and adds the noise of a camera."""
         image = cv2.resize(np.clip(self.image, 0, 1), self.size, interpolation=cv2.INTER_AREA)
         image = image * self.rng.uniform(0.88, 1.05) + self.rng.normal(0, 0.015, image.shape)
         return Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
 
 
 def annotate(mask: np.ndarray, cover: np.ndarray, crowd: bool) -> dict | None:
-    """Describes the visible part of an object in COCO format, if it is half of it without holes."""
+    """Annotates the visible part of an object in COCO format.
+
+    None if less than half is visible, or if the part has holes, which only RLE can describe.
+    """
     visible = mask & ~cover
     pixels = np.asfortranarray(visible[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE])
     outlines, parents = cv2.findContours(visible, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -184,7 +187,7 @@ def annotate(mask: np.ndarray, cover: np.ndarray, crowd: bool) -> dict | None:
         rle = mask_utils.encode(pixels)
         segmentation = {**rle, 'counts': rle['counts'].decode()}
     else:
-        # Slivers of less than two pixels are left out, as an annotator would.
+        # An annotator would ignore slivers of less than two pixels.
         outlines = [line for line in outlines if cv2.contourArea(line) >= 2 * SCALE**2]
         outlines = [cv2.approxPolyDP(line, 0.8, True).ravel() for line in outlines]
         segmentation = [((line + 0.5) / SCALE).round(2).tolist() for line in outlines]
@@ -194,22 +197,22 @@ def annotate(mask: np.ndarray, cover: np.ndarray, crowd: bool) -> dict | None:
 
 
 def draw_coco(rng: Rng, index: int) -> tuple[Image.Image, list[dict]]:
-    """Draws image number `index`; of twenty, the second shows nothing, the third a crowd."""
+    """Draws an image. Of every twenty, the second has no objects and the third has a crowd."""
     size = 8 * rng.integers((18, 14), (23, 18))[:: rng.choice([1, -1], p=[0.7, 0.3])]
     canvas, crowd = Canvas(rng, size, 0.25), index % 20 == 2
     canvas.scenery()
-    # One in six is small, one in six large. Small ones come first and lie before the others.
+    # One radius in six is small, one is large. Small objects come first and lie in front.
     count = 0 if index % 20 == 1 else 1 + rng.binomial(4, 0.45)
     radii = rng.choice([0.12, 0.22, 0.3, 0.36, 0.44, 0.6], count) * rng.uniform(0.8, 1.15, count)
     classes, things = rng.choice(list(COCO), count + crowd).tolist(), []
-    while len(things) < len(classes):  # All over again where one does not show well.
+    while len(things) < len(classes):  # Start again if an object is not visible enough.
         things, cover = [], np.zeros_like(canvas.labels)
         for class_id, radius in zip(classes, np.append(np.sort(radii), 0.14) * min(size) / 2):
             shapes, is_crowd = [], len(things) == count
             for _ in range(20 if is_crowd else 1):
                 anywhere = rng.uniform(0.7 * radius, size - 0.7 * radius)
-                centre = size * rng.normal(0.5, 0.1, 2) if is_crowd else anywhere
-                shapes += placed(rng, COCO[class_id](rng), centre, radius, 25)
+                center = size * rng.normal(0.5, 0.1, 2) if is_crowd else anywhere
+                shapes += placed(rng, COCO[class_id](rng), center, radius, 25)
             mask = fill(np.zeros_like(cover), shapes, 1)
             if (thing := annotate(mask, cover, is_crowd)) is None:
                 break
@@ -221,15 +224,15 @@ def draw_coco(rng: Rng, index: int) -> tuple[Image.Image, list[dict]]:
 
 
 def draw_ade(rng: Rng, index: int) -> tuple[Image.Image, Image.Image]:
-    """Draws a street, and the map of its class ids."""
+    """Draws a street and the map of its class ids."""
     size = width, height = np.array([8 * rng.integers(16, 21), 128])
     canvas, horizon = Canvas(rng, size, 0.55, SKY), rng.uniform(0.42, 0.52)
 
     def stand(painter, label: int, x: float, foot: float, tall: float) -> None:
-        centre, radius = (x * width, (foot - tall / 2) * height), tall * height / 2
-        canvas.draw(placed(rng, painter(rng), centre, radius), label, shadow=2)
+        center, radius = (x * width, (foot - tall / 2) * height), tall * height / 2
+        canvas.draw(placed(rng, painter(rng), center, radius), label, shadow=2)
 
-    if rng.random() < 0.4:  # It belongs to none of the classes and stays unlabelled.
+    if rng.random() < 0.4:  # It belongs to no class and stays unlabelled.
         stand(kite, 0, rng.uniform(0.15, 0.85), 0.34, 0.3)
     canvas.ground(horizon, 0.08, color(rng, 85, 0.6, 0.7), GRASS)
     near, far = horizon + rng.uniform((0.42, 0.14), (0.48, 0.2))
@@ -247,12 +250,12 @@ def draw_ade(rng: Rng, index: int) -> tuple[Image.Image, Image.Image]:
 
 
 def draw_imagenet(rng: Rng, index: int, painter: Callable) -> tuple[Image.Image]:
-    """Draws one object of the class before a varied backdrop."""
+    """Draws one object of a class in front of varied scenery."""
     size = 8 * rng.integers(8, 13, 2)
     canvas, radius = Canvas(rng, size, 0.25), rng.uniform(0.3, 0.5) * min(size)
     canvas.scenery()
-    centre = rng.uniform(0.9 * radius, size - 0.9 * radius)
-    canvas.draw(placed(rng, painter(rng), centre, radius, 25), shadow=0.15 * radius)
+    center = rng.uniform(0.9 * radius, size - 0.9 * radius)
+    canvas.draw(placed(rng, painter(rng), center, radius, 25), shadow=0.15 * radius)
     return (canvas.finish(),)
 
 
@@ -266,7 +269,7 @@ def save(image: Image.Image, path: Path) -> None:
     image.save(path, quality=92, subsampling=0)
 
 
-# The files that are written. Only these may be replaced.
+# The names of the files that this module writes. Only these may be replaced.
 NAMES = r'(coco|ade|imagenet)/.*(2017/\d{12}\.jpg|_\w+2017\.json|/ADE_\w+_\d{8}\....|_\d{4}\.JPEG)'
 
 
@@ -283,13 +286,13 @@ def digest(folder: Path) -> str:
 
 
 def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool:
-    """Writes the datasets, in the place of earlier ones.
+    """Writes the datasets, and replaces earlier ones.
 
     Args:
         folder (Path): The folder.
         seed (int): The seed of all random choices.
-        counts (dict[str, list[int]]): For 'coco', 'ade' and 'imagenet' the numbers of images to
-            train and to validate on, for ImageNet of each class.
+        counts (dict[str, list[int]]): The numbers of training and validation images for 'coco',
+            'ade' and 'imagenet'. Those for 'imagenet' are per class.
 
     Returns:
         bool: False if the folder already holds the same data, undamaged.
@@ -303,14 +306,15 @@ def make_toy_data(folder: Path, seed: int, counts: dict[str, list[int]]) -> bool
         present.remove('toy.json')
     if foreign := [name for name in present if not (ours and re.fullmatch(NAMES, name))]:
         raise DataError(
-            f"'{folder}' holds {foreign[0]}, which is not synthetic data; name a new one."
+            f"'{folder}' holds {foreign[0]}, which is not synthetic data; name another folder."
         )
     if json.dumps(dict(settings, sha256=digest(folder))) == found:
         return False
-    for dataset in counts:  # Whole folders, because an empty one would be a class.
+    for dataset in counts:  # Whole folders, because MMPretrain would take an empty one for a class.
         shutil.rmtree(folder / dataset, ignore_errors=True)
     (folder / 'coco' / 'annotations').mkdir(parents=True)
-    stamp.write_text(json.dumps(GENERATOR))  # Without settings, in case of an interruption.
+    # Without settings, so that an interrupted run is repeated.
+    stamp.write_text(json.dumps(GENERATOR))
     _write_coco(folder, seed, counts['coco'])
     _write_ade(folder, seed, counts['ade'])
     _write_imagenet(folder, seed, counts['imagenet'])

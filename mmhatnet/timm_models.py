@@ -1,7 +1,7 @@
-"""HAT-Net for users of timm: importing this module adds ``hatnet_tiny`` to ``hatnet_large`` to it.
+"""HAT-Net for timm. Importing this module registers ``hatnet_tiny`` to ``hatnet_large``.
 
-timm has no way to find models of other packages by itself; a model is there once the module that
-registers it has been imported. ``import mmhatnet`` alone does not import timm.
+timm does not discover the models of other packages, so import this module before you create one.
+``import mmhatnet`` alone does not import timm.
 """
 
 from collections.abc import Sequence
@@ -30,19 +30,19 @@ class HATNetClassifier(nn.Module):
 
     Args:
         arch (str | dict): The variant, as HATNet takes it.
-        num_classes (int): Classes, 0 for no classifier. Defaults to 1000.
+        num_classes (int): Number of classes, or 0 for no classifier. Defaults to 1000.
         in_chans (int): Channels of the input. Defaults to 3.
-        global_pool (str): timm's name of the pooling before the classifier, '' for none, which
-            leaves the feature (N, C, H, W), without classes. Defaults to 'avg'.
-        drop_rate (float): Dropout before the classifier, in training 0.2 in the paper's code.
-            Defaults to 0, as for all of timm's models.
+        global_pool (str): timm's name of the pooling before the classifier. '' is for models
+            without a classifier: they return the feature (N, C, H, W). Defaults to 'avg'.
+        drop_rate (float): Dropout before the classifier. The paper's code trains with 0.2.
+            Defaults to 0, as in all of timm's models.
         proj_drop_rate (float): Dropout on the outputs of attention and MLP. Defaults to 0.
         drop_path_rate (float): Stochastic depth of the last block. Defaults to 0.
-        device: Where the parameters are made, as of a factory function of PyTorch.
-        dtype: Their type.
+        device (torch.device | str, optional): The device of the parameters.
+        dtype (torch.dtype, optional): Their dtype.
 
     Attributes:
-        num_classes (int): Classes, 0 without a classifier.
+        num_classes (int): Number of classes, 0 without a classifier.
         num_features (int): Channels of the last feature.
         head_hidden_size (int): Channels after the pooling.
         feature_info (list[dict]): Channels, stride and module of the feature of each stage.
@@ -78,7 +78,7 @@ class HATNetClassifier(nn.Module):
                 zip(self.backbone.out_channels, self.backbone.out_strides)
             )
         ]
-        self.apply(initialise)
+        self.apply(initialize)
         self.to(dtype=dtype)
 
     @property
@@ -86,11 +86,11 @@ class HATNetClassifier(nn.Module):
         return self.head.num_features
 
     def no_weight_decay(self) -> set[str]:
-        """None but the biases and norms, which timm leaves out by itself."""
+        """Returns no names: timm itself exempts biases and norms, and there is nothing else."""
         return set()
 
     def group_matcher(self, coarse: bool = False):
-        """The layers of ``HATNet.get_layer_depth``, or where coarse, the stages."""
+        """Groups parameters by the layers of ``HATNet.get_layer_depth``, or by stages if coarse."""
 
         def layer(name: str) -> int:
             return self.backbone.get_layer_depth(name, 'backbone.')[0]
@@ -110,7 +110,7 @@ class HATNetClassifier(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier and, where ``global_pool`` is given, the pooling before it."""
+        """Replaces the classifier and, if ``global_pool`` is given, the pooling before it."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool, **get_device_dtype(self))
 
@@ -127,17 +127,17 @@ class HATNetClassifier(nn.Module):
 
         Args:
             x (Tensor): Images (N, in_chans, H, W).
-            indices (int | Sequence[int], optional): Stages, negative ones from the end, or how many
-                of the last ones. Defaults to all.
-            norm (bool): Without effect: no normalisation follows the stages.
+            indices (int | Sequence[int], optional): Stages, where negative ones count from the
+                end, or the number of last stages. Defaults to all.
+            norm (bool): Has no effect, because no normalization follows the stages.
             stop_early (bool): Whether the first result is the feature of the last stage of
                 ``indices`` instead of the network's. The stages after it are computed all the same,
                 unless ``prune_intermediate_layers`` has removed them.
             output_fmt (str): 'NCHW'.
-            intermediates_only (bool): Whether to leave the first result out.
+            intermediates_only (bool): Whether to return the second result alone.
 
         Returns:
-            The last feature and the list of those of ``indices``, in this order.
+            The last feature, and the list of the features of ``indices``.
         """
         if output_fmt != 'NCHW':
             raise ValueError(f'output_fmt={output_fmt!r}: the features of HAT-Net are NCHW')
@@ -158,8 +158,8 @@ class HATNetClassifier(nn.Module):
 
         Args:
             indices (int | Sequence[int]): As in ``forward_intermediates``.
-            prune_norm (bool): Without effect: no normalisation follows the stages.
-            prune_head (bool): Whether the classifier goes even if no stage does.
+            prune_norm (bool): Has no effect, because no normalization follows the stages.
+            prune_head (bool): Whether to remove the classifier even if no stage is removed.
 
         Returns:
             list[int]: The stages of ``indices``, counted from the first one.
@@ -188,8 +188,8 @@ class HATNetClassifier(nn.Module):
         """
         if self.num_classes and not pre_logits and not self.head.global_pool.pool_type:
             raise ValueError(
-                f"global_pool='' leaves nothing pooled for num_classes={self.num_classes}: call "
-                f"reset_classifier({self.num_classes}, 'avg')"
+                f"global_pool='' does not pool the feature for num_classes={self.num_classes}: "
+                f"call reset_classifier({self.num_classes}, 'avg')"
             )
         return self.head(x, pre_logits=pre_logits)
 
@@ -198,14 +198,14 @@ class HATNetClassifier(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def initialise(module: nn.Module) -> None:
-    """As the default ``init_cfg`` of HATNet, which would log a line for each parameter."""
+def initialize(module: nn.Module) -> None:
+    """Initializes as HATNet's default ``init_cfg`` does, without its log line per parameter."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         trunc_normal_init(module, std=0.02)
 
 
 def checkpoint_filter_fn(state_dict: dict, model: HATNetClassifier) -> dict:
-    """Names the tensors of a published checkpoint, or of our classifier in MMPretrain, as here."""
+    """Renames the tensors of a published checkpoint, or of the classifier for MMPretrain."""
     weights = dict(state_dict)
     lift_backbone(weights, HATNet.CHECKPOINT)
     to_native_keys(weights, HATNet.CHECKPOINT, model.backbone.state_dict())

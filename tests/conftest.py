@@ -1,4 +1,4 @@
-"""Small synthetic data for the tests that train, and the tools as functions."""
+"""Fixtures: small synthetic data for training, and the tools as functions."""
 
 import functools
 import gc
@@ -20,15 +20,15 @@ from mmengine.visualization import Visualizer
 from mmhatnet.synthetic_data import make_toy_data
 
 ROOT = Path(__file__).parents[1]
-# MMEngine reads all metafiles of a package for each of its configs, which takes a second.
+# MMEngine reads all metafiles of a package for each config, which takes a second.
 utils.load = functools.cache(utils.load)
-# What the frameworks have made until now stays, and is looked through in no later collection.
+# The objects that the frameworks have created so far stay: no garbage collection need visit them.
 gc.freeze()
 
 
 @pytest.fixture(scope='session')
 def toy_data(tmp_path_factory) -> Path:
-    """A folder in which `data/toy` holds a handful of generated pictures."""
+    """Returns a folder in which `data/toy` holds a few synthetic images."""
     folder = tmp_path_factory.mktemp('project')
     make_toy_data(folder / 'data' / 'toy', 0, dict(coco=[8, 4], ade=[8, 2], imagenet=[8, 2]))
     return folder
@@ -36,7 +36,7 @@ def toy_data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def all_coco_classes(toy_data: Path) -> Path:
-    """Annotations of the toy pictures that list the categories which these do not show as well."""
+    """Adds annotations of the synthetic data that list all categories of COCO."""
     from mmdet.datasets import CocoDataset
 
     for file in toy_data.glob('data/toy/coco/annotations/instances_*.json'):
@@ -47,16 +47,16 @@ def all_coco_classes(toy_data: Path) -> Path:
             for number, name in enumerate(CocoDataset.METAINFO['classes'])
             if name not in shown
         ]
-        # MMDetection numbers classes in this order, and not in that of the config.
+        # MMDetection numbers classes in the order of the file, not of the config.
         content['categories'].sort(key=lambda c: CocoDataset.METAINFO['classes'].index(c['name']))
         file.with_name(file.name.replace('instances_', ALL_CLASSES)).write_text(json.dumps(content))
     return toy_data
 
 
 def forget_earlier_runs() -> None:
-    """A process has one scope, visualizer and logger of each name, which the next run would take.
+    """Deletes MMEngine's global scopes, visualizers and loggers, which the next run would reuse.
 
-    Two runs within a second have the same name, and the second one would write no log.
+    Two runs within a second have the same name, so the second one would write no log.
     """
 
     def forget(manager: type[ManagerMixin]) -> None:
@@ -69,7 +69,7 @@ def forget_earlier_runs() -> None:
 
 
 @pytest.fixture(autouse=True)
-def every_test_by_itself() -> Iterator[None]:
+def isolate_tests() -> Iterator[None]:
     forget_earlier_runs()
     yield
     forget_earlier_runs()
@@ -77,8 +77,8 @@ def every_test_by_itself() -> Iterator[None]:
 
 @pytest.fixture
 def run_tool(toy_data, monkeypatch) -> Callable[..., None]:
-    """Runs a tool in this process, where importing the frameworks is paid for once."""
-    # Formatting the dumped config takes longer than training; other processes format it.
+    """Runs a tool in this process, which has imported the frameworks already."""
+    # Formatting the dumped config takes longer than training. Tests in other processes format it.
     monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: as_text(cfg.to_dict())))
 
     def run(name: str, *args) -> None:
@@ -91,8 +91,8 @@ def run_tool(toy_data, monkeypatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def told(run_tool, capsys) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs a tool in this process, and gives what a command line would show of it."""
+def run_tool_captured(run_tool, capsys) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a tool in this process and returns its exit status and output."""
 
     def run(*args) -> subprocess.CompletedProcess:
         capsys.readouterr()

@@ -1,7 +1,7 @@
 """Finds the configs of configs/ and shrinks them for tests.
 
-Only what costs time and says nothing about a config shrinks: images, and the numbers of blocks,
-proposals and queries. The golden features cover the depths of the variants.
+Only images and the numbers of blocks, proposals and queries shrink: they cost time and are not what
+the tests of configs check. The golden features cover the depths of the variants.
 """
 
 import json
@@ -18,12 +18,12 @@ import mmhatnet.openmmlab.setup  # noqa: F401  as the configs do
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 FILES = sorted(CONFIGS.rglob('*.py'))
-# A file without bases is a fragment that other configs inherit.
+# A file without bases is a fragment for other configs to inherit.
 FRAGMENTS = [path for path in FILES if not re.search(r'^_base_ = ', path.read_text(), re.MULTILINE)]
 # Short names for configs of configs/hatnet/.
 ENTRY_POINTS = [path for path in FILES if path.parent == CONFIGS]
 ALL_EXPERIMENTS = [path for path in FILES if path not in (*FRAGMENTS, *ENTRY_POINTS)]
-# Those of HAT-Net, and those of the other backbones.
+# Experiments with HAT-Net, and with the other backbones.
 EXPERIMENTS = [path for path in ALL_EXPERIMENTS if 'hatnet' in path.stem]
 OF_OTHER_BACKBONES = [path for path in ALL_EXPERIMENTS if path not in EXPERIMENTS]
 TOY = {path.stem: path for path in EXPERIMENTS if path.parent.name == 'toy'}
@@ -42,7 +42,7 @@ LIMITS = dict(
     **dict(fc_out_channels=64, conv_out_channels=32, feedforward_channels=64),
 )
 TOY_CLASSES = Config.fromfile(CONFIGS / 'toy' / 'imagenet_hatnet_toy.py').classes
-# COCO's metric needs the categories of whatever a model of 80 classes may predict.
+# COCO's metric needs the categories of all classes that a model may predict.
 ALL_CLASSES = 'all_classes_'
 METRICS = dict(mmdet='coco/bbox_mAP', mmseg='mIoU', mmpretrain='accuracy/top1')
 
@@ -52,13 +52,13 @@ def identify(path: Path) -> str:
 
 
 def arch_in_name(path: Path) -> str:
-    """The variant in a file name, as the backbone's ``arch``."""
+    """Returns the variant in a file name, as the backbone's ``arch``."""
     arch = NAME.fullmatch(path.stem)['arch']
     return LETTERS.get(arch, arch.replace('-', '_'))
 
 
 def assert_named_for_content(path: Path, cfg: Config) -> None:
-    """A file name follows the framework's convention, and each part of it is true."""
+    """Checks that a file name follows the framework's convention and describes the config."""
     name = NAME.fullmatch(path.stem)
     assert name and path.parent == CONFIGS / name['network']
     assert cfg.default_scope == SCOPES[name['data']]
@@ -86,18 +86,18 @@ def assert_named_for_content(path: Path, cfg: Config) -> None:
 
 
 def rest_slow(params: Iterable, *ordinary) -> list:
-    """Parameters of a test of which only some are in the ordinary run, for its time."""
+    """Marks the parameters of a test as slow, except the ordinary ones."""
     return [p if p in ordinary else pytest.param(p, marks=pytest.mark.slow) for p in params]
 
 
 def without_amp(optim_wrapper: dict) -> dict:
-    """The same optimizer without mixed precision, which needs a GPU."""
+    """Returns the same optimizer without mixed precision, which needs a GPU."""
     of_amp = ('type', 'loss_scale', 'dtype')
     return {key: value for key, value in optim_wrapper.items() if key not in of_amp}
 
 
 def made_small(cfg: Config, toy: bool = False) -> str:
-    """The text of a config that trains for two iterations, and tests, on small synthetic images."""
+    """Returns the text of a config for two iterations and a test on small synthetic images."""
     cfg = cfg.to_dict()
     scope, model = cfg['default_scope'], cfg['model']
     factor = 1 if toy else SHRINKING[scope]
@@ -130,7 +130,7 @@ def made_small(cfg: Config, toy: bool = False) -> str:
     hooks['checkpoint'].pop('save_best', None)
     cfg['optim_wrapper'] = without_amp(cfg['optim_wrapper'])
 
-    # Several processes and GPUs share the work of these configs, which test_distributed.py tests.
+    # These are for several processes or GPUs, which test_distributed.py covers.
     for name in ('runner_type', 'strategy'):
         cfg.pop(name, None)
 
@@ -145,7 +145,7 @@ def as_text(cfg: dict) -> str:
 
 
 def limited(node):
-    """A copy of a model's settings in which there are fewer proposals, samples and queries."""
+    """Returns a model's settings with fewer proposals, samples and queries."""
     if isinstance(node, dict):
         return {
             key: min(value, LIMITS[key]) if key in LIMITS else limited(value)
@@ -155,7 +155,7 @@ def limited(node):
 
 
 def shrunk(node, factor: int, key: str = ''):
-    """A copy of settings in which the sizes of images are divided."""
+    """Returns settings with the sizes of images divided by a factor."""
     if isinstance(node, dict):
         return {key: shrunk(value, factor, key) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
@@ -166,7 +166,7 @@ def shrunk(node, factor: int, key: str = ''):
 def assert_trains_and_tests(
     path: Path, cfg: Config, run_tool: Callable, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    """Two iterations of a config made small, and a test from their checkpoint."""
+    """Trains a shrunk config for two iterations and tests the checkpoint."""
     missing_gradients = []
 
     def step(self, **kwargs):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from drawn import drawn_value, published_shapes
+from synthetic import published_shapes, synthetic_value
 from torch import Tensor, nn
 
 from mmhatnet import P2T, GLNet, HATNet, ShuntedTransformer, STViT
@@ -25,13 +25,13 @@ def ceil_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def torch_default(module: nn.Module) -> float:
-    """The standard deviation of a layer's weights by PyTorch's default initialization."""
+    """Returns the standard deviation of a layer's weights by PyTorch's default initialization."""
     return 1 / math.sqrt(3 * module.weight[0].numel())
 
 
 @dataclass(frozen=True)
 class Network:
-    """What is true of one network.
+    """The properties of one network, which tests check.
 
     Attributes:
         network: Its class.
@@ -40,12 +40,12 @@ class Network:
             is the smallest one. Golden features of the others are slow tests.
         head_parameters: The number for the head alone, from the channels of the last stage.
         small: Settings of a small instance with every kind of layer.
-        names: Regular expressions and replacements which in turn make published names of ours.
+        names: Regular expressions and replacements that turn our names into published ones.
         convolutions: Regular expression for published 1x1 convolutions, which may be linear layers
-            here.
+            in this package.
         initial_std: The standard deviation of a layer's weights after ``init_weights``, from its
             name and the layer.
-        constants: Further published tensors that have no counterpart here, from the backbone.
+        constants: Makes, from the backbone, published tensors that have no counterpart in it.
         sizes: The sizes of the four features, from the height and width of the input.
         noise: Arguments that make training random.
         wrong_heads: A change of ``small`` in which the heads do not divide the channels, and the
@@ -73,13 +73,13 @@ class Network:
         return np.load(DATA / self.features)
 
     def build(self, **kwargs) -> Backbone:
-        """The small instance, with weights from the formula."""
+        """Builds the small instance with synthetic weights."""
         model = self.network(self.small, **kwargs)
-        model.load_state_dict(self.drawn(model), strict=False)
+        model.load_state_dict(self.synthetic_weights(model), strict=False)
         return model
 
     def published(self, model: nn.Module) -> dict[str, str]:
-        """The published name of each of the backbone's tensors."""
+        """Returns the published name of each of the backbone's tensors."""
         names = {}
         for ours in model.state_dict():
             names[ours] = ours
@@ -88,16 +88,16 @@ class Network:
         return names
 
     def published_shape(self, name: str, tensor: Tensor) -> tuple[int, ...]:
-        """The published shape of a tensor: that of a convolution where ours is a linear layer."""
+        """Returns the published shape of a tensor: a convolution's where ours is a linear layer."""
         linear = tensor.ndim == 2 and re.search(self.convolutions, name)
         return (*tensor.shape, 1, 1) if linear else tuple(tensor.shape)
 
-    def drawn(self, model: Backbone) -> dict[str, Tensor]:
-        """A published checkpoint for a backbone, with weights from the formula."""
+    def synthetic_weights(self, model: Backbone) -> dict[str, Tensor]:
+        """Returns a published checkpoint for a backbone, with synthetic weights."""
         weights = model.state_dict()
         checkpoint = {}
         for ours, name in self.published(model).items():
-            checkpoint[name] = drawn_value(name, self.published_shape(name, weights[ours]))
+            checkpoint[name] = synthetic_value(name, self.published_shape(name, weights[ours]))
         return checkpoint | self.constants(model) | {'head.bias': torch.zeros(7)}
 
 
@@ -174,7 +174,7 @@ NETWORKS = {
         initial_std=lambda name, layer: 0.02,
         # The published code never uses the output of these.
         constants=lambda model: {
-            name: drawn_value(name, tuple(meta.shape))
+            name: synthetic_value(name, tuple(meta.shape))
             for name, meta in published_shapes(model.settings, 0).items()
             if '.proj_norm.' in name and int(name.split('.')[1]) < len(model.stages)
         },

@@ -1,6 +1,6 @@
-"""mmcv's operators on drawn inputs, under any implementation of `mmcv._ext`.
+"""Runs mmcv's operators on random inputs, with any implementation of `mmcv._ext`.
 
-`tests/data/make_mmcv_operators.py` stores what the compiled ones give, for tests of ours.
+`tests/data/make_mmcv_operators.py` stores the results of the compiled operators for other tests.
 """
 
 import sys
@@ -20,13 +20,13 @@ from torch import Tensor
 from mmhatnet.openmmlab.operators import SOURCE
 
 STORED = Path(__file__).with_name('data') / 'mmcv_operators.npz'
-SEED = 0  # of what is stored
+SEED = 0  # of the stored results
 METHODS = ('naive', 'linear', 'gaussian')
-Draw = np.random.RandomState  # draws the same numbers with any version of NumPy
+Draw = np.random.RandomState  # gives the same numbers with any version of NumPy
 
 
 def load(path: Path, name: str = 'loaded') -> ModuleType:
-    """Loads an implementation from its file, beside the one that mmcv has found."""
+    """Loads an implementation from its file. mmcv keeps the one that it has found."""
     spec = spec_from_file_location(f'{name}._ext', path)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -37,7 +37,7 @@ OURS = load(SOURCE, 'ours')
 
 
 def find_compiled(folder: Path) -> ModuleType | None:
-    """The compiled operators in a folder of mmcv."""
+    """Loads the compiled operators in a folder of mmcv, if there are any."""
     files = (file for suffix in EXTENSION_SUFFIXES for file in folder.glob(f'_ext*{suffix}'))
     file = next(files, None)
     return file and load(file, 'compiled')
@@ -45,7 +45,7 @@ def find_compiled(folder: Path) -> ModuleType | None:
 
 @contextmanager
 def use(ext: ModuleType) -> Iterator[None]:
-    """Has all of mmcv's operators call one implementation."""
+    """Makes all of mmcv's operators call one implementation."""
     modules = [
         module
         for name, module in sys.modules.items()
@@ -71,7 +71,7 @@ def boxes(draw: Draw, count: int, size: float = 100.0) -> Tensor:
 
 
 def scored_boxes(draw: Draw, count: int = 60, ties: bool = False) -> tuple[Tensor, Tensor]:
-    """Boxes and scores; with ties, many of either are equal, and overlaps meet thresholds."""
+    """Returns boxes and scores. With ties, many are equal and overlaps are at thresholds."""
     found, scores = boxes(draw, count), torch.from_numpy(draw.uniform(0, 1, count)).float()
     return ((found / 8).round() * 8, (scores * 10).round() / 10) if ties else (found, scores)
 
@@ -82,9 +82,9 @@ def rois(draw: Draw, count: int = 7, images: int = 2) -> Tensor:
 
 
 def with_gradients(draw: Draw, function: Callable[..., Tensor], *inputs: Any) -> list[Tensor]:
-    """The output, and the gradients of the tensors among the inputs for a drawn one of the output.
+    """Returns the output and, for a random gradient of it, the gradients of the input tensors.
 
-    Regions of interest, which have no gradient, are left out.
+    Regions of interest have no gradient and are left out.
     """
     learned = [tensor.requires_grad_() for tensor in inputs if isinstance(tensor, Tensor)]
     output = function(*inputs)
@@ -145,14 +145,14 @@ def roi_align_cases(draw: Draw, pool_mode: str = 'avg', ties: bool = False) -> l
 
 
 def deform_conv_cases(draw: Draw, modulated: bool = False, ties: bool = False) -> list[Tensor]:
-    """Offsets of all kinds: zero, as each training begins, at other pixels, and between pixels."""
+    """Covers zero offsets, as at the start of training, and offsets at and between pixels."""
     results = []
-    for kind in ('zero', 'integer', 'any'):
+    for offsets in ('zero', 'integer', 'any'):
         for groups, offset_groups, stride, dilation in ((1, 1, 1, 1), (2, 1, 2, 1), (1, 2, 1, 2)):
             x, weight = normal(draw, 2, 2, 4, 5), normal(draw, 4, 2 // groups, 3, 3)
             height, width = (4 - 1) // stride + 1, (5 - 1) // stride + 1
             offset = normal(draw, 2, 18 * offset_groups, height, width) * 2
-            offset = dict(zero=offset * 0, integer=offset.round(), any=offset)[kind]
+            offset = dict(zero=offset * 0, integer=offset.round(), any=offset)[offsets]
             settings = (stride, dilation, dilation, groups, offset_groups)
             if modulated:
                 mask = normal(draw, 2, 9 * offset_groups, height, width).sigmoid()
@@ -167,10 +167,10 @@ def deform_conv_cases(draw: Draw, modulated: bool = False, ties: bool = False) -
 
 def psa_mask_cases(draw: Draw, ties: bool = False) -> list[Tensor]:
     results = []
-    for kind in ('collect', 'distribute'):
+    for psa_type in ('collect', 'distribute'):
         for size, mask in (((4, 5), (7, 9)), ((5, 4), (3, 3)), ((3, 4), (5, 3))):
             masks = normal(draw, 2, mask[0] * mask[1], *size)
-            results += with_gradients(draw, mmcv.ops.PSAMask(kind, mask), masks)
+            results += with_gradients(draw, mmcv.ops.PSAMask(psa_type, mask), masks)
     return results
 
 
@@ -182,14 +182,14 @@ def modulated_deform_conv_cases(draw: Draw, ties: bool = False) -> list[Tensor]:
     return deform_conv_cases(draw, modulated=True)
 
 
-# With the largest deviation from the compiled operators on one machine, relative to the values.
+# The largest deviation from the compiled operators on one machine, relative to the largest value.
 CASES: dict[Callable[..., list[Tensor]], float] = {
     nms_cases: 0,
     batched_nms_cases: 0,
     soft_nms_cases: 2e-7,  # one rounding of the exponential function
     bbox_overlaps_cases: 0,
     roi_align_cases: 0,
-    max_roi_align_cases: 4e-6,  # whose samples are placed with other roundings
+    max_roi_align_cases: 4e-6,  # its sample positions are rounded differently
     deform_conv_cases: 2e-6,
     modulated_deform_conv_cases: 2e-6,
     psa_mask_cases: 0,
@@ -197,7 +197,7 @@ CASES: dict[Callable[..., list[Tensor]], float] = {
 
 
 def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    """Compares all, whole numbers exactly, others with a tolerance relative to the largest."""
+    """Compares tensors: integers exactly, others with a tolerance relative to the largest value."""
     assert len(actual) == len(expected)
     for one, other in zip(actual, expected):
         largest = other.abs().nan_to_num().max().item() if other.numel() else 0

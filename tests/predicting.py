@@ -15,7 +15,7 @@ TOY = Path(__file__).parents[1] / 'configs' / 'toy'
 def random_job(
     job: str, folder: Path, backbone: dict | None = None, in_channels: int | None = None
 ) -> tuple[Path, Path]:
-    """The config and a checkpoint of a toy job, with one block a stage or another backbone."""
+    """Writes a config on synthetic data, by default with one block per stage, and weights."""
     cfg = Config.fromfile(TOY / f'{job}_hatnet_toy.py').to_dict()
     cfg['model']['backbone']['arch'] = dict(HATNet.resolve_arch('tiny'), depths=(1, 1, 1, 1))
     if backbone is not None:

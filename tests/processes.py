@@ -1,4 +1,4 @@
-"""Scripts in processes of their own, for which the frameworks are imported once."""
+"""Runs scripts in processes of their own. The frameworks are imported once for all of them."""
 
 import multiprocessing
 import os

@@ -1,8 +1,8 @@
-"""Every backbone: golden features, and what all of them promise.
+"""Tests that all backbones share, among them golden features.
 
 To add a network, write an entry of ``NETWORKS`` in ``tests/networks.py``, from its page in
-``docs/networks`` and not from the package. This file stays as it is. What it cannot say of a
-network is in ``tests/test_NETWORK.py``.
+``docs/networks`` and not from the package. This file needs no change. Tests of one network alone
+are in ``tests/test_NETWORK.py``.
 """
 
 import copy
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn import drawn_image
 from experiments import rest_slow
 from mmengine.registry import MODELS
 from networks import NETWORKS, Network
+from synthetic import synthetic_image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -51,7 +51,7 @@ def network(request) -> Network:
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Largest deviation in units of the expected tensor's spread."""
+    """Checks the largest deviation, in units of the expected tensor's spread."""
     scale = expected.std() if expected.numel() > 1 else expected.abs().max()
     deviation = (actual - expected).abs().max() / scale.clamp(min=1e-6)
     assert deviation < tolerance, f'{deviation:.1e} of the spread'
@@ -65,12 +65,12 @@ def test_features_agree_with_golden_figures(variant: tuple[str, str]) -> None:
     sizes = sorted({key.split('/')[1] for key in golden.files if key.startswith(f'{arch}/')})
     count = max(len(golden[key]) for key in golden.files if key.endswith('/samples'))
     model = network.network(arch).eval()
-    model.load_state_dict(network.drawn(model), strict=False)
+    model.load_state_dict(network.synthetic_weights(model), strict=False)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-6)):
         model.to(dtype)
         deviations = {}
         for size in sizes:
-            features = model(drawn_image(*map(int, size.split('x'))).to(dtype))
+            features = model(synthetic_image(*map(int, size.split('x'))).to(dtype))
             for stage, feature in enumerate(features):
                 key = f'{arch}/{size}/stage{stage}'
                 assert feature.shape == tuple(golden[f'{key}/shape'])
@@ -99,7 +99,7 @@ def test_parameters_are_as_published(name: str, arch: str) -> None:
 @pytest.mark.parametrize('size', [(1, 1), (2, 3), (1, 40), (31, 33), (56, 64), (100, 130)])
 @torch.no_grad()
 def test_any_size(network: Network, size: tuple[int, int]) -> None:
-    images = drawn_image(2, 3, *size)
+    images = synthetic_image(2, 3, *size)
     model = network.build().eval()
     features = model(images)
     assert [tuple(f.shape[2:]) for f in features] == network.sizes(*size)
@@ -112,13 +112,13 @@ def test_any_size(network: Network, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize('training', [True, False])
 def test_gradients_reach_every_parameter(network: Network, training: bool) -> None:
     model = network.build().train(training)
-    sum((f * f.detach().cos()).mean() for f in model(drawn_image(2, 3, 96, 128))).backward()
+    sum((f * f.detach().cos()).mean() for f in model(synthetic_image(2, 3, 96, 128))).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
 
 def learned(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """The features, and the gradients of all parameters and of the image."""
+    """Returns the features, and the gradients of all parameters and of the image."""
     torch.manual_seed(0)
     image = image.clone().requires_grad_()
     features = model(image)
@@ -128,7 +128,7 @@ def learned(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 def test_recomputing_gives_the_same(network: Network) -> None:
-    image = drawn_image(2, 3, 61, 90)
+    image = synthetic_image(2, 3, 61, 90)
     keeping, recomputing = (network.build(**network.noise, with_cp=cp) for cp in (False, True))
     kept, recomputed = (learned(model, image) for model in (keeping, recomputing))
     for name, value in kept.items():
@@ -151,7 +151,7 @@ def test_norm_eval_is_an_argument_where_there_is_batch_norm(network: Network) ->
 
 @pytest.mark.parametrize('name', WITH_BATCH_NORM)
 def test_statistics_of_batch_normalization(name: str) -> None:
-    images, network = drawn_image(2, 3, 64, 64), NETWORKS[name]
+    images, network = synthetic_image(2, 3, 64, 64), NETWORKS[name]
     model = network.build().train()
     before = copy.deepcopy(model.state_dict())
     trained = model(images)
@@ -176,7 +176,7 @@ def test_frozen_stages_stay(network: Network, frozen_stages: int) -> None:
     assert all(module.training for part in free for module in part.modules())
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
-    features = model(drawn_image(2, 3, 64, 96))
+    features = model(synthetic_image(2, 3, 64, 96))
     if free:
         sum(f.square().mean() for f in features).backward()
     optimizer.step()
@@ -187,7 +187,7 @@ def test_frozen_stages_stay(network: Network, frozen_stages: int) -> None:
 
 @pytest.mark.parametrize('wrap', ['model', 'state_dict', 'model_ema', None])
 def test_published_checkpoint_loads(network: Network, wrap, tmp_path: Path, capfd) -> None:
-    published = network.drawn(network.network(network.small))
+    published = network.synthetic_weights(network.network(network.small))
     content = {wrap: published, 'optimizer': {'state': {0: torch.ones(1)}}} if wrap else published
     path = str(tmp_path / 'published.pth')
     torch.save({**content, 'args': Namespace(lr=0.1, output_dir=tmp_path), 'epoch': 300}, path)
@@ -203,7 +203,7 @@ def test_published_checkpoint_loads(network: Network, wrap, tmp_path: Path, capf
 
 def test_backbone_of_a_detector_loads(network: Network) -> None:
     source, detector = network.build(), nn.ModuleDict(dict(backbone=network.network(network.small)))
-    for weights in (source.state_dict(), network.drawn(source)):
+    for weights in (source.state_dict(), network.synthetic_weights(source)):
         weights = {f'backbone.{key}': value for key, value in weights.items()}
         assert not detector.load_state_dict(weights, strict=False).missing_keys
         for name, value in source.state_dict().items():
@@ -215,7 +215,7 @@ def shapes_only(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_by(name: str, arch: str) -> dict[str, Tensor]:
-    """The names and shapes of a published checkpoint."""
+    """Returns the names and shapes of a published checkpoint."""
     network = NETWORKS[name]
     with torch.device('meta'):
         model = network.network(arch)
@@ -260,12 +260,12 @@ def test_another_network_is_refused(name: str, other: str, native: bool, tmp_pat
 def test_features_are_contiguous(network: Network, memory_format: torch.memory_format) -> None:
     model = network.build().to(memory_format=memory_format)
     for mode in (True, False):
-        features = model.train(mode)(drawn_image(2, 3, 61, 90).to(memory_format=memory_format))
+        features = model.train(mode)(synthetic_image(2, 3, 61, 90).to(memory_format=memory_format))
         assert all(feature.is_contiguous() for feature in features)
 
 
 def test_every_layer_is_called_and_its_output_stays(network: Network) -> None:
-    """Hooks see everything: no weights are used behind a layer's back, nothing is overwritten."""
+    """Hooks see every layer: weights are used by calls alone, and no output is overwritten."""
     model, outputs, called = network.build().eval(), [], set()
 
     def record(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
@@ -277,7 +277,7 @@ def test_every_layer_is_called_and_its_output_stays(network: Network) -> None:
     for module in model.modules():
         module.register_forward_hook(record)
     with torch.no_grad():
-        model(drawn_image(1, 3, 61, 90))
+        model(synthetic_image(1, 3, 61, 90))
     unseen = [name for name, m in model.named_modules() if m in layers - called]
     assert unseen == []
     assert all(torch.equal(tensor, copied) for tensor, copied in outputs)
@@ -286,7 +286,7 @@ def test_every_layer_is_called_and_its_output_stays(network: Network) -> None:
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('training', [False, True])
 def test_autocast_is_near(network: Network, dtype: torch.dtype, training: bool) -> None:
-    image = drawn_image(2, 3, 61, 90)
+    image = synthetic_image(2, 3, 61, 90)
     model = network.build().train(training)
     expected = model(image)
     with torch.autocast('cpu', dtype):
@@ -301,19 +301,21 @@ def test_autocast_is_near(network: Network, dtype: torch.dtype, training: bool) 
 @pytest.mark.slow
 @torch.no_grad()
 def test_export_takes_other_sizes(network: Network) -> None:
-    """Above those at which a side of a pooled map is a single position, which PyTorch fixes."""
+    """Sizes must be large enough: PyTorch fixes a pooled map with a side of one position."""
     model = network.build().eval()
     size = {axis: torch.export.Dim.DYNAMIC for axis in (2, 3)}
-    exported = torch.export.export(model, (drawn_image(1, 3, 256, 320),), dynamic_shapes=(size,))
+    exported = torch.export.export(
+        model, (synthetic_image(1, 3, 256, 320),), dynamic_shapes=(size,)
+    )
     for height, width in ((256, 320), (224, 224), (230, 333)):
-        image = drawn_image(1, 3, height, width)
+        image = synthetic_image(1, 3, height, width)
         for feature, reference in zip(exported.module()(image), model(image)):
             torch.testing.assert_close(feature, reference, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_compile_has_no_graph_break(network: Network) -> None:
-    image = drawn_image(2, 3, 61, 90)
+    image = synthetic_image(2, 3, 61, 90)
     model = network.build()
     compiled = torch.compile(copy.deepcopy(model), backend='aot_eager', fullgraph=True)
     expected = learned(model, image)
@@ -323,7 +325,7 @@ def test_compile_has_no_graph_break(network: Network) -> None:
 
 
 def test_out_indices_choose_features_and_build_no_more(network: Network) -> None:
-    image = drawn_image(1, 3, 64, 96)
+    image = synthetic_image(1, 3, 64, 96)
     features = network.build().eval()(image)
     chosen = network.build(out_indices=(2, 0)).eval()
     dims = network.network(network.small).embed_dims

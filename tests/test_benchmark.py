@@ -1,4 +1,4 @@
-"""The benchmark counts, measures, writes and draws what it says, and refuses what it cannot do."""
+"""The benchmark counts, measures, records and plots, and names impossible options."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def run_benchmark(run_tool, tmp_path) -> Callable[..., list[dict]]:
 @pytest.mark.parametrize(
     'dtypes', [['float32'], pytest.param(['float32', 'bfloat16'], marks=pytest.mark.slow)]
 )
-def test_all_backbones_take_part_and_results_are_drawn(
+def test_all_backbones_are_measured_and_plotted(
     dtypes: list[str], run_benchmark, tmp_path, capsys
 ) -> None:
     names = ['hatnet_tiny', 'convnext_tiny']
@@ -35,8 +35,8 @@ def test_all_backbones_take_part_and_results_are_drawn(
         assert row['seconds'] > 0 and row['ceiling'] > 0
     of_forward, of_train = results[: len(results) // 2], results[len(results) // 2 :]
     assert of_train[0]['flops'] == 3 * of_forward[0]['flops']
-    drawn = {path.name for path in tmp_path.glob('*.png')}
-    assert drawn == {f'accuracy_{mode}_1x3x32x32.png' for mode in ('forward', 'train')}
+    plots = {path.name for path in tmp_path.glob('*.png')}
+    assert plots == {f'accuracy_{mode}_1x3x32x32.png' for mode in ('forward', 'train')}
     for table, rows in zip(capsys.readouterr().out.split('_1x3x32x32')[1:], (of_forward, of_train)):
         for row in rows:
             assert f' {row["seconds"]:.3g} ' in table
@@ -51,7 +51,7 @@ def test_reference_implementation_has_the_same_flops_and_takes_more_memory(
     options = ['--shapes', '1x3x224x224', '--modes', 'forward', '--profile']
     reference, mine = run_benchmark('literal_small', 'mine', '--config', config, *options)
     assert reference['flops'] == mine['flops'] == SMALL_FLOPS
-    # Its hidden layer of 56 x 56 x 512 numbers exists twice, before and after an activation.
+    # Its hidden layer of 56 x 56 x 512 numbers exists twice: before and after an activation.
     assert reference['memory'] > 2 * 56 * 56 * 512 * 4
     assert 0 < mine['memory'] < reference['memory']
     assert 'aten::mkldnn_convolution' in capsys.readouterr().out
@@ -60,7 +60,7 @@ def test_reference_implementation_has_the_same_flops_and_takes_more_memory(
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (['hatnet_huge'], "backbones ['hatnet_huge'] are none of ['hatnet_"),
+        (['hatnet_huge'], "unknown backbones ['hatnet_huge']: name some of ['hatnet_"),
         (['--shapes', '3x224x224'], '3x224x224 is not a shape such as 8x3x224x224'),
         (['--shapes', '0x3x32x32'], '0x3x32x32 is not a shape'),
         (['--device', 'cuda'], 'PyTorch finds no GPU here'),

@@ -1,3 +1,5 @@
+"""tools/check_data.py prints statistics, oddities and errors."""
+
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from mmhatnet.data_checks import Report
 CONFIG = Path(__file__).parents[1] / 'configs' / 'toy' / 'maskrcnn_hatnet_toy.py'
 
 
-def test_shows_what_is_there(run_tool, capsys):
+def test_shows_statistics(run_tool, capsys):
     with pytest.raises(SystemExit) as end:
         run_tool('check_data', CONFIG)
     assert not end.value.code
@@ -18,7 +20,7 @@ def test_shows_what_is_there(run_tool, capsys):
     assert shown.endswith('Nothing is wrong.\n')
 
 
-def test_shows_what_is_wrong_and_odd(run_tool, capsys):
+def test_shows_errors_and_oddities(run_tool, capsys):
     heads = [
         f'model.roi_head.{head}_head.num_classes={n}' for head, n in (('bbox', 3), ('mask', 9))
     ]
@@ -31,7 +33,7 @@ def test_shows_what_is_wrong_and_odd(run_tool, capsys):
 
 
 @pytest.mark.parametrize(('absent', 'shown'), [(2, ['cat', 'no0', 'no1']), (70, ['70 others'])])
-def test_names_what_has_no_objects_unless_it_is_much(absent: int, shown: list[str], capsys):
+def test_names_classes_without_objects_unless_there_are_many(absent: int, shown: list[str], capsys):
     report = Report()
     report.count('Objects', 'train', {'cat': 5, **{f'no{i}': 0 for i in range(absent)}})
     report.show(Console(width=80))

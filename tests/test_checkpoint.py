@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from drawn import drawn_checkpoint, drawn_image, published_shapes
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel
 from mmengine.runner import CheckpointLoader, load_checkpoint, save_checkpoint
+from synthetic import published_shapes, synthetic_checkpoint, synthetic_image
 from torch import nn
 
 from mmhatnet import HATNet
@@ -40,7 +40,7 @@ CONVERT = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
 
 @pytest.fixture(scope='module')
 def published() -> dict:
-    return drawn_checkpoint('tiny')
+    return synthetic_checkpoint('tiny')
 
 
 @pytest.fixture(scope='module')
@@ -48,12 +48,12 @@ def expected(published: dict) -> list[torch.Tensor]:
     model = HATNet('tiny').eval()
     model.load_state_dict(published, strict=False)
     with torch.no_grad():
-        return model(drawn_image(1, 3, 65, 97))
+        return model(synthetic_image(1, 3, 65, 97))
 
 
 def assert_loaded(model: HATNet, expected: list[torch.Tensor]) -> None:
     with torch.no_grad():
-        for feature, reference in zip(model.eval()(drawn_image(1, 3, 65, 97)), expected):
+        for feature, reference in zip(model.eval()(synthetic_image(1, 3, 65, 97)), expected):
             torch.testing.assert_close(feature, reference)
 
 
@@ -71,7 +71,7 @@ def test_published_checkpoint(published, expected, tmp_path, wrapper, through, c
     assert_loaded(model, expected)
 
 
-def test_left_over_and_missing_are_reported_as_mmengine_does(published, tmp_path, caplog) -> None:
+def test_mmengine_reports_unexpected_and_missing_keys(published, tmp_path, caplog) -> None:
     path = tmp_path / 'published.pth'
     torch.save({k: v for k, v in published.items() if k != 'ds3.norm.bias'}, path)
     logger = logging.getLogger('report')
@@ -115,7 +115,7 @@ def test_own_checkpoint_round_trip(published, expected, tmp_path) -> None:
     assert_loaded(target, expected)
 
 
-def test_fewer_stages_take_their_part(published) -> None:
+def test_fewer_stages_load_their_weights(published) -> None:
     model = HATNet('tiny', out_indices=(0, 1))
     result = model.load_state_dict(published, strict=False)
     assert result.missing_keys == []
@@ -145,7 +145,7 @@ def test_another_variant_is_one_clear_error(arch, other, difference, tmp_path) -
 
 def test_other_input_channels_are_named() -> None:
     with pytest.raises(ValueError, match=r'stem.conv1.weight .*\(16, 3, 3, 3\).*\(16, 4, 3, 3\)'):
-        HATNet('tiny', in_channels=4).load_state_dict(drawn_checkpoint('tiny'))
+        HATNet('tiny', in_channels=4).load_state_dict(synthetic_checkpoint('tiny'))
 
 
 class Malicious:
@@ -166,7 +166,7 @@ def test_nothing_in_a_checkpoint_is_executed(zipped, tmp_path, monkeypatch) -> N
     assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1'
 
 
-def test_training_records_are_read_while_models_are_initialised(tmp_path) -> None:
+def test_training_records_are_read_after_a_model_is_initialized(tmp_path) -> None:
     torch.save({'history': HistoryBuffer([0.5], [1])}, tmp_path / 'own.pth')
     with load_weights_only():
         HATNet('tiny', out_indices=(0,)).init_weights()
@@ -189,18 +189,18 @@ def test_settings_and_records_beside_weights(tmp_path) -> None:
     with zipfile.ZipFile(tmp_path / 'here.pth') as here:
         for version, name in (('1', b'numpy.core.'), ('2', b'numpy._core.')):
             with zipfile.ZipFile(tmp_path / f'numpy{version}.pth', 'w') as there:
-                for part in here.infolist():
-                    data = here.read(part)
-                    if part.filename.endswith('data.pkl'):
+                for entry in here.infolist():
+                    data = here.read(entry)
+                    if entry.filename.endswith('data.pkl'):
                         data = data.replace(b'numpy._core.', b'numpy.core.')
                         data = data.replace(b'numpy.core.', name)
-                    there.writestr(part.filename, data)
+                    there.writestr(entry.filename, data)
             read = read_checkpoint(tmp_path / f'numpy{version}.pth')
             assert read['model']['weight'].sum() == 2 and read['history'].current() == 0.5
             assert read['scores'].tolist() == [1, 2] and read['best'] == 0.25
             assert read['metainfo'] == dict(skeleton=dict(length=3))
-            assert not isinstance(read['args'], Namespace), 'it is left out'
-    with pytest.raises(pickle.UnpicklingError):  # others may still not read it unawares
+            assert not isinstance(read['args'], Namespace), 'settings should be omitted'
+    with pytest.raises(pickle.UnpicklingError):  # plain torch.load still refuses the file
         torch.load(tmp_path / 'here.pth', weights_only=True)
 
 
@@ -220,7 +220,7 @@ def test_settings_and_records_beside_weights(tmp_path) -> None:
         (b'\xff\xd8\xff\xe0' + bytes(9), 'is not a PyTorch checkpoint'),
     ],
 )
-def test_what_a_file_is_instead_of_a_checkpoint(content, what, tmp_path) -> None:
+def test_damaged_and_wrong_files_are_named(content, what, tmp_path) -> None:
     path = tmp_path / 'file.pth'
     if callable(content):
         torch.save({'weight': torch.ones(9000)}, path)
@@ -248,7 +248,7 @@ def test_what_a_file_is_instead_of_a_checkpoint(content, what, tmp_path) -> None
         (lambda path: None, 'There is no checkpoint .*file.pth: tools/train.py'),
     ],
 )
-def test_what_others_have_saved(save, what, tmp_path) -> None:
+def test_files_that_hold_no_weights_are_named(save, what, tmp_path) -> None:
     path = tmp_path / 'file.pth'
     save(path)
     with pytest.raises(CheckpointError, match=what) as refusal:
@@ -312,7 +312,7 @@ def test_weights_are_taken_before_their_averages() -> None:
 
 @pytest.mark.parametrize('prefix', [{}, {'prefix': 'neck.'}, {'prefix': 'head.'}])
 def test_loading_nothing_is_an_error(prefix, tmp_path, monkeypatch) -> None:
-    """And is none where a user asks PyTorch for it."""
+    """PyTorch's load_state_dict(strict=False) still accepts such weights."""
     path, weights = (
         str(tmp_path / 'other.pth'),
         {'neck.stages.0.blocks.0.attn.w_msa.weight': torch.ones(1)},
@@ -391,7 +391,9 @@ def test_a_test_needs_all_weights_and_the_same_classes(
         with pytest.raises(CheckpointError, match=f'{path}.*{refusal}'):
             verify_checkpoint(checkpoint, model, tested)
     after = model.state_dict()
-    assert all(torch.equal(value, after[key]) for key, value in before.items()), 'only verified'
+    assert all(torch.equal(value, after[key]) for key, value in before.items()), (
+        'verification changed the model'
+    )
     assert all(isinstance(value, nn.Parameter) for value in model.parameters())
 
 
@@ -408,7 +410,9 @@ def test_the_last_checkpoint_is_found(tmp_path) -> None:
     for name in ('epoch_2.pth', 'epoch_10.pth', 'best_coco_mAP_epoch_11.pth'):
         (tmp_path / name).touch()
     record, second = tmp_path / 'last_checkpoint', str(tmp_path / 'epoch_2.pth')
-    assert find_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth'), 'the record is lost'
+    assert find_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth'), (
+        'without a record, the last epoch is the last checkpoint'
+    )
     for recorded in (second, '/elsewhere/epoch_2.pth', 'work/epoch_2.pth\n', r'C:\w\epoch_2.pth'):
         record.write_text(recorded)
         assert find_checkpoint(tmp_path) == find_checkpoint(record) == second
@@ -421,7 +425,7 @@ def test_the_last_checkpoint_is_found(tmp_path) -> None:
     assert find_checkpoint(tmp_path / 'new') is None
 
 
-def test_only_the_state_of_a_training_is_resumed(tmp_path, capsys) -> None:
+def test_resuming_needs_a_training_state(tmp_path, capsys) -> None:
     path = tmp_path / 'epoch_1.pth'
     torch.save({'state_dict': small_weights(), 'epoch': 3}, path)
     message = r'weights but no training state \(epoch, iter, message_hub\).*load_from='
@@ -437,8 +441,8 @@ def test_only_the_state_of_a_training_is_resumed(tmp_path, capsys) -> None:
 
 
 @pytest.fixture
-def convert(told) -> Callable[..., subprocess.CompletedProcess]:
-    return partial(told, 'convert_checkpoint')
+def convert(run_tool_captured) -> Callable[..., subprocess.CompletedProcess]:
+    return partial(run_tool_captured, 'convert_checkpoint')
 
 
 def test_convert_backbone(convert, published, expected, tmp_path) -> None:
@@ -466,7 +470,7 @@ def test_convert_classifier(convert, published, tmp_path) -> None:
     load_checkpoint(classifier, str(tmp_path / 'converted.pth'), strict=True)
     reference = ReferenceHATNet('tiny', num_classes=1000).eval()
     reference.load_state_dict(published)
-    image = drawn_image(1, 3, 65, 97)
+    image = synthetic_image(1, 3, 65, 97)
     with torch.no_grad():
         _, expected = reference(image)
         torch.testing.assert_close(classifier(image), expected, rtol=1e-3, atol=1e-4)
@@ -476,10 +480,10 @@ def test_convert_classifier(convert, published, tmp_path) -> None:
     ('content', 'message'),
     [
         (None, 'There is no checkpoint'),
-        ({'a': torch.ones(1)}, 'holds not all weights of any variant of GLNet, HAT-Net, P2T'),
+        ({'a': torch.ones(1)}, 'does not hold all weights of any variant of GLNet, HAT-Net, P2T'),
     ],
 )
-def test_convert_refuses_with_a_sentence(convert, content, message, tmp_path) -> None:
+def test_convert_names_bad_input(convert, content, message, tmp_path) -> None:
     if content:
         torch.save(content, tmp_path / 'source.pth')
     result = convert(tmp_path / 'source.pth', tmp_path / 'converted.pth')

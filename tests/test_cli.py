@@ -1,4 +1,4 @@
-"""Configs and options that cannot work are refused in a sentence, and odd ones that can are not."""
+"""Impossible configs and options end with an error message; unusual ones that work do not."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_unreadable(name: str, text: str, message: str, tmp_path: Path) -> None:
     assert parsers == [Config.__dict__[name] for name in ('_file2dict', '_parse_lazy_import')]
 
 
-def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert read(tmp_path / 'a.py', 'a = 1\n', 'utf-8-sig').a == 1
 
 
@@ -75,13 +75,13 @@ def options(*words: str) -> dict:
         ('train_cgf.max_epochs=2', 'perhaps train_cfg.max_epochs is meant'),
     ],
 )
-def test_options_without_a_place(words: str, message: str) -> None:
+def test_impossible_options(words: str, message: str) -> None:
     cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
     with pytest.raises(ConfigError, match=message):
         merge_options(cfg, options(*words.split()))
 
 
-def test_options_with_a_place(capsys) -> None:
+def test_possible_options(capsys) -> None:
     cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
     words = 'model.backbone.frozen_stages=2 model.test_cfg.rcnn.score_the=0.1 tta_model.type=A '
     words += 'model.backbone.init_cfg._delete_=True model.backbone.init_cfg.type=Pretrained '
@@ -123,7 +123,7 @@ def test_a_config_may_train_without_validation() -> None:
 
 
 class Own(nn.Module):
-    """A user's own part, which says this to every setting."""
+    """A user's module that raises an error."""
 
     def __init__(self, error: Exception) -> None:
         raise error
@@ -135,22 +135,22 @@ class Own(nn.Module):
         (dict(type='HATNet', archs='tiny'), "HATNet has no setting 'archs'"),
         (dict(type='mmdet.RetinaHead', num_classes=2), 'RetinaHead.*missing .*in_channels'),
         (dict(type='mmdet.RetinaHead', num_classes=2, in_channels=2, a=1), "no setting 'a'"),
-        (dict(type='Hatnet'), 'there is no Hatnet in .*; custom_imports import your own'),
+        (dict(type='Hatnet'), 'there is no Hatnet in .*; import your own with custom_imports'),
         (dict(type='ImgDataPreprocessor', mean=[1, 2], std=[1, 2]), 'Preprocessor: `mean` should'),
         (dict(type=Own), r'Own.__init__\(\) missing'),
     ],
 )
-def test_what_a_class_says_to_settings_is_a_sentence(settings, message, tmp_path) -> None:
+def test_constructor_errors_become_messages(settings, message, tmp_path) -> None:
     cfg = read(tmp_path / 'a.py', '')
     refused = pytest.raises(ConfigError, match=rf'a\.py: .*{message}')
     with refused, config_checks.build_errors_as_messages(cfg):
         MODELS.build(settings)
 
 
-@pytest.mark.parametrize('kind', [AssertionError, KeyError, TypeError, ValueError])
-def test_an_error_inside_a_class_of_a_user_keeps_its_traceback(kind: type) -> None:
+@pytest.mark.parametrize('error', [AssertionError, KeyError, TypeError, ValueError])
+def test_an_error_inside_a_users_class_keeps_its_traceback(error: type) -> None:
     message = "A.__init__() got an unexpected keyword argument 'b'"
-    with pytest.raises(kind), config_checks.build_errors_as_messages(Config()):
-        MODELS.build(dict(type=Own, error=kind(message)))
-    with pytest.raises(kind), config_checks.build_errors_as_messages(Config()):
-        raise kind(message)  # of the training itself
+    with pytest.raises(error), config_checks.build_errors_as_messages(Config()):
+        MODELS.build(dict(type=Own, error=error(message)))
+    with pytest.raises(error), config_checks.build_errors_as_messages(Config()):
+        raise error(message)  # as training itself may

@@ -1,4 +1,4 @@
-"""The comparison looks figures up where they stand, and shows what was recorded."""
+"""The comparison shows the published figures and the recorded measurements."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_tables_hold_the_record_and_the_published_figures(run_tool, tmp_path: Pa
     assert '| HAT-Net small | 20.0 | 4.00 | 82.6 | 45.2 / 41.6 | 44.8 | 46.6 |  |' in lines
     assert '| STViT small | 23.0 | 7.00 | 83.6 | 47.6 / 43.1 |  |  | 48.6 |' in lines
     assert '| P2T small | 2 / 0.20 | 6 / 0.60 |' in lines
-    # The last one of eleven, beside the first and the tenth.
+    # Ratios of the reference implementation, the eleventh backbone, to the first and the tenth.
     for case, factor in (('forward', 1), ('training step', 3)):
         of_case = f'| {case} 8x3x224x224 |'
         for title, i, ratio, share in (
@@ -40,9 +40,9 @@ def test_tables_hold_the_record_and_the_published_figures(run_tool, tmp_path: Pa
             ('`HATNet`, `with_cp=True`', 9, '1.10', '0.91'),
         ):
             line = next(line for line in lines if line.startswith(f'{of_case} {title} |'))
-            seconds, faster, _, memory, of_literal = line.split(' | ')[2:]
+            seconds, faster, _, memory, memory_ratio = line.split(' | ')[2:]
             assert seconds == f'{factor * (i + 1)} ({factor * (i + 1)}, {factor * (i + 1)})'
             assert (faster, memory) == (ratio, f'{factor * (i + 1) / 10:.2f}')
-            assert of_literal == f'{share} |'
+            assert memory_ratio == f'{share} |'
     for plot in ('compare_speed.png', 'compare_memory.png'):
         assert (tmp_path / plot).read_bytes().startswith(b'\x89PNG')

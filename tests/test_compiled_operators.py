@@ -1,7 +1,7 @@
-"""Our operators beside mmcv's compiled ones, in one process: the same, and so are whole trainings.
+"""Our operators and mmcv's compiled ones give the same results, in single calls and in training.
 
-COMPILED_MMCV names a folder of mmcv with compiled operators; without it mmcv is compiled, which
-takes a C++ compiler and more than ten minutes, unless the installed one has them.
+COMPILED_MMCV names a folder of mmcv with compiled operators. Without it, and if the installed mmcv
+has none, the test compiles mmcv, which needs a C++ compiler and more than ten minutes.
 """
 
 import json
@@ -35,7 +35,7 @@ def compiled(tmp_path_factory) -> ModuleType:
     command = [sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-build-isolation']
     command += ['--no-cache-dir', '--no-binary=:all:', '--target', str(target)]
     command += [f'{name.removesuffix("-lite")}=={metadata.version(name)}']
-    # Without debugging information it takes half of the time.
+    # Compilation without debugging information takes half of the time.
     variables = dict(os.environ, MMCV_WITH_OPS='1', CFLAGS='-O2 -g0 -DNDEBUG')
     subprocess.run(command, check=True, env=variables)
     return find_compiled(target / 'mmcv')
@@ -51,7 +51,7 @@ def test_same_results(case: Callable, ties: bool, compiled: ModuleType) -> None:
             assert_same(case(Draw(seed), ties=ties), expected, CASES[case])
 
 
-def test_same_boxes_of_many(compiled: ModuleType) -> None:
+def test_same_nms_of_many_boxes(compiled: ModuleType) -> None:
     boxes, scores = scored_boxes(Draw(0), 12_000)
     classes = torch.from_numpy(Draw(1).randint(0, 80, len(boxes)))
     results = []
@@ -65,7 +65,7 @@ def test_same_boxes_of_many(compiled: ModuleType) -> None:
 def test_same_training_and_test(
     compiled: ModuleType, run_tool: Callable, tmp_path: Path, monkeypatch
 ) -> None:
-    """Mask R-CNN: the losses of 20 iterations, all of its tensors then, and its detections."""
+    """Compares the losses of 20 iterations of Mask R-CNN, its final weights and its detections."""
     path = TOY['maskrcnn_hatnet_toy']
     options = ['train_cfg.max_epochs=5', 'train_dataloader.batch_size=2', 'randomness.seed=0']
     options += ['default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=5']

@@ -1,4 +1,4 @@
-"""Each HAT-Net config builds, trains, and tests from its checkpoint; names tell the truth."""
+"""Each HAT-Net config builds, trains, and tests from its checkpoint, and its name is right."""
 
 import copy
 import re
@@ -38,7 +38,7 @@ OF_PAPER = dict(
 CHECKPOINT = 'https://github.com/yun-liu/HAT-Net/releases/download/v2.0/HAT-Net_{}.pth'
 # In millions, with the classifier of ImageNet-1K.
 PUBLISHED_PARAMETERS = dict(tiny=12.7, small=25.7, medium=42.9, large=63.1)
-# P2T's, by the same authors.
+# P2T, by the same authors, has these.
 DROP_PATH_RATES = dict(tiny=0.1, small=0.1, medium=0.3, large=0.3)
 METAFILE = {
     model['Config']: model
@@ -65,7 +65,7 @@ def model(cfg: Config):
         yield MODELS.build(copy.deepcopy(cfg.model))  # some models change it
 
 
-def test_the_sixteen_experiments_of_the_paper_are_there() -> None:
+def test_the_sixteen_experiments_of_the_paper_exist() -> None:
     for pattern in OF_PAPER.values():
         found = [path for path in EXPERIMENTS if re.fullmatch(pattern, path.stem)]
         assert {arch_in_name(path) for path in found} == set(DROP_PATH_RATES)
@@ -88,7 +88,7 @@ def test_entry_points_are_the_small_variants_of_the_paper() -> None:
         assert METAFILE[f'configs/{identify(target)}.py']['Alias'] == [entry_point.stem]
 
 
-def test_name_says_what_it_is(path: Path, cfg: Config) -> None:
+def test_name_describes_the_config(path: Path, cfg: Config) -> None:
     toy = path.parent.name == 'toy'
     assert path.stem.endswith('_toy') == toy, 'mim finds a config by its name'
     if not toy:
@@ -97,14 +97,14 @@ def test_name_says_what_it_is(path: Path, cfg: Config) -> None:
         assert cfg.model.backbone.drop_path_rate == DROP_PATH_RATES[cfg.model.backbone.arch]
 
 
-def test_tools_of_the_frameworks_can_run_it(cfg: Config) -> None:
+def test_the_frameworks_own_tools_can_run_it(cfg: Config) -> None:
     assert 'mmhatnet.openmmlab.setup' in cfg.custom_imports.imports
     assert not cfg.custom_imports.allow_failed_imports
     assert cfg.auto_scale_lr.enable is False
     assert cfg.auto_scale_lr.base_batch_size % 8 == 0
 
 
-def test_nothing_is_found_wrong_with_it(cfg: Config) -> None:
+def test_config_checks_pass(cfg: Config) -> None:
     require_complete(cfg, 'train', 'val', 'test')
     require_known_settings(cfg)
     require_channels(cfg, 'train', 'val', 'test')
@@ -129,8 +129,8 @@ def test_backbone_is_the_variant(path: Path, cfg: Config, model) -> None:
         assert init_cfg == dict(type='Pretrained', checkpoint=CHECKPOINT.format(arch.capitalize()))
 
 
-def test_weight_decay_of_normalisation(cfg: Config, model) -> None:
-    """A paramwise_cfg rule for the names of another backbone would miss some layers."""
+def test_weight_decay_of_normalization(cfg: Config, model) -> None:
+    """A paramwise_cfg rule for the names of another backbone would miss layers."""
     optim_wrapper = build_optim_wrapper(model, without_amp(cfg.optim_wrapper))
     decays = {
         id(parameter): group['weight_decay']
@@ -140,7 +140,7 @@ def test_weight_decay_of_normalisation(cfg: Config, model) -> None:
     norms = [module for module in model.backbone.modules() if isinstance(module, GroupNorm)]
     decays = {decays[id(parameter)] for norm in norms for parameter in norm.parameters()}
     weight_decay = cfg.optim_wrapper.optimizer.weight_decay
-    # The usual practice: normalisation is exempt from strong weight decay, not from weak one.
+    # As usual, normalization layers are exempt from strong weight decay, not from weak.
     exempt = weight_decay == 0.05 and 'paramwise_cfg' in cfg.optim_wrapper
     assert decays == {0.0 if exempt else weight_decay}
 

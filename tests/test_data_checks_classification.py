@@ -1,4 +1,4 @@
-"""What the look at a classifier's data says about folders that do not fit the config."""
+"""Data checks of a classifier: folders that do not fit the config."""
 
 import shutil
 from collections.abc import Callable
@@ -20,11 +20,11 @@ def write(path: str) -> None:
 
 
 @pytest.fixture
-def look(tmp_path: Path, monkeypatch) -> Callable[..., Report]:
-    """Writes an image in three folders of each split, and looks at them."""
+def check(tmp_path: Path, monkeypatch) -> Callable[..., Report]:
+    """Writes an image to each of three folders of each split, and checks them."""
     monkeypatch.chdir(tmp_path)
 
-    def look(
+    def check(
         change: Callable[[], None] = lambda: None,
         model: dict | None = None,
         preprocessor: int = 3,
@@ -51,7 +51,7 @@ def look(tmp_path: Path, monkeypatch) -> Callable[..., Report]:
             cfg[f'{split}_dataloader'] = dict(dataset=settings | dataset)
         return check_data(Config(cfg), 'train', 'val')
 
-    return look
+    return check
 
 
 def write_list(text: str) -> Callable[[], None]:
@@ -81,8 +81,8 @@ LISTED = 'cat/0.jpg 0\ndog/0.jpg 1\nowl/0.jpg 2\n'
         ),
     ],
 )
-def test_nothing_is_said_about_sound_folders(look, arguments):
-    report = look(**arguments)
+def test_sound_folders_pass(check, arguments):
+    report = check(**arguments)
     assert (report.errors, report.notes) == ([], [])
 
 
@@ -124,24 +124,24 @@ LISTS = dict(
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_folders_that_do_not_fit_are_refused(look, case):
-    arguments, says = WRONG[case]
-    errors = look(**arguments).errors
-    assert any(says in error for error in errors), errors
+def test_wrong_folders_and_settings_are_refused(check, case):
+    arguments, message = WRONG[case]
+    errors = check(**arguments).errors
+    assert any(message in error for error in errors), errors
 
 
 @pytest.mark.parametrize('case', LISTS)
-def test_lists_that_do_not_fit_are_refused(look, case):
-    text, says = LISTS[case]
+def test_wrong_lists_are_refused(check, case):
+    text, message = LISTS[case]
     change = write_list(text) if text else lambda: None
-    errors = look(
+    errors = check(
         **NAMED, change=change, ann_file='list.txt', data_root='train', data_prefix=''
     ).errors
-    assert any(says in error for error in errors), errors
+    assert any(message in error for error in errors), errors
 
 
 @pytest.mark.parametrize(
-    'arguments, says',
+    'arguments, message',
     [
         (dict(change=lambda: write('train/cat/1.gif')), '1 files in train are left out'),
         (dict(change=lambda: Path('train/cat/0.jpg').unlink()), 'without images in train: cat'),
@@ -150,14 +150,14 @@ def test_lists_that_do_not_fit_are_refused(look, case):
         (dict(with_label=False), 'CustomDataset is not checked'),
     ],
 )
-def test_what_may_be_meant_is_not_refused(look, arguments, says):
-    report = look(**arguments)
+def test_what_may_be_intended_is_not_refused(check, arguments, message):
+    report = check(**arguments)
     assert report.errors == []
-    assert any(says in note for note in report.notes), report.notes
+    assert any(message in note for note in report.notes), report.notes
 
 
-def test_images_are_counted(look):
-    counts = look(**NAMED).counts
+def test_images_are_counted(check):
+    counts = check(**NAMED).counts
     names = ('cat', 'dog', 'owl')
     assert counts['Images'] == {f'{name}: {name}': dict(train=1, val=1) for name in names}
     assert counts['Data']['largest image'] == dict(train='16 x 12', val='16 x 12')

@@ -1,4 +1,4 @@
-"""What users are told about the data of a detector, and that sound data pass."""
+"""Data checks of a detector: sound data pass, and messages name what is wrong."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ def content(names=('cat', 'dog')):
 
 
 class Project:
-    """A sound job on three images a split, for tests to break."""
+    """A sound job with three images per split, for tests to break."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -77,13 +77,13 @@ class Project:
         return check_data(self.cfg, *(splits or ('train', 'val')))
 
     def error(self, *splits):
-        """The only thing that is wrong."""
+        """Returns the only error."""
         (error,) = self.check(*splits).errors
         assert error.endswith('.') and '\n' not in error
         return error
 
     def note(self, *splits):
-        """The only thing that is odd, where nothing is wrong."""
+        """Returns the only note, if there are no errors."""
         report = self.check(*splits)
         assert not report.errors
         (note,) = report.notes
@@ -104,19 +104,19 @@ def test_finds_nothing_in_sound_data_and_counts_them(project):
     assert report.counts['Data']['smallest image'] == dict(train='40 x 30', val='40 x 30')
 
 
-def test_refuses_a_job_with_all_that_is_wrong(project):
+def test_refuses_a_job_and_names_all_errors(project):
     project.cfg.model.roi_head.bbox_head.num_classes = 1
     (project.folder / 'val' / '2.jpg').unlink()
     project.check()
     with pytest.raises(DataError) as refused:
         require_sound_data(project.cfg, 'train', 'val')
-    heads, missing, way_out = str(refused.value).split('\n')
+    heads, missing, hint = str(refused.value).split('\n')
     assert 'model.roi_head.bbox_head.num_classes is 1' in heads and 'set it to 2' in heads
-    assert '--no-check' in way_out
+    assert '--no-check' in hint
     assert '1 of 3 images' in missing and str(project.folder / 'val' / '2.jpg') in missing
 
 
-def test_looks_inside_wrappers_and_leaves_others_in_peace(project):
+def test_checks_wrapped_datasets_and_skips_unknown_ones(project):
     project.train.data_root = '/nowhere'
     several = dict(type='ConcatDataset', datasets=[project.train, dict(type='CrowdHumanDataset')])
     project.cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=several)
@@ -127,7 +127,7 @@ def test_looks_inside_wrappers_and_leaves_others_in_peace(project):
     assert 'CocoPanopticDataset' in project.note('train')
 
 
-def test_names_settings_that_name_no_files(project):
+def test_names_settings_that_point_to_no_files(project):
     project.train.ann_file = ['train.json', 'more.json']
     assert 'ann_file is a list' in project.error('train')
     project.train.ann_file = 'train.json'
@@ -160,13 +160,13 @@ def test_compares_classes_with_categories(project, names, classes, message):
     assert message in project.error('train')
 
 
-def test_says_whose_classes_hold_where_there_is_no_metainfo(project):
+def test_names_the_default_classes_where_there_is_no_metainfo(project):
     project.files['train'] = content(('kiwi', 'fig'))
     del project.train.metainfo
     assert 'of CocoDataset, which hold where no' in project.error('train')
 
 
-def test_allows_to_leave_out_categories_and_to_miss_the_last(project):
+def test_allows_unused_categories_and_missing_last_classes(project):
     project.train.metainfo = project.val.metainfo = dict(classes=('cat',))
     for head in project.cfg.model.roi_head.values():
         head.num_classes = 1
@@ -184,7 +184,7 @@ def test_compares_the_classes_of_the_splits(project):
     assert 'not those of train_dataloader (cat, dog)' in project.check('val').errors[0]
 
 
-def test_looks_at_every_head(project):
+def test_checks_every_head(project):
     cascade = [dict(num_classes=number) for number in (2, 1, 80)]
     masked = dict(num_things_classes=80, num_stuff_classes=0, loss_cls=dict(class_weight=[1, 1]))
     agnostic = dict(num_classes=1, class_agnostic=True)
@@ -199,7 +199,7 @@ def test_looks_at_every_head(project):
 
 
 @pytest.mark.parametrize(
-    'kind, field, value, message',
+    'entries, field, value, message',
     [
         ('annotations', 'area', ..., '1 of 3 annotations (ids 2) lack "area"'),
         ('annotations', 'bbox', ..., 'lack "bbox"'),
@@ -218,22 +218,22 @@ def test_looks_at_every_head(project):
         ('categories', 'id', 1, 'ids of "categories" occur more than once (1)'),
     ],
 )
-def test_names_the_field_that_is_wrong(project, kind, field, value, message):
-    entry = project.files['train'][kind][1]
+def test_names_the_field_that_is_wrong(project, entries, field, value, message):
+    entry = project.files['train'][entries][1]
     del entry[field]
     if value is not ...:
         entry[field] = value
     assert message in project.error('train')
 
 
-def test_takes_ids_that_are_strings_throughout(project):
+def test_accepts_ids_that_are_all_strings(project):
     for entry in [e for entries in project.files['train'].values() for e in entries]:
         entry.update({key: str(value) for key, value in entry.items() if key.endswith('id')})
     report = project.check('train')
     assert not report.errors and not report.notes
 
 
-def test_says_which_objects_are_left_out(project):
+def test_names_objects_that_are_left_out(project):
     project.files['train']['annotations'][0]['bbox'] = [float('nan'), 5, 9, 9]
     assert '1 of 3 objects (annotation ids 1) are left out, as' in project.note('train')
     project.files['train'] = content()
@@ -245,7 +245,7 @@ def test_says_which_objects_are_left_out(project):
     assert '1 of 3 objects (annotation ids 1) reach out of their image' in project.note('train')
 
 
-def test_says_why_nothing_is_left_to_train_with(project):
+def test_explains_why_no_image_is_left_for_training(project):
     for annotation in project.files['train']['annotations']:
         annotation['bbox'] = [0.1, 0.1, 0.5, 0.5]
     assert 'in fractions of the image' in project.error('train')
@@ -281,7 +281,7 @@ def test_names_objects_without_a_mask_where_the_model_needs_it(project, mask, me
     assert not project.check('train').errors
 
 
-def test_takes_rle_and_lets_training_skip_a_line_but_not_the_metric(project):
+def test_accepts_rle_and_refuses_polygons_of_two_points_only_for_the_metric(project):
     project.files['train']['annotations'][0]['segmentation'] = dict(size=[30, 40], counts=[0, 1200])
     project.files['train']['annotations'][1]['segmentation'] = [[1, 1, 5, 5]]
     assert 'no polygon of three points' in project.note('train')
@@ -302,7 +302,7 @@ def test_names_images_that_cannot_be_loaded(project):
     assert '1 of 3 images are missing or empty' in project.error('train')
 
 
-def test_takes_no_notice_of_images_that_are_not_used(project):
+def test_ignores_images_that_are_not_used(project):
     (project.folder / 'train' / '2.jpg').unlink()
     project.train.indices = [0, 2]
     report = project.check('train')
@@ -347,7 +347,7 @@ def test_reads_a_sample_of_many_images_and_all_when_asked(project, monkeypatch):
     assert report.counts['Data']['of these decoded'] == dict(train=3)
 
 
-def test_leaves_files_elsewhere_in_peace(project):
+def test_skips_remote_files(project):
     project.train.ann_file = 's3://bucket/train.json'
     assert 'not checked' in project.note('train')
     project.train.ann_file = 'train.json'
@@ -362,7 +362,7 @@ def test_compares_the_file_of_an_evaluator(project):
     error = project.error('val')
     assert "val_evaluator[0].ann_file: there is no annotation file '/nowhere.json'" in error
     assert f'set it to {project.folder / "val.json"}' in error
-    # The same numbers and names of images in another folder.
+    # It has the same image ids and names, for another folder.
     evaluator.ann_file = str(project.folder / 'train.json')
     assert 'train.json holds the training data' in project.error('val')
     project.files['other'] = copy.deepcopy(project.files['val'])
@@ -377,7 +377,7 @@ def test_compares_the_file_of_an_evaluator(project):
     assert 'has 2 images, of which 2 are among the 3' in project.error('val')
 
 
-def test_says_when_there_is_nothing_to_compare_with(project):
+def test_names_an_evaluator_without_annotations(project):
     del project.cfg.val_evaluator['ann_file']
     assert 'val_evaluator has no ann_file' in project.error('val')
     project.val.pipeline[-1].meta_keys = ('img_id', 'instances')
@@ -404,7 +404,7 @@ def test_names_what_only_the_metric_needs(project, field, value, message):
     assert not project.check('val').errors
 
 
-def test_says_why_ap_will_be_low(project):
+def test_explains_why_ap_will_be_low(project):
     project.val.indices = 1
     assert 'counts as missed' in project.note('val')
     project.val.indices = None

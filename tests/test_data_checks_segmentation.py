@@ -1,4 +1,4 @@
-"""What the look at a segmentor's data says about images and masks that do not fit the config."""
+"""Data checks of a segmentor: images and masks that do not fit the config."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +14,11 @@ HALVES = np.repeat([[1], [2]], 8, axis=0).repeat(16, axis=1)
 
 
 @pytest.fixture
-def look(tmp_path: Path, monkeypatch) -> Callable[..., Report]:
-    """Writes two images a split with the same mask, and looks at them."""
+def check(tmp_path: Path, monkeypatch) -> Callable[..., Report]:
+    """Writes two images with the same mask for each split, and checks them."""
     monkeypatch.chdir(tmp_path)
 
-    def look(
+    def check(
         mask: np.ndarray | Image.Image = HALVES,
         val_mask: np.ndarray | None = None,
         change: Callable[[], None] = lambda: None,
@@ -52,7 +52,7 @@ def look(tmp_path: Path, monkeypatch) -> Callable[..., Report]:
             )
         return check_data(Config(cfg), 'train', 'val')
 
-    return look
+    return check
 
 
 def write(path: str, pixels: np.ndarray | Image.Image) -> None:
@@ -90,14 +90,14 @@ SOUND = dict(
 
 
 @pytest.mark.parametrize('case', SOUND)
-def test_nothing_is_said_about_sound_masks(look, case):
-    report = look(**SOUND[case])
+def test_sound_masks_pass(check, case):
+    report = check(**SOUND[case])
     assert (report.errors, [n for n in report.notes if 'no mask has' not in n]) == ([], [])
 
 
 BACKGROUND = dict(metainfo=dict(classes=('background', 'dog')))
 WRONG = dict(
-    colours=(dict(mask=np.dstack([HALVES * 9, HALVES, HALVES])), '(16, 16, 3)'),
+    colors=(dict(mask=np.dstack([HALVES * 9, HALVES, HALVES])), '(16, 16, 3)'),
     equal_channels=(dict(mask=np.dstack([HALVES] * 3)), 'channels are equal'),
     beyond=(dict(mask=HALVES * 3), 'the value 3, 6 in masks (ann/train/a.png)'),
     beyond_in_val=(dict(val_mask=HALVES * 3), 'the value 3, 6 in masks (ann/val/a.png)'),
@@ -144,65 +144,65 @@ WRONG = dict(
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_masks_that_do_not_fit_are_refused(look, case):
-    arguments, says = WRONG[case]
-    errors = look(**arguments).errors
-    assert any(says in error for error in errors), errors
+def test_wrong_masks_and_settings_are_refused(check, case):
+    arguments, message = WRONG[case]
+    errors = check(**arguments).errors
+    assert any(message in error for error in errors), errors
 
 
-def test_missing_empty_and_damaged_files_are_named(look):
+def test_missing_empty_and_damaged_files_are_named(check):
     def damage():
         Path('ann/train/a.png').unlink()
         Path('img/train/b.jpg').write_bytes(b'')
         Path('img/val/a.jpg').write_bytes(Path('img/val/a.jpg').read_bytes()[:200])
         Path('ann/val/b.png').write_text('version https://git-lfs.github.com/spec/v1')
 
-    errors = '\n'.join(look(change=damage).errors)
+    errors = '\n'.join(check(change=damage).errors)
     for name in ('ann/train/a.png', 'img/train/b.jpg', 'img/val/a.jpg', 'ann/val/b.png is a p'):
         assert name in errors
 
 
 @pytest.mark.parametrize(
-    'classes, says',
+    'classes, message',
     [(('wall', 'cat'), 'names cat, which ADE20KDataset does not'), ('cat', "is the text 'cat'")],
 )
-def test_classes_that_a_dataset_does_not_know_are_refused(look, classes, says):
-    errors = look(type='ADE20KDataset', metainfo=dict(classes=classes)).errors
-    assert len(errors) == 2 and all(says in error for error in errors)
+def test_classes_that_a_dataset_does_not_know_are_refused(check, classes, message):
+    errors = check(type='ADE20KDataset', metainfo=dict(classes=classes)).errors
+    assert len(errors) == 2 and all(message in error for error in errors)
 
 
-def test_a_list_of_images_is_followed(look):
+def test_a_list_of_images_is_followed(check):
     def change():
         Path('list.txt').write_text('b\nc.jpg\n')
         Path('ann/train/a.png').unlink()
 
-    errors = look(change=change, ann_file='list.txt').errors
+    errors = check(change=change, ann_file='list.txt').errors
     assert all('img/' in error and 'c.jpg.jpg' in error for error in errors)
     assert len(errors) == 2
 
 
 @pytest.mark.parametrize('other', [dict(reduce_zero_label=False), dict(classes=('dog', 'cat'))])
-def test_labels_that_mean_something_else_than_in_training_are_refused(look, other):
+def test_labels_that_differ_from_training_are_refused(check, other):
     other = dict(metainfo=other) if 'classes' in other else other
-    errors = look(val=other).errors
+    errors = check(val=other).errors
     assert any('in train_dataloader' in error for error in errors), errors
 
 
-def test_images_that_the_pipeline_may_skip_are_not_refused(look):
+def test_images_that_the_pipeline_may_skip_are_not_refused(check):
     load = dict(type='LoadImageFromFile', ignore_empty=True, imdecode_backend='pillow')
     skip = [load, dict(type='LoadAnnotations')]
-    assert look(change=lambda: Path('img/val/a.jpg').write_text('?'), pipeline=skip).errors == []
+    assert check(change=lambda: Path('img/val/a.jpg').write_text('?'), pipeline=skip).errors == []
 
 
-def test_a_large_sample_does_not_hide_a_rare_class(look, monkeypatch):
+def test_a_large_sample_does_not_hide_a_rare_class(check, monkeypatch):
     monkeypatch.setattr('mmhatnet.data_checks.images.SAMPLE', 1)
     rare = dict(mask=np.ones((16, 16)), val_mask=HALVES)
-    assert look(**rare, change=lambda: write('ann/train/b.png', HALVES)).errors == []
-    assert "only 'cat' has pixels" in look(**rare).errors[0]
+    assert check(**rare, change=lambda: write('ann/train/b.png', HALVES)).errors == []
+    assert "only 'cat' has pixels" in check(**rare).errors[0]
 
 
 @pytest.mark.parametrize(
-    'arguments, says',
+    'arguments, message',
     [
         (dict(change=lambda: write('img/train/c.png', HALVES)), '1 files in img/train are left'),
         (
@@ -223,14 +223,14 @@ def test_a_large_sample_does_not_hide_a_rare_class(look, monkeypatch):
         (dict(backend_args=dict(backend='petrel')), 'BaseSegDataset is not checked'),
     ],
 )
-def test_what_may_be_meant_is_not_refused(look, arguments, says):
-    report = look(**arguments)
+def test_what_may_be_intended_is_not_refused(check, arguments, message):
+    report = check(**arguments)
     assert report.errors == []
-    assert any(says in note for note in report.notes), report.notes
+    assert any(message in note for note in report.notes), report.notes
 
 
 @pytest.mark.parametrize('value, name', [(0, 'ignored'), (7, 'value 7')])
-def test_classes_are_counted(look, value, name):
-    shares = look(mask=np.where(np.eye(16), value, HALVES)).counts['Pixels of the masks read']
+def test_classes_are_counted(check, value, name):
+    shares = check(mask=np.where(np.eye(16), value, HALVES)).counts['Pixels of the masks read']
     shown = {name: split['train'] for name, split in shares.items()}
     assert shown == {'cat': '46.9 %', 'dog': '46.9 %', name: '6.2 %'}

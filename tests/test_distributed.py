@@ -1,4 +1,4 @@
-"""Two processes do what one does with the combined batch, through DDP, FSDP and the launchers."""
+"""Two processes with DDP or FSDP give the same as one process with the combined batch."""
 
 import copy
 import os
@@ -29,12 +29,12 @@ from mmhatnet.openmmlab.fsdp import ResumableFSDPStrategy
 ROOT = Path(__file__).parents[1]
 CONFIGS, TOOLS = ROOT / 'configs', ROOT / 'tools'
 SMALL_ARCH = dict(embed_dims=(16, 16, 32, 32), head_dim=16, depths=(1, 1, 2, 1))
-# Stages of two or three cells, where windows and pooled cells are cut at the edge.
+# Stages have two or three windows or cells along a side, and incomplete ones at the edge.
 IMAGE_SIZE = (70, 90)
 ENTRY_CONFIGS = ('maskrcnn', 'retinanet', 'semfpn', 'imagenet')
-# Learns the same from the same images, whichever process sees them: without random augmentation
-# and dropout, with an optimizer that is continuous in the gradient, and without the two settings
-# that mean something else under FSDP.
+# Training must not depend on which process sees an image, so it has no random augmentation and no
+# dropout, an optimizer that is continuous in the gradient, and neither of the two settings that
+# have another meaning under FSDP.
 TOY_JOB = f"""
 _base_ = {str(CONFIGS / 'toy' / 'imagenet_hatnet_toy.py')!r}
 model = dict(
@@ -61,7 +61,7 @@ fsdp = Config.fromfile({str(CONFIGS / 'hatnet' / 'mask-rcnn_hatnet-l_fpn_fsdp-1x
 custom_imports = dict(imports=[*fsdp.custom_imports.imports, 'mmhatnet.openmmlab.cls_head'])
 runner_type, strategy = fsdp.runner_type, fsdp.strategy
 strategy.model_wrapper.device_id = 'cpu'
-# With 'full', PyTorch frees on the CPU what it believes to have copied there.
+# With 'full', PyTorch frees parameters on the CPU, because it assumes that it has copied them.
 strategy.state_dict_cfg = dict(
     state_dict_type='FULL_STATE_DICT',
     state_dict_config=dict(type='FullStateDictConfig'),
@@ -73,7 +73,7 @@ del Config, fsdp
 
 @pytest.fixture(scope='module')
 def of_two_processes(tmp_path_factory) -> list[dict]:
-    """What each of two processes has measured. They are started once for several tests."""
+    """Returns the measurements of two processes, which start once for several tests."""
     folder = tmp_path_factory.mktemp('two')
     mp.start_processes(measure, (folder,), nprocs=2, start_method='forkserver')
     return [torch.load(folder / f'{rank}.pth', weights_only=False) for rank in range(2)]
@@ -96,7 +96,7 @@ def free_port() -> str:
 
 
 def launch(script: str, *args: object, cwd: Path) -> subprocess.CompletedProcess:
-    """Runs a shell script of tools/ with this Python."""
+    """Runs a shell script of tools/ with the Python of the tests."""
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
     variables = dict(PATH=path, PORT=free_port(), CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
     return subprocess.run(
@@ -113,7 +113,7 @@ def images() -> Tensor:
 
 
 def gradients(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-    """Of a loss that is a mean over images and weighs every value differently."""
+    """Returns the gradients of a loss: a mean over images of differently weighted features."""
     model.zero_grad()
     features = model(batch)
     weights = torch.Generator().manual_seed(2)
@@ -123,7 +123,7 @@ def gradients(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
     return {name.removeprefix('module.'): p.grad for name, p in model.named_parameters()}
 
 
-def initialised_model() -> HATNet:
+def initialized_model() -> HATNet:
     torch.manual_seed(0)
     model = HATNet('tiny')
     model.init_weights()
@@ -131,12 +131,12 @@ def initialised_model() -> HATNet:
 
 
 def gradients_of_one_image() -> dict[str, Tensor]:
-    model = DistributedDataParallel(initialised_model())
+    model = DistributedDataParallel(initialized_model())
     return gradients(model, images()[dist.get_rank()].unsqueeze(0))
 
 
 def test_gradients_equal_those_of_the_combined_batch(of_two_processes: list[dict]) -> None:
-    expected = gradients(initialised_model(), images())
+    expected = gradients(initialized_model(), images())
     assert all(gradient.abs().max() > 0 for gradient in expected.values())
     differences = {}
     for measured in of_two_processes:
@@ -162,7 +162,7 @@ def unused_parameters() -> dict[tuple, list[str]]:
                     with_cp=with_cp,
                 )
                 parallel = DistributedDataParallel(model)
-                # It is the second forward pass that finds the first one's reduction unfinished.
+                # DDP reports unused parameters of the first forward pass in the second one.
                 for _ in range(2):
                     gradients(parallel, images()[:1, :, :40, :56])
                 unused[settings] = [
@@ -204,7 +204,7 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def train_in_two_processes(*args: object, config: Path, work_dir: Path, cwd: Path) -> str:
-    """Does without the launchers, which take longer than the training; returns the log."""
+    """Trains without a launcher, which takes longer than the training, and returns the log."""
     variables = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
     words = [TOOLS / 'train.py', config, '--work-dir', work_dir, '--auto-scale-lr', *args]
     scripts = [
@@ -302,7 +302,7 @@ def test_auto_scale_lr(job: str, tmp_path: Path, caplog) -> None:
     runner = Runner.from_cfg(cfg)
     optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(cfg.optim_wrapper))
     runner.scale_lr(optim_wrapper, runner.auto_scale_lr)
-    # One process of the batch size that each of 8 or 4 has in the recipe.
+    # One process has the batch size of each of the recipe's 8 or 4 processes.
     ratio = 1 / 4 if job == 'semfpn' else 1 / 8
     assert f'Scaling the original LR by {ratio}.' in next(tmp_path.glob('*/*.log')).read_text()
     rates = {group['lr'] for group in optim_wrapper.optimizer.param_groups}
@@ -317,7 +317,7 @@ def test_auto_scale_lr(job: str, tmp_path: Path, caplog) -> None:
     ],
 )
 def test_slurm_command(script: str, arguments: list, tool: str, tmp_path: Path) -> None:
-    """There is no Slurm here: a stand-in for srun prints its arguments."""
+    """A substitute for srun prints its arguments, so the test needs no Slurm."""
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)

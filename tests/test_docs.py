@@ -1,9 +1,10 @@
-"""The documents' commands, taken from their text, do what they say; and so do their figures.
+"""The commands in the documentation work, and its figures are the recorded ones.
 
-A block of shell or Python is run as it stands, in a folder with small toy data; only trainings and
-data are made shorter, by options behind a command. Blocks of a page go on from each other. A block
-that cannot be run here says why in a comment before it, `<!-- not run: needs COCO -->`, and is
-parsed all the same: scripts exist and take these options, and configs load.
+The tests run each block of shell or Python as it is, in a folder with small synthetic data. They
+append options that shorten training and reduce data. The blocks of a page run in order and share
+the folder. If a block cannot run, a comment before it gives the reason, as in
+`<!-- not run: needs COCO -->`. The tests still parse it: scripts must exist and accept the options,
+and configs must load.
 """
 
 import argparse
@@ -22,10 +23,10 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import forget_earlier_runs
-from drawn import drawn_checkpoint
 from experiments import CONFIGS, TOY, as_text
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from synthetic import synthetic_checkpoint
 
 from mmhatnet.cli import merge_options
 
@@ -43,7 +44,7 @@ TITLES = dict(
 
 
 @pytest.mark.parametrize('job', TOY)
-def test_what_was_reached_is_what_was_recorded(job: str) -> None:
+def test_stated_results_are_the_recorded_ones(job: str) -> None:
     by_seed = [figures for _, figures in sorted(RESULTS[job].items())]
     assert len(by_seed) >= 2 and list(RESULTS[job]) == [str(seed) for seed in range(len(by_seed))]
     title = TITLES[job.partition('_')[0]]
@@ -73,20 +74,20 @@ def blocks(page: Path) -> Iterator[Block]:
 
 @pytest.fixture
 def project(toy_data: Path, tmp_path: Path, monkeypatch) -> Path:
-    """A checkout with small data, and what pages take for granted: a checkpoint and pictures."""
+    """Makes a folder like a checkout, with the data, checkpoint and images that pages assume."""
     for name in ('configs', 'tools'):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(toy_data / 'data', tmp_path / 'data')
     shutil.copytree(toy_data / 'data' / 'toy' / 'coco', tmp_path / 'my_photos')
-    torch.save(drawn_checkpoint('tiny'), tmp_path / 'HAT-Net_Tiny.pth')
+    torch.save(synthetic_checkpoint('tiny'), tmp_path / 'HAT-Net_Tiny.pth')
     monkeypatch.chdir(tmp_path)
     # Formatting the dumped config takes longer than training.
     monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: as_text(cfg.to_dict())))
     return tmp_path
 
 
-def shortening(script: str, words: list[str]) -> list[str]:
-    """Options behind a command, for less data and less training."""
+def shortening_options(script: str, words: list[str]) -> list[str]:
+    """Returns options for a command that reduce data and training."""
     if script == 'tools/make_toy_data.py':
         return ['--coco', '8', '4', '--ade', '8', '2', '--imagenet', '8', '2']
     of_recipe = [f'model.test_cfg.{part}.max_per_img=8' for part in ('rpn', 'rcnn')]
@@ -126,11 +127,11 @@ def run_script(script: str, words: list[str], monkeypatch) -> None:
 
 
 class Parsed(Exception):
-    """Ends a script that has read its options."""
+    """Ends a script after it has parsed its options."""
 
 
 def require_parsable(words: list[str], monkeypatch) -> None:
-    """Checks a command as far as that is possible without running it."""
+    """Checks that the script of a command exists, accepts the options and can load its config."""
     names = [word for word in words if word.endswith(('.py', '.sh'))]
     if not names or words[1] in ('-c', '-m'):
         return
@@ -149,7 +150,7 @@ def require_parsable(words: list[str], monkeypatch) -> None:
             run_script(script, options, here)
         except Parsed as parsed:
             (args,) = parsed.args
-        except ImportError:  # of a tool that is not ours, as the mark says
+        except ImportError:  # another project's tool may need packages that are missing
             assert not Path(script).resolve().is_relative_to(ROOT / 'tools')
             return
     config = getattr(args, 'config', None)
@@ -162,13 +163,13 @@ def run_shell(block: Block, monkeypatch) -> None:
         if match := FROM_SHELL.fullmatch(line):
             name, value = match.groups()
             command = ['bash', '-ec', f'value={value}; printf %s "$value"']
-            # As a user has it who has activated the environment.
+            # As in an activated environment.
             path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
-            said = subprocess.run(
+            output = subprocess.run(
                 command, check=True, capture_output=True, text=True, env=os.environ | {'PATH': path}
             ).stdout
-            assert said, line
-            monkeypatch.setenv(name, said)
+            assert output, line
+            monkeypatch.setenv(name, output)
             continue
         words = shlex.split(os.path.expandvars(line), comments=True)
         with monkeypatch.context() as here:
@@ -177,14 +178,14 @@ def run_shell(block: Block, monkeypatch) -> None:
             if block.reason and words:
                 require_parsable(words, here)
             elif words[:1] == ['python'] and words[1].endswith('.py'):
-                options = words[2:] + shortening(words[1], words[2:])
+                options = words[2:] + shortening_options(words[1], words[2:])
                 run_script(words[1], options, here)
             elif words and not (words[0] == 'make' and words[1] in RUN_BY_CI):
-                pytest.fail(f'Neither this test nor CI runs it; say why, before the block: {line}')
+                pytest.fail(f'Neither this test nor CI runs it; give the reason before it: {line}')
 
 
 def run_python(block: Block, project: Path) -> None:
-    """Runs a snippet, or builds the model of a config; what is not run is compiled."""
+    """Runs a snippet, or builds the model of a config. A block that is not run is compiled."""
     forget_earlier_runs()
     code = compile(block.text, block.place, 'exec')
     if block.reason:
@@ -213,7 +214,7 @@ def test_commands_of_a_page_run(page: Path, project: Path, monkeypatch) -> None:
         except Exception as error:
             error.add_note(f'in the block of {block.place}')
             raise
-    # Commands in sentences and tables are parsed, those with words for something as far as it goes.
+    # Commands within text and tables are parsed, unless they contain placeholders.
     for command in INLINE.findall(page.read_text()):
         words = shlex.split(command)
         (script,) = re.findall(r'tools/\w+\.\w+', command)

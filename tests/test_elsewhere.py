@@ -1,4 +1,4 @@
-"""The examples of docs/elsewhere.md, those of other frameworks where these are there."""
+"""The examples of docs/elsewhere.md work, with other frameworks if they are installed."""
 
 import re
 from importlib import import_module
@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import drawn_checkpoint, drawn_image
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from synthetic import synthetic_checkpoint, synthetic_image
 
 from mmhatnet import HATNet
 
 TEXT = (Path(__file__).parents[1] / 'docs' / 'elsewhere.md').read_text()
-IMAGE = drawn_image(1, 3, 64, 64)
+IMAGE = synthetic_image(1, 3, 64, 64)
 PARTS = {'neck', 'head', 'cls_head'}
 FRAMEWORKS = dict(MMPose='mmpose', MMRotate='mmrotate', MMAction2='mmaction')
 
 
 def example(title: str) -> str:
-    """The Python code below a heading."""
+    """Returns the Python code below a heading."""
     return re.search(rf'^## {title}\n.*?```python\n(.*?)```', TEXT, re.M | re.S)[1]
 
 
@@ -42,7 +42,7 @@ def test_readme() -> None:
 
 
 def test_plain_module() -> None:
-    names = dict(images=IMAGE, weights=drawn_checkpoint('small'))
+    names = dict(images=IMAGE, weights=synthetic_checkpoint('small'))
     exec(example('PyTorch'), names)
     shapes = [tuple(names[name].shape) for name in ('c2', 'c3', 'c4', 'c5')]
     assert shapes == [(1, 64, 16, 16), (1, 128, 8, 8), (1, 320, 4, 4), (1, 512, 2, 2)]
@@ -61,7 +61,7 @@ def test_timm(capsys: pytest.CaptureFixture) -> None:
 
 @pytest.mark.parametrize('title', FRAMEWORKS)
 def test_channels_are_those_of_the_backbone(title: str) -> None:
-    """It needs nothing of the framework: what the next module expects is in the example."""
+    """This needs no framework, because the example states what the next module expects."""
     names = {}
     exec(example(title), names)
     model = names['model']
@@ -79,7 +79,7 @@ def test_model_is_built_and_computes(title: str, tmp_path: Path) -> None:
     framework = FRAMEWORKS[title]
     try:
         import_module(f'{framework}.models')
-    except (ImportError, AssertionError) as error:  # the latter about the version of mmcv
+    except (ImportError, AssertionError) as error:  # mmaction asserts the version of mmcv
         pytest.skip(f'{framework} cannot be used here: {error}')
     (tmp_path / 'config.py').write_text(example(title))
     cfg = Config.fromfile(tmp_path / 'config.py')

@@ -1,17 +1,16 @@
-"""Exported, traced and compiled models are right at sizes that they were not made at."""
+"""Exported, traced and compiled models are right at sizes that were not traced."""
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from drawn import draw, drawn_image
 from experiments import rest_slow
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from predicting import random_job
+from synthetic import standard_normal, synthetic_image
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -20,7 +19,7 @@ from mmhatnet.backbones import hatnet
 from mmhatnet.export import ExportError, export_model
 
 SMALL = dict(embed_dims=(16, 16, 32, 32), head_dim=16, depths=(1, 2, 1, 1))
-# Windows of 16 pixels, and a stage without: exporters take seconds for each block.
+# One stage with windows and one without. Few blocks, because exporters take seconds for each.
 TWO = dict(
     embed_dims=(16, 32),
     head_dim=16,
@@ -31,17 +30,17 @@ TWO = dict(
     poolings=(2, None),
 )
 ONE = {key: value if key == 'head_dim' else value[:1] for key, value in TWO.items()}
-# Windows and cells divide two of them.
+# Windows and pooling cells divide two of these sizes evenly.
 SIZES = [(2, 64, 96), (1, 64, 64), (1, 61, 90), (2, 75, 203), (3, 33, 58)]
 
 
-def drawn(arch: dict, dtype: torch.dtype = torch.float32) -> HATNet:
-    """Weights that are the same wherever they are drawn, and attention that is not even."""
+def synthetic_model(arch: dict, dtype: torch.dtype = torch.float32) -> HATNet:
+    """Builds a model with reproducible weights, whose attention is not uniform."""
     model = HATNet(arch, out_indices=range(len(arch['depths'])))
     for name, weight in model.named_parameters():
         scale = weight[0].numel() ** 0.5 if weight.ndim > 1 else 10
-        centre = float(name.endswith('norm.weight'))
-        weight.data = centre + draw(name, tuple(weight.shape)).float() / scale
+        center = float(name.endswith('norm.weight'))
+        weight.data = center + standard_normal(name, tuple(weight.shape)).float() / scale
     return model.to(dtype).eval()
 
 
@@ -58,77 +57,78 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
     assert (actual - expected).abs().max() < 1e-4 * expected.std()
 
 
-def picture(batch: int, height: int, width: int) -> Tensor:
-    """RGB pixels."""
-    pixels = 60 * drawn_image(batch, 3, height, width) + 128
+def rgb_images(batch: int, height: int, width: int) -> Tensor:
+    pixels = 60 * synthetic_image(batch, 3, height, width) + 128
     return pixels.clamp(0, 255).round()
 
 
 def preprocessed(model: nn.Module, rgb: Tensor) -> Tensor:
-    """What the framework makes of pictures as OpenCV reads them."""
+    """Preprocesses images in BGR order, as OpenCV reads them."""
     bgr = [image.flip(0).byte() for image in rgb]
     return model.data_preprocessor(dict(inputs=bgr))['inputs']
 
 
 @pytest.mark.parametrize('size', [(61, 90), (64, 96), (224, 113), (1, 40)], ids=str)
-def test_padded_windows_are_the_cut_ones(size: tuple[int, int], monkeypatch) -> None:
+def test_padded_and_cropped_windows_give_the_same(size: tuple[int, int], monkeypatch) -> None:
     results = []
     for known in (True, False):
         monkeypatch.setattr(hatnet, 'remainders_are_known', lambda *args, known=known: known)
-        model, image = drawn(SMALL, torch.float64), drawn_image(2, 3, *size).double()
+        model, image = synthetic_model(SMALL, torch.float64), synthetic_image(2, 3, *size).double()
         features = model(image.requires_grad_())
         loss = sum((feature * feature.detach().cos()).mean() for feature in features)
         gradients = torch.autograd.grad(loss, [image, *model.parameters()])
         results.append([*features, *gradients])
     for actual, expected in zip(*results):
-        # A bias before a normalisation has a gradient of nothing but rounding.
+        # The gradient of a bias before a normalization consists of rounding errors alone.
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
-def test_traced_model_is_right_at_other_remainders() -> None:
-    model = drawn(SMALL)
+def test_traced_model_is_right_at_other_sizes() -> None:
+    model = synthetic_model(SMALL)
     with torch.no_grad():
-        traced = torch.jit.trace(model, drawn_image(2, 3, 61, 90), check_trace=False)
+        traced = torch.jit.trace(model, synthetic_image(2, 3, 61, 90), check_trace=False)
         for batch, *size in SIZES:
-            image = drawn_image(batch, 3, *size)
+            image = synthetic_image(batch, 3, *size)
             for feature, reference in zip(traced(image), model(image)):
                 assert_near(feature, reference)
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_compiled_model_is_compiled_again_twice_at_most() -> None:
+def test_compiled_model_recompiles_at_most_twice() -> None:
     torch.compiler.reset()
-    model, counter = drawn(TWO), CompileCounterWithBackend('eager')
+    model, counter = synthetic_model(TWO), CompileCounterWithBackend('eager')
     compiled = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)
     for batch, height, width in [(b, h + m, w + m) for m in (40, 81) for b, h, w in SIZES]:
-        image = drawn_image(batch, 3, height, width)
+        image = synthetic_image(batch, 3, height, width)
         for feature, reference in zip(compiled(image), model(image)):
             assert_near(feature, reference)
-    # For a single image, and for a large one, of which PyTorch convolves otherwise.
+    # Once for a single image and once for a large one, which PyTorch convolves differently.
     assert counter.frame_count <= 1 + 2
 
 
 @torch.no_grad()
 @pytest.mark.skipif(
-    not hatnet.COMPILER_KNOWS_SIZES, reason='before 2.8 the compiler takes whole windows'
+    not hatnet.COMPILER_KNOWS_SIZES, reason='before PyTorch 2.8 the compiler does not know sizes'
 )
 def test_compiled_for_one_size_has_no_padding() -> None:
     torch.compiler.reset()
     counter = CompileCounterWithBackend('eager')
-    torch.compile(drawn(ONE), backend=counter, dynamic=False)(drawn_image(1, 3, 61, 90))
+    torch.compile(synthetic_model(ONE), backend=counter, dynamic=False)(
+        synthetic_image(1, 3, 61, 90)
+    )
     assert 'pad' not in counter.graphs[0].print_readable(print_output=False).split('"""')[-1]
 
 
 @pytest.mark.parametrize('options', rest_slow([(), ('--benchmark', '32x32')], ()))
 @torch.no_grad()
-def test_onnx_file_of_a_classifier(options: tuple, told: Callable, tmp_path: Path) -> None:
+def test_onnx_file_of_a_classifier(options: tuple, run_tool_captured, tmp_path: Path) -> None:
     import onnx
 
     backbone = dict(type='HATNet', arch=ONE, out_indices=(0,))
     config, checkpoint = random_job('imagenet', tmp_path, backbone, in_channels=16)
     file = tmp_path / 'exported' / 'classifier.onnx'
-    result = told('export', config, checkpoint, '--out', file, *options)
+    result = run_tool_captured('export', config, checkpoint, '--out', file, *options)
     assert not result.returncode, result.stderr
     assert float(re.search(r'at most (\S+) standard deviations', result.stdout)[1]) < 1e-4
     assert list(file.parent.iterdir()) == [file]
@@ -136,20 +136,20 @@ def test_onnx_file_of_a_classifier(options: tuple, told: Callable, tmp_path: Pat
         table = r'PyTorch, eager +\| +onnxruntime.*\n.*\n +32x32 +\| +[.\d]+'
         assert re.search(table, result.stdout)
 
-    about = {entry.key: json.loads(entry.value) for entry in onnx.load(file).metadata_props}
-    assert about['classes'] == ['beach wagon', 'soccer ball', 'umbrella']
-    assert about['channel_order'] == 'RGB' and about['outputs'] == ['logits']
+    metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(file).metadata_props}
+    assert metadata['classes'] == ['beach wagon', 'soccer ball', 'umbrella']
+    assert metadata['channel_order'] == 'RGB' and metadata['outputs'] == ['logits']
     settings = export_settings(config)
     preprocessor = settings['data_preprocessor']
-    assert about['mean'] == pytest.approx(preprocessor['mean'])
-    assert about['std'] == pytest.approx(preprocessor['std'])
+    assert metadata['mean'] == pytest.approx(preprocessor['mean'])
+    assert metadata['std'] == pytest.approx(preprocessor['std'])
 
     model = build('mmpretrain', settings)
     model.load_state_dict(torch.load(checkpoint)['state_dict'])
     runners = dict(export.runners(file))
     assert 'onnxruntime' in runners
     for size in SIZES:
-        images = picture(*size)
+        images = rgb_images(*size)
         expected = model(preprocessed(model, images))
         for run in runners.values():
             assert_near(run(images)[0], expected)
@@ -180,18 +180,18 @@ def segmentor() -> nn.Module:
     return build('mmseg', settings)
 
 
-def test_upsampling_in_a_head_is_not_bound_to_the_traced_size(segmentor, tmp_path: Path) -> None:
-    """As that of Semantic FPN was, and the file was refused. A small backbone shows it as well."""
+def test_upsampling_in_a_head_takes_any_size(segmentor, tmp_path: Path) -> None:
+    """MMSegmentation's Upsample converts sizes to int, which fixes them to the traced ones."""
     assert export_model(segmentor, tmp_path / 'segmentor.onnx', 'onnx') < 1e-4
 
 
 def test_a_file_that_takes_few_sizes_is_refused(segmentor, tmp_path: Path) -> None:
-    """PyTorch 2.12 binds max pooling to sizes of the traced parity; 2.7 and 2.14 do not."""
+    """PyTorch 2.12 restricts max pooling to sizes of the traced parity; 2.7 and 2.14 do not."""
     try:
         deviation = export_model(segmentor, tmp_path / 'segmentor.pt2', 'pt2')
     except ExportError as error:
-        sentence = r'does not take images \(1, 3, 161, 243\), .*Guard'
-        assert re.search(sentence, str(error)) and not [*tmp_path.iterdir()]
+        message = r'does not take images \(1, 3, 161, 243\), .*Guard'
+        assert re.search(message, str(error)) and not [*tmp_path.iterdir()]
     else:
         assert deviation < 1e-4
 
@@ -210,12 +210,12 @@ def test_exported_program_of_a_segmentor(tmp_path: Path) -> None:
     )
     model, file = build('mmseg', settings), tmp_path / 'segmentor.pt2'
     assert export_model(model, file, 'pt2', classes=['a', 'b', 'c']) < 1e-4
-    about = dict.fromkeys(['classes', 'channel_order'], '')
-    program = torch.export.load(file, extra_files=about).module()
-    assert json.loads(about['classes']) == ['a', 'b', 'c']
-    assert json.loads(about['channel_order']) == 'RGB'
+    metadata = dict.fromkeys(['classes', 'channel_order'], '')
+    program = torch.export.load(file, extra_files=metadata).module()
+    assert json.loads(metadata['classes']) == ['a', 'b', 'c']
+    assert json.loads(metadata['channel_order']) == 'RGB'
     for batch, height, width in SIZES:
-        images = picture(batch, height, width)
+        images = rgb_images(batch, height, width)
         whole = model.inference(
             preprocessed(model, images),
             [dict(img_shape=(height, width), ori_shape=(height, width))] * batch,
@@ -240,11 +240,11 @@ DETECTOR = dict(
 )
 
 
-def test_detectors_have_a_way_out(tmp_path: Path) -> None:
+def test_parts_of_detectors_can_be_exported(tmp_path: Path) -> None:
     model = build('mmdet', DETECTOR)
-    with pytest.raises(ExportError, match='RetinaNet is neither .* --part neck, or --part back'):
+    with pytest.raises(ExportError, match='RetinaNet is neither .* --part neck or --part back'):
         export_model(model, tmp_path / 'detector.onnx', 'onnx')
-    images = picture(1, 61, 90)
+    images = rgb_images(1, 61, 90)
     for part, channels in dict(neck=[8, 8], backbone=[16, 32]).items():
         features = export.FromPixels(model, part)(images)
         assert [feature.shape[1] for feature in features] == channels
@@ -259,7 +259,9 @@ def test_a_wrong_file_is_not_kept(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(export, '_write_pt2', lambda *args: args[-1].touch())
     monkeypatch.setattr(export, 'runners', lambda file: iter([('wrong', wrong)]))
-    with pytest.raises(ExportError, match=r'\(1, 3, 161, 243\) it is 1.0e-03 .* not kept'):
+    with pytest.raises(
+        ExportError, match=r'\(1, 3, 161, 243\) its outputs deviate .* 1.0e-03 .* not kept'
+    ):
         export_model(model, tmp_path / 'backbone.pt2', 'pt2', 'backbone')
     assert list(tmp_path.iterdir()) == []
 
@@ -275,13 +277,13 @@ def test_a_wrong_file_is_not_kept(tmp_path: Path, monkeypatch) -> None:
         (['--device', 'tpu9'], '--device tpu9 cannot be used'),
     ],
 )
-def test_bad_input_is_named(args: list, message: str, told: Callable, tmp_path: Path) -> None:
+def test_bad_input_is_named(args: list, message: str, run_tool_captured, tmp_path: Path) -> None:
     job = random_job('imagenet', tmp_path)
-    result = told('export', *job, *args)
+    result = run_tool_captured('export', *job, *args)
     assert result.returncode and re.search(message, result.stderr), result.stderr
 
 
-def test_missing_packages_are_named(told: Callable, tmp_path: Path, monkeypatch) -> None:
+def test_missing_packages_are_named(run_tool_captured, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(export, 'find_spec', lambda name: None)
-    result = told('export', *random_job('imagenet', tmp_path))
+    result = run_tool_captured('export', *random_job('imagenet', tmp_path))
     assert result.returncode and 'pip install onnx onnxscript' in result.stderr, result.stderr

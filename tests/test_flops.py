@@ -1,4 +1,4 @@
-"""Parameters and FLOPs are the known ones, however many boxes NMS would leave."""
+"""Parameters and FLOPs are the known ones, whatever number of boxes NMS leaves."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from mmhatnet.flops import count_flops
 ROOT = Path(__file__).parents[1]
 
 # Parameters (M), and GFLOPs without and with the attention products. The paper's GFLOPs are 2.0,
-# 4.3, 8.3 and 11.5: they leave these products out, and contain the additions of biases.
+# 4.3, 8.3 and 11.5: they omit these products and include the additions of biases.
 KNOWN = {
     'hatnet-tiny_8xb128_in1k': (12.65, 1.970, 2.13),
     'hatnet-small_8xb128_in1k': (25.74, 4.293, 4.55),
@@ -39,7 +39,7 @@ def test_counts_are_the_known_ones(name: str) -> None:
     ],
 )
 def test_counts_as_many_proposals_and_detections_as_are_kept(limits: list) -> None:
-    """More than NMS would leave, and no score is high enough, whatever the weights."""
+    """The counts are the maximum, although random weights give no scores above the threshold."""
     layers = []
     for seed, (proposals, detections) in enumerate(limits):
         cfg = Config.fromfile(ROOT / 'configs' / 'toy' / 'maskrcnn_hatnet_toy.py')

@@ -1,12 +1,12 @@
-"""GLNet: what the matrix of all networks does not say of it."""
+"""Tests of GLNet alone. ``test_backbones.py`` covers what all networks share."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from drawn import drawn_image, drawn_value
 from networks import NETWORKS
+from synthetic import synthetic_image, synthetic_value
 
 from mmhatnet import GLNet
 from mmhatnet.openmmlab.cls_head import NormLinearClsHead
@@ -19,7 +19,7 @@ GOLDEN = NETWORKS['glnet'].golden
     ['4g_tklb', *(pytest.param(a, marks=pytest.mark.slow) for a in ('4g', '9g_tklb', 'stl'))],
 )
 def test_logits_agree_with_golden_figures(arch: str, run_tool, tmp_path: Path) -> None:
-    """Of the classifier that the tool makes of a whole published checkpoint."""
+    """The classifier comes from a published checkpoint, which the tool converts."""
     network, tklb = NETWORKS['glnet_stl' if 'stl' in arch else 'glnet'], 'tklb' in arch
     backbone = GLNet(arch, out_indices=(3,))
     channels = backbone.out_channels[0]
@@ -27,8 +27,8 @@ def test_logits_agree_with_golden_figures(arch: str, run_tool, tmp_path: Path) -
     shapes |= {f'norm.running_{part}': (channels,) for part in ('mean', 'var')}
     for head in ('head', *['tklb_aux_head'] * tklb):
         shapes |= {f'{head}.weight': (1000, channels), f'{head}.bias': (1000,)}
-    head = {name: drawn_value(name, shape) for name, shape in shapes.items()}
-    torch.save({'model': network.drawn(GLNet(arch)) | head}, tmp_path / 'published.pth')
+    head = {name: synthetic_value(name, shape) for name, shape in shapes.items()}
+    torch.save({'model': network.synthetic_weights(GLNet(arch)) | head}, tmp_path / 'published.pth')
     run_tool(
         'convert_checkpoint', tmp_path / 'published.pth', tmp_path / 'ours.pth', '--classifier'
     )
@@ -40,7 +40,7 @@ def test_logits_agree_with_golden_figures(arch: str, run_tool, tmp_path: Path) -
     assert set(missing) <= {'head.norm.num_batches_tracked'} and unexpected == []
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-6)):
         with torch.no_grad():
-            features = backbone.to(dtype)(drawn_image(1, 3, 65, 97).to(dtype))
+            features = backbone.to(dtype)(synthetic_image(1, 3, 65, 97).to(dtype))
             logits = classifier['head'].to(dtype)(features).double().numpy()
         golden = GOLDEN[f'{arch}/1x3x65x97/logits']
         assert np.abs(logits - golden).max() < tolerance * golden.std()

@@ -1,9 +1,9 @@
-"""What is HAT-Net's alone: windows, chunks of the hidden layer, and frozen layers before norms."""
+"""Tests of HAT-Net alone: windows, chunks of the hidden layer, frozen layers before norms."""
 
 import pytest
 import torch
-from drawn import drawn_checkpoint, drawn_image
 from networks import NETWORKS
+from synthetic import synthetic_checkpoint, synthetic_image
 from torch import nn
 
 from mmhatnet import HATNet
@@ -15,12 +15,12 @@ SMALL, small_model = NETWORKS['hatnet'].small, NETWORKS['hatnet'].build
 
 def reference_model() -> ReferenceHATNet:
     model = ReferenceHATNet(SMALL)
-    model.load_state_dict(drawn_checkpoint(SMALL, num_classes=0))
+    model.load_state_dict(synthetic_checkpoint(SMALL, num_classes=0))
     return model
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Largest deviation in units of the expected tensor's spread."""
+    """Checks the largest deviation, in units of the expected tensor's spread."""
     scale = expected.std() if expected.numel() > 1 else expected.abs().max()
     deviation = (actual - expected).abs().max() / scale.clamp(min=1e-6)
     assert deviation < tolerance, f'{deviation:.1e} of the spread'
@@ -31,7 +31,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float)
     [(1, 1), (2, 3), (1, 40), (31, 33), (56, 56), (64, 57), (100, 130), (129, 127), (224, 224)],
 )
 def test_any_size_agrees_with_the_reference_implementation(size: tuple[int, int]) -> None:
-    image = drawn_image(2, 3, *size)
+    image = synthetic_image(2, 3, *size)
     with torch.no_grad():
         features = small_model().eval()(image)
         expected = reference_model().double().eval()(image.double())
@@ -41,9 +41,9 @@ def test_any_size_agrees_with_the_reference_implementation(size: tuple[int, int]
 
 
 def test_windows_of_a_real_variant_agree_at_an_odd_size() -> None:
-    image = drawn_image(1, 3, 75, 118)
+    image = synthetic_image(1, 3, 75, 118)
     model, reference_model = HATNet('tiny').eval(), ReferenceHATNet('tiny').double().eval()
-    weights = drawn_checkpoint('tiny', num_classes=0)
+    weights = synthetic_checkpoint('tiny', num_classes=0)
     model.load_state_dict(weights)
     reference_model.load_state_dict(weights)
     with torch.no_grad():
@@ -60,11 +60,11 @@ def test_hidden_layer_in_chunks_gives_the_same(monkeypatch: pytest.MonkeyPatch) 
         return run_hidden(self, x, in_place)
 
     monkeypatch.setattr(hatnet.MLP, 'run_hidden', counted)
-    image = drawn_image(3, 3, 61, 90)
+    image = synthetic_image(3, 3, 61, 90)
     model = small_model().eval()
     at_once = model(image)  # the hidden layers are small here
     assert len(calls) == 5
-    # One image of the first stage at a time, or two; or eight rows of one, and one beside them.
+    # Chunks of one image in the first stage, of two images, and of eight rows and a margin of one.
     one = 16 * 23 * 64 * 4
     for chunk_bytes, shape in (
         (one, (1, 8, 16, 23)),
@@ -95,7 +95,7 @@ def test_recomputing_keeps_no_hidden_layer(
 
     mlp = hatnet.MLP(16, ratio=8, kernel_size=3, recompute=recompute_mlp)
     x = torch.rand(1, 16, 40, 40, requires_grad=True)  # larger than any weight
-    # By default where the hidden layer is large and nothing observes it.
+    # By default if the hidden layer is large and nothing observes it.
     recomputed = {None: (False, True, False), True: (True,) * 3, False: (False,) * 3}
     cases = ((16 * 10**6, False), (10**5, False), (10**5, True))
     for (chunk_bytes, observed), expected in zip(cases, recomputed[recompute_mlp]):
@@ -128,7 +128,7 @@ def test_gradients_agree_with_the_reference_implementation(
     size: tuple[int, int], chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, 'CHUNK_BYTES', chunk_bytes)
-    image = drawn_image(2, 3, *size)
+    image = synthetic_image(2, 3, *size)
     actual = gradients(small_model(), image)
     reference = gradients(reference_model().double(), image.double())
     converted = HATNet(SMALL).double()
@@ -138,16 +138,16 @@ def test_gradients_agree_with_the_reference_implementation(
     expected = dict(converted.state_dict(), image=reference['image'])
     assert actual.keys() == expected.keys()
     for name, gradient in actual.items():
-        # A bias before a normalisation over all its channels has a gradient near zero.
+        # The gradient of a bias before a normalization over its channels is near zero.
         error = (gradient.double() - expected[name]).abs().max()
         scale = max(expected[name].abs().max(), 1e-3)
         assert error / scale < 1e-3, (name, error / scale)
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-def test_only_normalisations_learn(memory_format: torch.memory_format) -> None:
-    """PyTorch's group normalisation would end the process where its input needs no gradient."""
-    image = drawn_image(2, 3, 61, 90)
+def test_only_normalizations_learn(memory_format: torch.memory_format) -> None:
+    """PyTorch's group normalization may crash if its input needs no gradient."""
+    image = synthetic_image(2, 3, 61, 90)
     expected = gradients(small_model(), image)
     model = small_model().requires_grad_(False)
     learning = {
@@ -165,14 +165,14 @@ def test_only_normalisations_learn(memory_format: torch.memory_format) -> None:
 
 
 def test_dropout_is_off_in_evaluation() -> None:
-    image = drawn_image(1, 3, 64, 64)
+    image = synthetic_image(1, 3, 64, 64)
     model = small_model(drop_rate=0.5)
     assert not torch.equal(model.train()(image)[-1], model(image)[-1])
     torch.testing.assert_close(model.eval()(image)[-1], small_model().eval()(image)[-1])
 
 
 def test_channels_last_input_gives_the_same() -> None:
-    image = drawn_image(2, 3, 61, 90)
+    image = synthetic_image(2, 3, 61, 90)
     model = small_model().eval()
     for feature, reference in zip(
         model(image.contiguous(memory_format=torch.channels_last)), model(image)
@@ -182,14 +182,14 @@ def test_channels_last_input_gives_the_same() -> None:
 
 @pytest.mark.parametrize('size', [(64, 96), (61, 90)])
 def test_export_gives_the_same(size: tuple[int, int]) -> None:
-    image = drawn_image(1, 3, *size)
+    image = synthetic_image(1, 3, *size)
     model = small_model().eval()
     exported = torch.export.export(model, (image,)).module()
     for feature, reference in zip(exported(image), model(image)):
         torch.testing.assert_close(feature, reference)
 
 
-# Inductor takes long to compile all stages, which would show nothing new.
+# Inductor takes long to compile all stages, and one of them is enough.
 @pytest.mark.parametrize(
     ('backend', 'out_indices'),
     [
@@ -199,7 +199,7 @@ def test_export_gives_the_same(size: tuple[int, int]) -> None:
     ],
 )
 def test_compile_has_no_graph_break(backend: str, out_indices: tuple[int, ...]) -> None:
-    image = drawn_image(1, 3, 61, 90)
+    image = synthetic_image(1, 3, 61, 90)
     model = small_model(out_indices=out_indices)
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     for feature, reference in zip(compiled(image), model(image)):

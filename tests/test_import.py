@@ -1,4 +1,4 @@
-"""Importing the package changes no other one and needs PyTorch and MMEngine alone."""
+"""Importing the package changes no other package and needs PyTorch and MMEngine alone."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ class Block(MetaPathFinder):
 
 sys.meta_path.insert(0, Block())
 """
-# How often each method of mmcv's functions is wrapped.
+# Counts how often each method of mmcv's functions is wrapped.
 WRAPPED = f"""
 from importlib import import_module
 def wrapped():
@@ -38,7 +38,7 @@ def wrapped():
 
 
 def run(code: str, *arguments: str | Path, folder: Path | None = None) -> list[str]:
-    """The lines that code prints in an interpreter of its own. A folder comes first on its path."""
+    """Runs code in a new interpreter, with a folder first on its path, and returns its output."""
     path = os.pathsep.join(filter(None, [folder and str(folder), os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-c', code, *map(str, arguments)]
     environment = {**os.environ, 'PYTHONPATH': path}
@@ -126,7 +126,7 @@ print(wrapped())
 
 
 def test_configs_before_and_after_the_patches(tmp_path: Path) -> None:
-    """Beside an mmcv that cannot be imported, which stops nothing."""
+    """An mmcv that cannot be imported does not prevent it."""
     (tmp_path / 'mmcv').mkdir()
     (tmp_path / 'mmcv' / '__init__.py').write_text("raise RuntimeError('undefined symbol')")
     base = "_base_ = __import__('mmhatnet').config_path('_base_/hatnet.py')\n"

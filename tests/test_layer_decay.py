@@ -1,4 +1,4 @@
-"""Layer-wise decay: each layer of the backbone has its learning rate, the head the full one."""
+"""Layer-wise decay: each layer of the backbone has its learning rate, the head has the full one."""
 
 import pytest
 from mmengine.optim import build_optim_wrapper

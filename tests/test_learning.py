@@ -1,6 +1,6 @@
-"""The toy recipes learn, with any seed, and what they reach is judged.
+"""Recipes on synthetic data reach their goals, and the tool that checks goals can fail.
 
-Training takes minutes: `make test-slow` runs it, with `SEEDS=5` for more than the config's seed.
+Training takes minutes, so only `make test-slow` runs it; `SEEDS=5` adds seeds to the config's.
 """
 
 import json
@@ -59,17 +59,17 @@ def test_toy_configs_have_a_seed_and_goals(job: str) -> None:
 
 
 @pytest.fixture
-def judge(told, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+def judge(run_tool_captured, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     def run(results: dict, job: str = 'maskrcnn') -> subprocess.CompletedProcess:
         folder = tmp_path / '20260101_000000'
         folder.mkdir(parents=True, exist_ok=True)
         (folder / '20260101_000000.json').write_text(json.dumps(results))
-        return told('check_goals', TOY[f'{job}_hatnet_toy'], tmp_path)
+        return run_tool_captured('check_goals', TOY[f'{job}_hatnet_toy'], tmp_path)
 
     return run
 
 
-def test_reached_goals_are_told(judge) -> None:
+def test_reached_goals_are_printed(judge) -> None:
     shown = judge({'coco/bbox_mAP_50': 0.712, 'coco/segm_mAP_50': 0.6})
     assert shown.returncode == 0
     assert '71.2 %  objects found and named, with a box' in shown.stdout
@@ -78,7 +78,7 @@ def test_reached_goals_are_told(judge) -> None:
 
 
 @pytest.mark.parametrize('value', [0.0, 0.5999, float('nan'), -1.0])
-def test_missed_goals_end_with_a_sentence(judge, value: float) -> None:
+def test_missed_goals_end_with_an_error_message(judge, value: float) -> None:
     shown = judge({'coco/bbox_mAP_50': 0.9, 'coco/segm_mAP_50': value})
     assert shown.returncode == 1
     assert f'coco/segm_mAP_50 is {100 * value:.1f} % instead of 60 % or more' in shown.stderr
@@ -90,14 +90,14 @@ def test_goals_of_other_metrics(judge) -> None:
     assert judge({'mIoU': 61.0}, 'semfpn').returncode == 0
 
 
-def test_absent_results_and_goals_are_named(told, tmp_path: Path) -> None:
-    shown = told('check_goals', TOY['semfpn_hatnet_toy'], tmp_path)
+def test_absent_results_and_goals_are_named(run_tool_captured, tmp_path: Path) -> None:
+    shown = run_tool_captured('check_goals', TOY['semfpn_hatnet_toy'], tmp_path)
     assert shown.returncode == 1 and 'There is no result' in shown.stderr
-    shown = told('check_goals', CONFIGS / 'semfpn_hatnet.py', tmp_path)
+    shown = run_tool_captured('check_goals', CONFIGS / 'semfpn_hatnet.py', tmp_path)
     assert shown.returncode == 1 and 'has no `goals`' in shown.stderr
 
 
-def test_figures_are_recorded_by_config_and_seed(told, tmp_path: Path) -> None:
+def test_figures_are_recorded_by_config_and_seed(run_tool_captured, tmp_path: Path) -> None:
     for seed, values in enumerate([(10, 61.04), (70.0,)]):
         scalars = tmp_path / str(seed) / '20260101_000000' / 'vis_data' / 'scalars.json'
         scalars.parent.mkdir(parents=True)
@@ -105,6 +105,11 @@ def test_figures_are_recorded_by_config_and_seed(told, tmp_path: Path) -> None:
         config = tmp_path / str(seed) / 'semfpn_hatnet_toy.py'
         config.write_text(f'randomness = dict(seed={seed})')
         record = ['--record', tmp_path / 'results.json']
-        assert told('check_goals', TOY['semfpn_hatnet_toy'], config.parent, *record).returncode == 0
+        assert (
+            run_tool_captured(
+                'check_goals', TOY['semfpn_hatnet_toy'], config.parent, *record
+            ).returncode
+            == 0
+        )
     recorded = json.loads((tmp_path / 'results.json').read_text())
     assert recorded == dict(semfpn_hatnet_toy={'0': dict(mIoU=61.04), '1': dict(mIoU=70.0)})

@@ -1,4 +1,4 @@
-"""MIM's index lists each config as it is; READMEs and docs/benchmarks.md show the same figures."""
+"""MIM's index agrees with the configs; READMEs and docs/benchmarks.md show the same figures."""
 
 import functools
 import re
@@ -43,7 +43,7 @@ METAFILES = {
     for network in PAPERS
 }
 MODELS = {model['Config']: model for model in METAFILES['hatnet']['Models']}
-# Results of the other backbones' small variants, by their authors or as others quote them.
+# Results of the other backbones' small variants, from their authors or as quoted by others.
 PUBLISHED_OF_OTHERS = {
     'p2t-small_8xb128_in1k': [82.4],
     'mask-rcnn_p2t-s_fpn_1x_coco': [45.5, 41.4],
@@ -80,7 +80,7 @@ def test_every_config_is_listed_once() -> None:
 def test_mim_finds_nothing_wrong() -> None:
     index = load(str(ROOT / 'model-index.yml'))
     assert index.check(silent=True) == []
-    # What a model inherits from its collection.
+    # A model inherits these from its collection.
     papers = {model.name: model.full_model.paper['URL'] for model in index.models}
     for name, number in PAPERS.items():
         named = {paper for model, paper in papers.items() if name in model}
@@ -148,14 +148,15 @@ def test_results_of_other_backbones_are_the_published_ones() -> None:
         if 'Results' in model and re.search('-(s|small|4g)_', model['Name'])
     }
     assert small == PUBLISHED_OF_OTHERS
-    assert not any('Weights' in model for model in listed), 'they have no direct download links'
+    # These weights have no direct download links.
+    assert not any('Weights' in model for model in listed)
 
 
 @pytest.mark.parametrize(
     'config', ['hatnet-tiny_8xb128_in1k', 'hatnet-t_fpn_4xb4-80k_ade20k-512x512']
 )
 def test_complexity_is_what_the_tool_counts(config: str) -> None:
-    """For two that are quick; test_configs.py compares the parameters of all."""
+    """Only for two quick ones; test_configs.py compares the parameters of all."""
     cfg = Config.fromfile(ROOT / 'configs' / 'hatnet' / f'{config}.py')
     shape = DEFAULT_SHAPES[cfg.default_scope]
     parameters, layers, attention = count_flops(cfg, shape)['model']

@@ -16,7 +16,7 @@ BACKBONES = dict(hatnet=HATNet, p2t=P2T, shunted=ShuntedTransformer, stvit=STViT
 def read_table(network: str) -> dict[str, dict[str, str]]:
     """Returns the first table of a page: the rows of each variant, by their labels.
 
-    A column may be of several variants. A row then has a cell for all of them.
+    Variants may share a column, and then share its cells.
     """
     text = (PAGES / f'{network}.md').read_text()
     table = text[text.index('\n| ') :].strip().partition('\n\n')[0]
@@ -35,7 +35,7 @@ def test_sizes_are_those_of_the_backbone(network: str) -> None:
     for variant, rows in table.items():
         settings = backbone.resolve_arch(variant)
         expected = {'Blocks per stage': settings['depths']}
-        if network != 'shunted':  # whose variants have the same channels
+        if network != 'shunted':  # its variants have the same channels
             expected['Channels of the stages'] = settings['embed_dims']
         for label, sizes in expected.items():
             assert rows[label] == ', '.join(map(str, sizes)), (variant, label)

@@ -1,4 +1,4 @@
-"""tools/new_config.py reads the layouts of people's folders, and writes configs that fit them."""
+"""tools/new_config.py recognizes layouts of data folders and writes matching configs."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def image(path: Path, labels: tuple[int, ...] | None = None) -> None:
 
 
 def annotate(file: Path, images: Path, start: str = '', segmentation=TRIANGLE) -> None:
-    """An annotation file of ten images, as Roboflow writes them."""
+    """Writes an annotation file of ten images, as Roboflow does."""
     names = [f'{number}.jpg' for number in range(10)]
     for name in names:
         image(images / name)
@@ -68,7 +68,7 @@ def test_annotations_and_images_are_found(
 
 
 def test_a_single_file_is_divided(run_tool, tmp_path: Path) -> None:
-    """Label Studio's export, of boxes."""
+    """Label Studio exports a single file, of boxes."""
     annotate(tmp_path / 'result.json', tmp_path / 'images', 'images/', segmentation=[])
     with pytest.raises(SystemExit, match=r'only .*result\.json: --split divides'):
         written(run_tool, tmp_path)
@@ -82,7 +82,7 @@ def test_a_single_file_is_divided(run_tool, tmp_path: Path) -> None:
     assert not parts[0] & parts[1]
 
 
-def test_dividing_writes_over_nothing(run_tool, tmp_path: Path) -> None:
+def test_dividing_overwrites_nothing(run_tool, tmp_path: Path) -> None:
     annotate(tmp_path / 'result.json', tmp_path / 'images', 'images/')
     (tmp_path / 'result_val.json').write_text('[1, 2]')
     with pytest.raises(SystemExit, match=r'--split would write over .*result_val\.json: move'):

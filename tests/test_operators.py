@@ -1,4 +1,4 @@
-"""mmcv's operators without a compiler are exact, and there whatever is imported first."""
+"""The operators for mmcv that need no compiler are exact, and found in any order of imports."""
 
 import ast
 import inspect
@@ -52,27 +52,27 @@ by_name = pytest.mark.parametrize('case', CASES, ids=lambda case: case.__name__)
 
 @pytest.fixture(autouse=True)
 def ours(request):
-    """Everything here calls our operators, also where mmcv has compiled ones."""
+    """Makes every test call our operators, even if mmcv has compiled ones."""
     with use(OURS):
         yield
 
 
 # ---------------------------------------------------------------------------------------------
-# As the compiled operators
+# Agreement with the compiled operators
 
 
 @by_name
 def test_same_as_the_compiled_operators(case: Callable) -> None:
-    """What those gave is stored; tests/test_compiled_operators.py asks them again."""
+    """Their results are stored; tests/test_compiled_operators.py runs them again."""
     with np.load(STORED) as stored:
         names = [name for name in stored if name.startswith(f'{case.__name__}/')]
         expected = [torch.from_numpy(stored[f'{case.__name__}/{i}']) for i in range(len(names))]
-    # Other processors round the sums of a region or a kernel otherwise.
+    # Other processors round the sums over a region or a kernel differently.
     assert_same(case(Draw(SEED)), expected, max(CASES[case], 1e-6))
 
 
 def called_operators() -> dict[str, list[ast.Call]]:
-    """All calls of `ext_module.NAME(...)` in mmcv, and the names that it asks for without one."""
+    """Returns all calls of `ext_module.NAME(...)` in mmcv, and the names that it loads."""
     calls: dict[str, list[ast.Call]] = {}
     for file in (MMCV / 'ops').glob('*.py'):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -90,7 +90,7 @@ CALLS = called_operators()
 COVERED = [name for name in CALLS if name in vars(OURS)]
 
 
-def test_mmcv_asks_for_what_is_known() -> None:
+def test_number_of_operators_is_known() -> None:
     assert len(CALLS) in (112, 113)  # mmcv 2.1, 2.3
     assert len(COVERED) == 34
 
@@ -103,7 +103,7 @@ def test_calls_of_mmcv_fit_the_signature(name: str) -> None:
             signature.bind(*call.args, **{word.arg: word.value for word in call.keywords})
 
 
-def test_each_other_operator_says_what_it_needs() -> None:
+def test_missing_operators_name_what_they_need() -> None:
     for name in set(CALLS) - set(COVERED):
         with pytest.raises(NotImplementedError) as error:
             getattr(OURS, name)(torch.zeros(1), wanted=2)
@@ -114,24 +114,21 @@ def test_each_other_operator_says_what_it_needs() -> None:
 
 
 def names_in(file: Path) -> set[str]:
-    """What a module defines, by the names in configs as well."""
+    """Returns the names that a module defines or registers."""
     text = file.read_text()
     return {*re.findall(r'^(?:class|def) (\w+)', text, re.M), *REGISTERED.findall(text)}
 
 
 def test_configs_that_need_compiled_operators_are_listed() -> None:
-    """Asked by names: types in the configs, and imports in the code of both frameworks."""
+    """Looks for names: types in the configs, and imports in the code of both frameworks."""
     uncovered = [
         file
         for file in (MMCV / 'ops').glob('*.py')
         if {*re.findall(r'ext_module\.(\w+)\(', file.read_text())} - {*COVERED}
     ]
-    names = {name for file in uncovered for name in names_in(file)} - {
-        'nms',
-        'soft_nms',
-        'nms_match',
-    }
-    names -= {'batched_nms', 'NMSop', 'SoftNMSop'}  # of mmcv/ops/nms.py, whose others are rotated
+    names = {name for file in uncovered for name in names_in(file)}
+    # The other names of mmcv/ops/nms.py are for rotated boxes.
+    names -= {'nms', 'soft_nms', 'nms_match', 'batched_nms', 'NMSop', 'SoftNMSop'}
     page = (ROOT / 'docs' / 'operators.md').read_text()
     for framework in ('mmdet', 'mmseg'):
         package = Path(import_module(framework).__file__).parent
@@ -145,17 +142,17 @@ def test_configs_that_need_compiled_operators_are_listed() -> None:
                     re.findall(r'from mmcv\.ops(?:\.\w+)? import ([\w ,]+|\([^)]+)', text)
                 )
                 found = {*re.findall(r'\w+', imports)} & names
-                # RoIPool is asked whether a model has one.
+                # The frameworks only check whether a model has a RoIPool.
                 assert found <= {'RoIPool', 'line_nms'}, (place, found)
 
 
-def test_an_operator_of_a_later_mmcv_is_missing_when_it_is_called() -> None:
+def test_an_operator_of_a_later_mmcv_fails_when_called() -> None:
     with pytest.raises(NotImplementedError, match='of_mmcv_2_4'):
         OURS.of_mmcv_2_4()
 
 
 # ---------------------------------------------------------------------------------------------
-# Beyond them: gradients, half precision, layouts, what has no compiled operator on a CPU
+# Gradients, half precision, memory layouts, and operators that mmcv has not compiled for CPUs
 
 
 @pytest.mark.parametrize('pool_mode', ['avg', 'max'])
@@ -170,9 +167,8 @@ def test_gradients_of_roi_align(pool_mode: str, ratio: int) -> None:
 def test_gradients_of_deformable_convolutions(modulated: bool) -> None:
     draw, double = Draw(0), torch.float64
     x, weight = normal(draw, 2, 2, 5, 6, dtype=double), normal(draw, 2, 2, 3, 3, dtype=double)
-    offset = (
-        normal(draw, 2, 18, 5, 6, dtype=double) + 0.01
-    )  # beside the pixels, where it has a kink
+    # Away from the pixels, where the derivative jumps.
+    offset = normal(draw, 2, 18, 5, 6, dtype=double) + 0.01
     tensors = [x, offset, weight]
     operator = mmcv.ops.deform_conv2d
     if modulated:
@@ -184,7 +180,7 @@ def test_gradients_of_deformable_convolutions(modulated: bool) -> None:
 
 
 def test_deformable_convolution_differentiates_once(monkeypatch) -> None:
-    """mmcv asks for the gradients in two calls, and torchvision gives them all in one."""
+    """mmcv asks for the gradients in two calls, and torchvision computes all of them in one."""
     calls = []
     backward = OURS._deform_conv_backward
     monkeypatch.setattr(OURS, '_deform_conv_backward', lambda *a: calls.append(a) or backward(*a))
@@ -198,7 +194,7 @@ def test_deformable_convolution_differentiates_once(monkeypatch) -> None:
     first, second = torch.ones_like(output), torch.full_like(output, 2)
     whole = torch.autograd.grad(output, tensors, first, retain_graph=True)
     assert len(calls) == 1
-    # A gradient that was kept is not taken for another one's.
+    # A stored gradient must not be used for another gradient of the output.
     output = mmcv.ops.deform_conv2d(x, offset, weight, 1, 1)
     torch.autograd.grad(output, x, first, retain_graph=True)
     (of_weight,) = torch.autograd.grad(output, weight, second)
@@ -206,7 +202,7 @@ def test_deformable_convolution_differentiates_once(monkeypatch) -> None:
 
 
 def reference_focal_loss(scores: list[float], target: int, gamma: float, alpha: float) -> float:
-    """One row of SigmoidFocalLoss, summed, as its CUDA kernel computes it."""
+    """Sums one row of SigmoidFocalLoss as its CUDA kernel computes it."""
     total = 0.0
     for number, score in enumerate(scores):
         p = 1 / (1 + math.exp(-score))
@@ -258,7 +254,7 @@ def test_a_target_beyond_the_classes_is_refused() -> None:
 
 
 def test_deformable_attention() -> None:
-    """The operator, which mmcv calls on a GPU alone, and mmcv's own code for a CPU."""
+    """Compares the operator, which mmcv calls on GPUs only, with mmcv's own code for CPUs."""
     draw, double, shapes = Draw(0), torch.float64, torch.tensor([[3, 4], [2, 2]])
     value = normal(draw, 2, 16, 2, 3, dtype=double)
     locations = torch.from_numpy(draw.uniform(0.02, 0.97, (2, 5, 2, 2, 2, 2)))
@@ -276,7 +272,7 @@ def test_deformable_attention() -> None:
 
 
 def reference_carafe(x: np.ndarray, masks: np.ndarray, kernel: int, groups: int, scale: int):
-    """CARAFE as its CUDA kernel computes it, pixel by pixel."""
+    """Computes CARAFE pixel by pixel, as its CUDA kernel does."""
     images, channels, height, width = x.shape
     output = np.zeros((images, channels, height * scale, width * scale))
     for n, c, py, px in np.ndindex(*output.shape):
@@ -318,8 +314,8 @@ def process_group():
     dist.destroy_process_group()
 
 
-def test_batch_normalisation_over_processes(process_group) -> None:
-    """Of one process it is PyTorch's; mmcv shares sums of several between the operators."""
+def test_batch_normalization_over_processes(process_group) -> None:
+    """With one process it equals PyTorch's; mmcv itself reduces the sums of several processes."""
     x = normal(Draw(0), 3, 4, 5, 6).requires_grad_()
     own, pytorch = mmcv.ops.SyncBatchNorm(4), torch.nn.BatchNorm2d(4)
     with torch.no_grad():
@@ -345,7 +341,7 @@ def test_deformable_roi_pooling() -> None:
     for offset in (None, offsets):
         pooled = mmcv.ops.deform_roi_pool(features, regions, offset, *settings)
         torch.testing.assert_close(pooled, plain)
-    # A whole side across, each bin sees what a region that far away sees.
+    # Offsets of one region width must give the features of regions that are moved by it.
     offsets[:, 0] = 10
     moved, width = regions.clone(), regions[:, 3] - regions[:, 1]
     moved[:, 1] += width
@@ -402,7 +398,7 @@ def test_regions_of_negative_size_are_empty(region: list[float], pool_mode: str)
 
 @pytest.mark.parametrize('pool_mode', ['avg', 'max'])
 def test_regions_that_are_not_finite_are_refused(pool_mode: str) -> None:
-    """A kernel would read memory far away."""
+    """Otherwise a kernel would read arbitrary memory."""
     for value in (float('nan'), float('inf'), -float('inf')):
         regions = torch.tensor([[0, 1.0, 1, value, 9]])
         with pytest.raises(ValueError, match='not finite'):
@@ -421,7 +417,7 @@ def test_a_file_that_cannot_be_imported_is_named(site: Path) -> None:
 
 @by_name
 def test_deterministic_algorithms(case: Callable) -> None:
-    """On a CPU every operator has one."""
+    """Every operator is deterministic on a CPU."""
     torch.use_deterministic_algorithms(True)
     try:
         results = [case(Draw(SEED)) for _ in range(2)]
@@ -433,9 +429,9 @@ def test_deterministic_algorithms(case: Callable) -> None:
 @pytest.mark.parametrize('aligned', [True, False])
 @pytest.mark.parametrize('ratio', [0, 2])
 def test_deterministic_gradient_of_roi_align(ratio: int, aligned: bool, monkeypatch) -> None:
-    """On a GPU torchvision's kernel raises then. What is done there instead runs here as well."""
+    """On a GPU torchvision's kernel would raise an error. Our substitute also runs on a CPU."""
     features, regions = normal(Draw(0), 2, 2, 8, 9), rois(Draw(0))
-    regions[0, 3:] = regions[0, 1:3]  # an empty one
+    regions[0, 3:] = regions[0, 1:3]  # an empty region
     layer = mmcv.ops.RoIAlign((3, 2), 0.1, ratio, aligned=aligned)
     expected = with_gradients(Draw(1), layer, features.clone(), regions)
     monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: True)
@@ -452,13 +448,13 @@ def test_deterministic_gradient_of_roi_align(ratio: int, aligned: bool, monkeypa
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """A folder that comes first in the path, with an mmcv that has no operators."""
+    """Makes a folder for the front of the path, with an mmcv without operators."""
     shutil.copytree(MMCV, tmp_path / 'mmcv', ignore=shutil.ignore_patterns('_ext*', '__pycache__'))
     return tmp_path
 
 
 def python(site: Path, *args: str) -> str:
-    """Runs Python in the environment of a test, and gives what it prints."""
+    """Runs Python in the environment of a test and returns its output."""
     command = [sys.executable, *args]
     variables = {**os.environ, 'PYTHONPATH': str(site)}
     process = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=site)
@@ -479,38 +475,38 @@ print('area', masks.crop_and_resize(np.array([[0, 0, 4.0, 4.0]]), (2, 2), np.arr
 
 
 def test_found_whatever_is_imported_first(site: Path) -> None:
-    """OneDL's MMDetection replaces operators that it does not find, for the whole process."""
+    """OneDL's MMDetection replaces operators that it does not find for the rest of the process."""
     assert 'area [4]' not in python(site, '-c', CROP)
     assert install(site) == f'Installed operators that need no compiler: {site}/mmcv/_ext.py.\n'
     assert 'area [4]' in python(site, '-c', CROP)
-    # Beside a process that imports it, and again, and after an update of mmcv, which leaves it.
+    # Repeated and concurrent installations change nothing.
     with ThreadPoolExecutor() as pool:
-        said = list(pool.map(install, [site] * 2))
-    assert said == [f'mmcv has these operators already: {site}/mmcv/_ext.py.\n'] * 2
+        messages = list(pool.map(install, [site] * 2))
+    assert messages == [f'mmcv has these operators already: {site}/mmcv/_ext.py.\n'] * 2
 
 
 def test_found_in_a_process_that_applies_the_patches(site: Path) -> None:
-    """Nothing is installed, so they are there for this process alone."""
+    """Nothing is installed, so only this process finds them."""
     code = f'import torch, mmhatnet.openmmlab.setup; {USE}'
     assert 'torch.Size' in python(site, '-c', code)
     assert not (site / 'mmcv' / '_ext.py').exists()
 
 
 def test_torchvision_that_does_not_fit(site: Path) -> None:
-    """It is said, and not taken for missing operators, which OneDL's MMDetection hides."""
+    """The error is shown. As an ImportError, OneDL's MMDetection would hide it."""
     install(site)
     (site / 'torchvision').mkdir()
     fault = "raise RuntimeError('operator torchvision::nms does not exist')"
     (site / 'torchvision' / '__init__.py').write_text(fault)
-    said = python(site, '-c', CROP)
-    assert 'need torchvision, in the version that was published with torch' in said
-    assert 'nms does not exist' in said.splitlines()[-1]
+    output = python(site, '-c', CROP)
+    assert 'need torchvision, in the version that was published with torch' in output
+    assert 'nms does not exist' in output.splitlines()[-1]
     code = 'import mmhatnet.openmmlab.setup; print("still there")'
     assert 'still there' in python(site, '-c', code)
 
 
 def test_compiled_operators_that_cannot_be_imported(site: Path) -> None:
-    """What an update of PyTorch leaves behind."""
+    """An update of PyTorch may leave such a file behind."""
     compiled = site / 'mmcv' / f'_ext{EXTENSION_SUFFIXES[0]}'
     compiled.write_bytes(b'of another PyTorch')
     message = install(site)
@@ -571,7 +567,7 @@ def test_removal(folder: Path) -> None:
 
 
 def test_removal_after_mmcv(folder: Path) -> None:
-    """pip leaves the folder for the sake of our file, and Python takes it for a package."""
+    """pip keeps the folder because of our file, and Python takes it for a package."""
     operators.install()
     for path in folder.iterdir():
         if path.is_dir():

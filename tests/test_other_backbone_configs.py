@@ -1,4 +1,4 @@
-"""The configs of the other backbones are what their names say, and train and test."""
+"""The configs of the other backbones match their names, train and test."""
 
 import copy
 import re
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from drawn import drawn_image, drawn_value
 from experiments import (
     CONFIGS,
     OF_OTHER_BACKBONES,
@@ -21,6 +20,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 from networks import NETWORKS
+from synthetic import synthetic_image, synthetic_value
 
 from mmhatnet.checkpoints.loading import read_pretrained
 from mmhatnet.config_checks import require_channels, require_complete, require_known_settings
@@ -43,7 +43,7 @@ TRAINED = (
     'glnet/glnet-4g_16xb128_in1k',
 )
 TRAINED = [CONFIGS / f'{name}.py' for name in TRAINED]
-# Millions of parameters of the whole model, as P2T's README states them.
+# Parameters of the whole model in millions, from P2T's README.
 PUBLISHED = {
     name.format(variant): millions
     for variant, *figures in (
@@ -76,7 +76,7 @@ def test_every_network_has_the_four_tasks() -> None:
         for arch in variants:
             gpus = 16 if folder == 'glnet' else 8
             assert f'{folder}-{arch.replace("_", "-")}_{gpus}xb128_in1k' in names
-            # No weights of detectors differ by learned slots, as none do by token labels.
+            # There are no detectors with learned slots or token labels.
             if arch != 'stl_paramslot':
                 letter = arch if folder == 'glnet' else arch[0]
                 assert f'mask-rcnn_{folder}-{letter}_fpn_1x_coco' in names
@@ -86,7 +86,7 @@ def test_every_network_has_the_four_tasks() -> None:
 
 
 @pytest.mark.parametrize('path', rest_slow(OF_OTHER_BACKBONES, *ORDINARY), ids=identify)
-def test_config_is_what_it_is_called(path: Path) -> None:
+def test_name_describes_the_config(path: Path) -> None:
     cfg = Config.fromfile(path)
     import_modules_from_strings(**cfg.custom_imports)
     require_complete(cfg, 'train', 'val', 'test')
@@ -138,7 +138,7 @@ def test_train_and_test(path: Path, run_tool, monkeypatch, tmp_path: Path) -> No
 def test_published_classifier(name: str, run_tool, tmp_path: Path) -> None:
     """The tool converts a published checkpoint to the config's classifier.
 
-    The test files of the other networks cover their heads.
+    The test files of the other networks cover theirs.
     """
     network = NETWORKS[name]
     arch = next(iter(network.parameters))
@@ -146,8 +146,8 @@ def test_published_classifier(name: str, run_tool, tmp_path: Path) -> None:
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(cfg.model).eval()
     head = {'head.weight': model.head.fc.weight.shape, 'head.bias': model.head.fc.bias.shape}
-    published = network.drawn(network.network(arch))
-    published |= {key: drawn_value(key, tuple(shape)) for key, shape in head.items()}
+    published = network.synthetic_weights(network.network(arch))
+    published |= {key: synthetic_value(key, tuple(shape)) for key, shape in head.items()}
     torch.save({'model': published}, tmp_path / 'published.pth')
     run_tool(
         'convert_checkpoint', tmp_path / 'published.pth', tmp_path / 'ours.pth', '--classifier'
@@ -156,5 +156,5 @@ def test_published_classifier(name: str, run_tool, tmp_path: Path) -> None:
     golden = network.golden[f'{arch}/1x3x65x97/logits']
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-6)):
         with torch.no_grad():
-            logits = model.to(dtype)(drawn_image(1, 3, 65, 97).to(dtype)).double().numpy()
+            logits = model.to(dtype)(synthetic_image(1, 3, 65, 97).to(dtype)).double().numpy()
         assert np.abs(logits - golden).max() < tolerance * golden.std()

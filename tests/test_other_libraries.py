@@ -1,7 +1,6 @@
-"""Libraries that hook, wrap, replace, trace and transform the backbone's modules get true results.
+"""Libraries that hook, wrap, replace, trace or transform the backbone's modules get right results.
 
-Each mechanism is shown by itself, as adapters, pruning, counters, class activation maps and the
-like use it.
+Each test covers one mechanism of adapters, pruning, counters, class activation maps and so on.
 """
 
 import copy
@@ -9,8 +8,8 @@ from collections import Counter
 
 import pytest
 import torch
-from drawn import drawn_checkpoint, drawn_image
 from mmpretrain.registry import MODELS
+from synthetic import synthetic_checkpoint, synthetic_image
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
@@ -21,8 +20,8 @@ from mmhatnet.backbones import memory
 from mmhatnet.backbones.hatnet import KNOWN_LAYERS, MLP, Block, ImageNorm
 
 SMALL = dict(embed_dims=(16, 16, 32, 32), head_dim=16, depths=(1, 2, 1, 1))
-# Windows are cut at both edges.
-IMAGE = drawn_image(2, 3, 61, 90)
+# The image has incomplete windows at both edges.
+IMAGE = synthetic_image(2, 3, 61, 90)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +32,7 @@ def chunks_wherever_possible(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model() -> HATNet:
     model = HATNet(SMALL)
-    model.load_state_dict(drawn_checkpoint(SMALL, num_classes=0), strict=False)
+    model.load_state_dict(synthetic_checkpoint(SMALL, num_classes=0), strict=False)
     return model.eval()
 
 
@@ -46,7 +45,7 @@ def loss(model: nn.Module) -> Tensor:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Of all parameters that have one."""
+    """Returns the gradients of all parameters that have one."""
     model.zero_grad()
     loss(model).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -55,12 +54,12 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        # A bias before a normalisation has a gradient of nothing but rounding.
+        # The gradient of a bias before a normalization consists of rounding errors alone.
         torch.testing.assert_close(actual[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 class Adapter(nn.Module):
-    """A low-rank addition to a linear layer, which drops out a part of its input."""
+    """Adds a low-rank branch with dropout to a linear layer."""
 
     def __init__(self, layer: nn.Linear, dropout: float) -> None:
         super().__init__()
@@ -87,7 +86,7 @@ def replace(model: nn.Module, wanted: type, change) -> None:
 @pytest.mark.parametrize('recompute_mlp', [None, True])
 def test_adapters_learn_and_merge(recompute_mlp: bool | None) -> None:
     model = HATNet(SMALL, recompute_mlp=recompute_mlp)
-    model.load_state_dict(drawn_checkpoint(SMALL, num_classes=0), strict=False)
+    model.load_state_dict(synthetic_checkpoint(SMALL, num_classes=0), strict=False)
     before = last_feature(model)
     replace(model, nn.Linear, lambda layer: Adapter(layer, dropout=0.5))
     model.eval()
@@ -100,7 +99,7 @@ def test_adapters_learn_and_merge(recompute_mlp: bool | None) -> None:
     torch.testing.assert_close(merged, adapted, rtol=1e-3, atol=1e-4)
 
 
-def test_recomputing_draws_the_random_numbers_of_an_adapter_again() -> None:
+def test_recomputing_repeats_the_random_numbers_of_an_adapter() -> None:
     trained = {}
     for recompute_mlp in (False, True):
         torch.manual_seed(0)
@@ -116,7 +115,7 @@ def test_what_a_hook_has_seen_stays(model: HATNet, training: bool) -> None:
 
     def keep(name: str):
         def hook(module: nn.Module, args: tuple, out: Tensor | tuple) -> None:
-            # Windows that the edge cuts are calls of their own; both branches of a block drop out.
+            # Incomplete windows are separate calls, and both branches of a block have dropout.
             again = name.endswith(('.attn.qkv', '.drop', '.drop_path'))
             assert again or name not in seen, f'{name} is called twice'
             seen[name] = (out, copy.deepcopy(out.detach()))
@@ -147,7 +146,7 @@ def test_backward_hooks_on_every_module(model: HATNet) -> None:
 
 
 def test_counters_by_hooks_miss_nothing(model: HATNet) -> None:
-    """Such counters know the exact types of layers, and what their inputs look like."""
+    """Such counters know the exact types of layers and the shapes of their inputs."""
     counted = Counter()
 
     def linear(module: nn.Linear, args: tuple, out: Tensor) -> None:
@@ -185,7 +184,7 @@ def test_pruned_weights_stay_pruned_through_training(model: HATNet) -> None:
     assert (layer.weight_orig.grad[pruned] == 0).all()
 
 
-def test_parametrised_weights(model: HATNet) -> None:
+def test_parametrized_weights(model: HATNet) -> None:
     expected = last_feature(model)
     layer = model.stages[2].blocks[0].mlp.depthwise
     parametrizations.weight_norm(layer)
@@ -195,17 +194,17 @@ def test_parametrised_weights(model: HATNet) -> None:
     ].any()
 
 
-def test_dynamic_quantisation(model: HATNet) -> None:
+def test_dynamic_quantization(model: HATNet) -> None:
     expected = last_feature(model)
-    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-    assert not any(type(module) is nn.Linear for module in quantised.modules())
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert not any(type(module) is nn.Linear for module in quantized.modules())
     with torch.no_grad():
-        error = (last_feature(quantised) - expected).norm() / expected.norm()
+        error = (last_feature(quantized) - expected).norm() / expected.norm()
     assert 0 < error < 0.1
 
 
 def test_class_activation_map_of_the_default_layer() -> None:
-    """mmpretrain's vis_cam takes the last normalisation, and its output as (N, C, H, W)."""
+    """mmpretrain's vis_cam takes the last normalization, and its output as (N, C, H, W)."""
     torch.manual_seed(0)
     classifier = MODELS.build(
         dict(
@@ -225,7 +224,7 @@ def test_class_activation_map_of_the_default_layer() -> None:
     layer.register_forward_hook(keep)
     classifier(IMAGE)[:, 2].sum().backward()
     assert kept['activation'].shape == kept['gradient'].shape == (2, 32, 2, 3)
-    # The last sum and the pooling pass on to every position what the classifier weighs a channel.
+    # Through the pooling, every position gets the classifier's weight of a channel as its gradient.
     expected = classifier.head.fc.weight[2].view(1, -1, 1, 1).expand(2, -1, 2, 3) / 6
     torch.testing.assert_close(kept['gradient'], expected)
 
@@ -262,7 +261,7 @@ def test_function_transforms(model: HATNet) -> None:
 
 def test_tracing_with_gradients_on(model: HATNet) -> None:
     traced = torch.jit.trace(model, IMAGE)
-    other = drawn_image(2, 3, 61, 90).flip(3)
+    other = synthetic_image(2, 3, 61, 90).flip(3)
     for feature, reference in zip(traced(other), model(other)):
         torch.testing.assert_close(feature, reference)
 
@@ -298,7 +297,7 @@ def test_compiled_block(model: HATNet) -> None:
 def test_gradients_have_the_strides_of_their_parameters(
     model: HATNet, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    """DDP copies, and warns about, those that have others."""
+    """DDP warns about other strides and copies the gradients."""
     image = IMAGE.contiguous(memory_format=memory_format)
     with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
         sum(feature.float().square().mean() for feature in model(image)).backward()
@@ -331,7 +330,7 @@ OBSERVERS = {
 
 
 def unobserved_parts(model: HATNet) -> list[str]:
-    """The blocks and MLPs that may overwrite sums and run in chunks."""
+    """Returns the blocks and MLPs that may overwrite sums and run in chunks."""
     return [
         name
         for name, module in model.named_modules()
@@ -370,7 +369,7 @@ def test_a_private_function_that_pytorch_removes(model: HATNet, name: str, monke
 
 
 def test_one_observer_leaves_chunks_elsewhere(model: HATNet, monkeypatch) -> None:
-    """As class activation maps hook the last stage."""
+    """Class activation maps hook the last stage only."""
     calls = Counter()
     run_hidden = MLP.run_hidden
 
@@ -390,7 +389,7 @@ def test_one_observer_leaves_chunks_elsewhere(model: HATNet, monkeypatch) -> Non
 @pytest.mark.parametrize('grad', [False, True])
 @pytest.mark.parametrize('part', ['mlp', 'attn', 'block', 'both'])
 def test_removed_parts(model: HATNet, part: str, grad: bool) -> None:
-    """Pruning in depth and ablations put an identity in the place of a module."""
+    """Pruning in depth and ablations replace a module by an identity."""
     stage = model.stages[1]
     block = stage.blocks[1]
     if part == 'block':

@@ -1,4 +1,4 @@
-"""What is in the wheel, and that configs are inherited from it and from a checkout."""
+"""The wheel is complete, and configs can be inherited from it and from a checkout."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def run_with(wheel: Path, script: str | Path, *args, cwd: Path) -> None:
 
 @pytest.fixture(scope='module')
 def checkout(tmp_path_factory):
-    """A copy of what packages are built from."""
+    """Copies the files that the package is built from."""
     copy = tmp_path_factory.mktemp('checkout')
     generated = shutil.ignore_patterns('__pycache__', '.mim')
     for name in ('mmhatnet', 'configs', 'tools'):
@@ -68,7 +68,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def wheel(checkout, tmp_path_factory):
-    """The folder of the wheel's content, as it is after installation."""
+    """Builds the wheel and returns the folder of its content, as after installation."""
     leftovers = [
         checkout / 'build' / 'lib' / 'mmhatnet' / '.mim' / 'configs' / 'deleted_since.py',
         checkout / 'configs' / '__pycache__' / 'compiled.pyc',
@@ -168,7 +168,7 @@ def test_configs_of_mmseg_are_found_in_both_package_families(tmp_path):
 
 
 def test_config_path_needs_no_earlier_import(tmp_path, wheel):
-    """What a project writes whose configs are read by tools that know nothing of mmhatnet."""
+    """Projects use it in configs for tools that do not import mmhatnet."""
     config, script = tmp_path / 'inheriting.py', tmp_path / 'script.py'
     config.write_text("_base_ = __import__('mmhatnet').config_path('toy/maskrcnn_hatnet_toy.py')")
     script.write_text(

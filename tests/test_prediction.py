@@ -1,4 +1,4 @@
-"""tools/predict.py writes what the model says when it is called directly, and refuses clearly."""
+"""tools/predict.py writes the same predictions as the model itself, and names bad input."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ def written(out_dir: Path, name: str = 'predictions') -> list | dict:
     return json.loads((out_dir / f'{name}.json').read_text())
 
 
-def drawn(out_dir: Path) -> list[str]:
+def visualized(out_dir: Path) -> list[str]:
     return sorted(str(p.relative_to(out_dir / 'drawn')) for p in out_dir.glob('drawn/**/*.jpg'))
 
 
@@ -55,7 +55,7 @@ def test_detections_are_those_of_the_model_and_load_as_coco(
         assert (masks == expected.masks).mean() > 0.999
         height_and_width = mmcv.imread(image['file_name']).shape[:2]
         assert height_and_width == masks.shape[1:] == (image['height'], image['width'])
-    assert drawn(tmp_path / 'out') == sorted(f'{p.stem}.jpg' for p in folder.iterdir())
+    assert visualized(tmp_path / 'out') == sorted(f'{p.stem}.jpg' for p in folder.iterdir())
 
     annotations = toy_data / 'data/toy/coco/annotations/instances_val2017.json'
     shuffled = json.loads(annotations.read_text())
@@ -74,7 +74,7 @@ def test_detections_are_those_of_the_model_and_load_as_coco(
     assert {f['category_id'] for f in found} <= set(categories.values())
 
 
-def test_score_threshold_holds_for_what_is_written(run_tool, toy_data, tmp_path: Path) -> None:
+def test_score_threshold_applies_to_results(run_tool, toy_data, tmp_path: Path) -> None:
     job, folder = random_job('maskrcnn', tmp_path), toy_data / 'data/toy/coco/val2017'
 
     def scores(threshold: float) -> list[float]:
@@ -103,7 +103,7 @@ def test_label_maps_are_those_of_the_model(run_tool, toy_data: Path, tmp_path: P
         classes = ('building', 'sky', 'tree', 'road', 'grass', 'car')
         counts = {name: int((labels == i).sum()) for i, name in enumerate(classes)}
         assert result['pixels'] == {name: count for name, count in counts.items() if count}
-    assert len(drawn(out_dir)) == len(results)
+    assert len(visualized(out_dir)) == len(results)
 
 
 def test_classes_are_those_of_the_model(run_tool, toy_data: Path, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_classes_are_those_of_the_model(run_tool, toy_data: Path, tmp_path: Path
         assert (result['image'], result['label']) == (path, expected['pred_label'])
         assert result['name'] == classes[result['label']]
         assert result['score'] == pytest.approx(expected['pred_score'], rel=1e-4)
-    assert drawn(tmp_path / 'out') == sorted(f'{Path(path).stem}.jpg' for path in paths)
+    assert visualized(tmp_path / 'out') == sorted(f'{Path(path).stem}.jpg' for path in paths)
 
 
 def test_names_of_the_checkpoint_come_first(run_tool, toy_data, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_images_of_the_same_name_are_kept_apart(run_tool, toy_data, tmp_path: Pa
     for name in ('a/x.jpg', 'a/x.png', 'b/x.jpg'):
         mmcv.imwrite(image, str(tmp_path / 'images' / name))
     run_tool('predict', *job, tmp_path / 'images', '--out-dir', tmp_path / 'out')
-    assert drawn(tmp_path / 'out') == ['a/x.jpg.jpg', 'a/x.png.jpg', 'b/x.jpg.jpg']
+    assert visualized(tmp_path / 'out') == ['a/x.jpg.jpg', 'a/x.png.jpg', 'b/x.jpg.jpg']
 
 
 @pytest.mark.parametrize('job', ['maskrcnn', 'semfpn', 'imagenet'])
@@ -170,12 +170,12 @@ def test_frames_of_a_video_are_predicted_as_images_are(
     assert len(labels) == (6 if job == 'semfpn' else 0)
     assert all((a == b).all() for a, b in zip(labels[:3], labels[3:]))
 
-    drawn_film = mmcv.VideoReader(str(tmp_path / 'of_film' / 'drawn' / 'film.mp4'))
-    assert (drawn_film.fps, len(drawn_film)) == (5, 3)
-    for number, frame in enumerate(drawn_film):
+    visualized_film = mmcv.VideoReader(str(tmp_path / 'of_film' / 'drawn' / 'film.mp4'))
+    assert (visualized_film.fps, len(visualized_film)) == (5, 3)
+    for number, frame in enumerate(visualized_film):
         expected = mmcv.imread(str(tmp_path / 'of_frames' / 'drawn' / f'{number:06d}.jpg'))
         assert frame.shape == expected.shape and abs(frame.astype(float) - expected).mean() < 8
-    assert drawn(tmp_path / 'of_film') == []
+    assert visualized(tmp_path / 'of_film') == []
 
 
 NAMES = ('good', 'bad', 'empty', 'film.mp4')
@@ -208,7 +208,7 @@ def classifier(tmp_path_factory) -> tuple[Path, Path]:
     ],
 )
 def test_bad_input_is_named_before_the_work_starts(
-    args: list[str], message: str, classifier, told, toy_data: Path, tmp_path: Path
+    args: list[str], message: str, classifier, run_tool_captured, toy_data: Path, tmp_path: Path
 ) -> None:
     for folder in ('good', 'bad', 'empty'):
         (tmp_path / folder).mkdir()
@@ -216,20 +216,22 @@ def test_bad_input_is_named_before_the_work_starts(
     (tmp_path / 'bad' / 'a.jpg').touch()
     (tmp_path / 'bad' / 'b.png').write_text('no image')
     (tmp_path / 'film.mp4').touch()
-    # Tools run in the folder of the toy data.
+    # Tools run in the folder of the synthetic data.
     args = [str(tmp_path / a) if a in NAMES else a for a in args]
-    result = told('predict', *classifier, *args)
-    said = result.stderr.replace(f'{tmp_path}/', '')
-    assert result.returncode and re.search(message, said), said
+    result = run_tool_captured('predict', *classifier, *args)
+    stderr = result.stderr.replace(f'{tmp_path}/', '')
+    assert result.returncode and re.search(message, stderr), stderr
     assert not (toy_data / 'work_dirs' / 'predictions').exists()
 
 
-def test_a_checkpoint_that_is_code_is_not_executed(classifier, told, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_code_is_not_executed(
+    classifier, run_tool_captured, tmp_path: Path
+) -> None:
     class Touch:
         def __reduce__(self) -> tuple:
             return Path.touch, (tmp_path / 'executed',)
 
     (tmp_path / 'code.pth').write_bytes(pickle.dumps({'state_dict': Touch()}))
-    result = told('predict', classifier[0], tmp_path / 'code.pth', tmp_path)
+    result = run_tool_captured('predict', classifier[0], tmp_path / 'code.pth', tmp_path)
     assert result.returncode and 'code.pth' in result.stderr
     assert not (tmp_path / 'executed').exists()

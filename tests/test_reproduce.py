@@ -1,4 +1,4 @@
-"""Experiments are repeated and compared with the paper; the weights come from our own server."""
+"""Experiments are repeated and compared with the paper. A local server publishes the weights."""
 
 import itertools
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import drawn_checkpoint
 from processes import Script
+from synthetic import synthetic_checkpoint
 
 from mmhatnet import HATNet
 from mmhatnet.checkpoints.files import fetch_weights
@@ -27,7 +27,7 @@ CLASSIFIER, DETECTOR = 'hatnet-tiny_8xb128_in1k', 'retinanet_hatnet-t_fpn_1x_coc
 
 
 class Release(SimpleHTTPRequestHandler):
-    """The authors' release, for a network that may break off."""
+    """Serves the authors' release, over a connection that may break."""
 
     cut_at = None
 
@@ -41,7 +41,7 @@ class Release(SimpleHTTPRequestHandler):
 @pytest.fixture(scope='module')
 def published(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp('release') / 'HAT-Net_Tiny.pth'
-    torch.save(drawn_checkpoint('tiny'), path)
+    torch.save(synthetic_checkpoint('tiny'), path)
     return path
 
 
@@ -64,7 +64,7 @@ def cache(tmp_path: Path, monkeypatch) -> Path:
 
 @pytest.fixture
 def run(server, cache, toy_data: Path, tmp_path: Path, monkeypatch):
-    """Runs two experiments of the paper on small generated pictures in the place of its data."""
+    """Runs two experiments of the paper on small synthetic data instead of its data."""
     (tmp_path / 'classifier.py').write_text(f"""
 _base_ = {str(ROOT / 'configs' / 'hatnet' / f'{CLASSIFIER}.py')!r}
 test_dataloader = dict(
@@ -116,11 +116,11 @@ def test_classifier_is_fetched_and_tested(run, server, cache: Path, published, c
     metric, measured = row.split('│')[1], row.split('│')[3].strip()
     assert metric.split() == ['Top', '1', 'Accuracy'] and row.split('│')[2].strip() == '79.8'
     assert f'accuracy/top1: {measured}' in output
-    assert 'do not match' not in output, 'every weight is loaded'
+    assert 'do not match' not in output, 'some weights are not loaded'
     assert [path.name for path in cache.iterdir()] == ['HAT-Net_Tiny.pth']
     assert len(server.requests) == 1
     fetch_weights(f'{server.url}/HAT-Net_Tiny.pth', '')
-    assert len(server.requests) == 1, 'what is there is not downloaded again'
+    assert len(server.requests) == 1, 'an existing file is downloaded again'
 
 
 @pytest.mark.slow
@@ -135,13 +135,13 @@ def test_detector_is_trained_and_tested(run, published, tmp_path, server, capfd)
     output = capfd.readouterr().out
     *_, row, _ = output.splitlines()
     assert [cell.strip() for cell in row.split('│')[1:-1]] == ['box AP', '42.5', measured]
-    assert ' --resume ' in output, 'the same command goes on with what was interrupted'
+    assert ' --resume ' in output, 'the same command does not resume an interrupted training'
     assert not server.requests
 
 
 def test_several_processes(run, published, monkeypatch, capsys) -> None:
     monkeypatch.setattr('subprocess.call', lambda command: 3)
-    with pytest.raises(SystemExit, match=r'This failed with status 3: .*train\.py'):
+    with pytest.raises(SystemExit, match=r'The command failed with status 3: .*train\.py'):
         run(DETECTOR, '--gpus', 4, '--cfg-options', 'a.b=[1,2]')
     command = capsys.readouterr().out
     assert '-m torch.distributed.run --standalone --nproc-per-node=4' in command
@@ -168,7 +168,7 @@ class Malicious:
 def test_bad_download_is_refused(
     fault: str, what: str, server, published, cache, tmp_path, monkeypatch
 ):
-    """And nothing of it is kept or executed."""
+    """Nothing in it is executed, and the file is deleted."""
     trace, file = tmp_path / 'executed', published.with_name(f'{fault}.pth')
     if fault == 'cut':
         file.write_bytes(published.read_bytes())
@@ -184,11 +184,11 @@ def test_bad_download_is_refused(
         fetch_weights(f'{server.url}/{file.name}', '--checkpoint FILE')
     init_cfg = dict(type='Pretrained', checkpoint=f'{server.url}/{file.name}')
     with pytest.raises(CheckpointError, match=rf'{file.name} could not .*\(the download {what}'):
-        HATNet('tiny', init_cfg=init_cfg).init_weights()  # as the tools of others do
+        HATNet('tiny', init_cfg=init_cfg).init_weights()  # as other tools do
     assert list(cache.iterdir()) == [] and not trace.exists()
 
 
-def test_what_a_bad_download_has_left_is_replaced(server, published: Path, cache: Path) -> None:
+def test_a_bad_file_in_the_cache_is_replaced(server, published: Path, cache: Path) -> None:
     cache.mkdir(parents=True)
     left_over, url = cache / published.name, f'{server.url}/{published.name}'
     left_over.write_text('<html>Log in to this network</html>')
@@ -205,7 +205,7 @@ def test_missing_things_are_named(run, server, cache: Path) -> None:
         run(CLASSIFIER, '--checkpoint', 'nothing.pth')
     with pytest.raises(SystemExit, match='The test data are missing'):
         run(CLASSIFIER, '--cfg-options', 'test_dataloader.dataset.split=x')
-    assert not server.requests, 'nothing is downloaded for data that are missing'
+    assert not server.requests, 'weights are downloaded although the data are missing'
     with pytest.raises(
         CheckpointError, match=r'absent.pth could not be downloaded \(HTTP Error 404'
     ):

@@ -1,4 +1,4 @@
-"""Nothing in a checkpoint is executed, however MMEngine reads it; and a job reads it once."""
+"""Nothing in a checkpoint is executed, however MMEngine reads it, and a job reads it once."""
 
 import pickle
 import sys
@@ -63,7 +63,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch) -> Iterator[str]:
-    """The address of ``tmp_path``."""
+    """Serves ``tmp_path`` and yields its address."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     with ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=tmp_path)) as http:
         Thread(target=http.serve_forever, daemon=True).start()
@@ -73,7 +73,7 @@ def server(tmp_path: Path, monkeypatch) -> Iterator[str]:
 
 @pytest.fixture
 def address(server: str, tmp_path: Path, monkeypatch) -> Callable[[str], str]:
-    """The address by which a scheme reads ``tmp_path / 'file.pth'``."""
+    """Returns the address by which a scheme reads ``tmp_path / 'file.pth'``."""
     path, url = tmp_path / 'file.pth', f'{server}/file.pth'
     names = dict(net=url, local=str(path))
     monkeypatch.setenv('MMENGINE_HOME', str(tmp_path / 'home'))
@@ -91,18 +91,18 @@ def address(server: str, tmp_path: Path, monkeypatch) -> Callable[[str], str]:
     pavi.modelcloud = SimpleNamespace(get=lambda name: remote)
     monkeypatch.setitem(sys.modules, 'pavi', pavi)
 
-    def load_from_mine(filename: str, map_location: object = None) -> dict:
+    def load_from_own_scheme(filename: str, map_location: object = None) -> dict:
         return torch.load(path, map_location=map_location, weights_only=False)
 
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    CheckpointLoader.register_scheme('mine:', load_from_mine)
+    CheckpointLoader.register_scheme('own:', load_from_own_scheme)
     places = dict(local=str(path), http=url)
     return lambda scheme: places.get(scheme, scheme)
 
 
 SCHEMES = [
     *('local', 'http', 'torchvision://net', 'modelzoo://net', 'openmmlab://net'),
-    *('open-mmlab://local', 's3://file.pth', 'petrel://file.pth', 'pavi://file.pth', 'mine:x'),
+    *('open-mmlab://local', 's3://file.pth', 'petrel://file.pth', 'pavi://file.pth', 'own:x'),
 ]
 
 
@@ -113,10 +113,10 @@ def test_no_scheme_executes_a_checkpoint(scheme, save, address, tmp_path) -> Non
     save({'state_dict': {}, 'meta': Malicious(trace)}, tmp_path / 'file.pth')
     with (
         load_weights_only(),
-        pytest.raises(CheckpointError, match='torch.save|downloaded|weights alone') as told,
+        pytest.raises(CheckpointError, match='torch.save|downloaded|weights alone') as caught,
     ):
         load_checkpoint(nn.Linear(1, 1), address(scheme))
-    assert 'file.pth' in str(told.value) or scheme in str(told.value)
+    assert 'file.pth' in str(caught.value) or scheme in str(caught.value)
     assert not trace.exists()
 
 
@@ -130,15 +130,15 @@ def test_every_scheme_reads_a_training(scheme, address, tmp_path) -> None:
     assert torch.equal(model.weight, source.weight) and read['history'].current() == 0.5
 
 
-def test_the_test_can_fail(address, tmp_path) -> None:
-    """Without the context, the same files are executed."""
+def test_malicious_checkpoints_are_executed_without_the_context(address, tmp_path) -> None:
+    """The tests above can fail."""
     trace = tmp_path / 'executed'
     save_zip({'state_dict': {}, 'meta': Malicious(trace)}, tmp_path / 'file.pth')
-    load_checkpoint(nn.Linear(1, 1), address('mine:x'))
+    load_checkpoint(nn.Linear(1, 1), address('own:x'))
     assert trace.exists()
 
 
-def test_the_loader_is_guarded_as_long_as_anyone_needs_it(tmp_path) -> None:
+def test_the_context_lasts_until_its_last_user_leaves(tmp_path) -> None:
     before = CheckpointLoader.__dict__['load_checkpoint'], Config.__dict__['fromstring']
     first, second = load_weights_only(), load_weights_only()
     first.__enter__()
@@ -162,7 +162,7 @@ class SafeHead(BaseModule):
 
 @MODELS.register_module()
 class SafeModel(BaseModel):
-    """With a head and, as for distillation, a teacher that is loaded when the model is built."""
+    """Has a head and, as in distillation, a teacher that loads weights during construction."""
 
     def __init__(self, init_cfg: dict | None = None, head: dict | None = None, teacher: str = ''):
         super().__init__(init_cfg=init_cfg)
@@ -175,14 +175,14 @@ class SafeModel(BaseModel):
 
 
 class Record:
-    """An object of a user's own, which PyTorch's weights-only reader does not know."""
+    """A class of a user, which PyTorch's weights-only reader does not know."""
 
     value = 2.0
 
 
 @DATASETS.register_module()
 class RecordDataset(Dataset):
-    """Reads its samples with pickle, as its author is free to do."""
+    """Reads its samples with pickle, which a dataset may do."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -290,12 +290,12 @@ def test_an_inferencer_needs_a_config_of_its_own(place, tmp_path) -> None:
         DetInferencer(weights=str(tmp_path / 'file.pth'))
     assert not (tmp_path / 'executed').exists()
     with load_weights_only():
-        assert Config.fromstring('a = 1', '.py').a == 1, 'others are evaluated'
+        assert Config.fromstring('a = 1', '.py').a == 1, 'other configs should be evaluated'
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_a_dataset_reads_what_it_likes(workers, train, tmp_path) -> None:
-    """While MMEngine reads three checkpoints: two that were given, and the one it publishes."""
+def test_a_dataset_may_read_pickles(workers, train, tmp_path) -> None:
+    """Meanwhile MMEngine reads three checkpoints: two given ones, and the one that it publishes."""
     torch.save(SafeModel().state_dict(), tmp_path / 'weights.pth')
     weights = str(tmp_path / 'weights.pth')
     train(
@@ -310,7 +310,7 @@ def test_a_dataset_reads_what_it_likes(workers, train, tmp_path) -> None:
 
 @pytest.fixture
 def reads(monkeypatch) -> Counter:
-    """How often each file is read with torch.load, by its name."""
+    """Counts how often torch.load reads each file, by its name."""
     counts, load = Counter(), torch.load
 
     def counted(file: object, *args, **kwargs) -> object:
@@ -322,10 +322,10 @@ def reads(monkeypatch) -> Counter:
 
 
 @pytest.mark.parametrize('runner', ['Runner', 'FlexibleRunner'])
-def test_what_was_read_resumes_as_what_mmengine_reads(runner, train, tmp_path, reads) -> None:
-    """EMAHook changes the content while it loads, and MMEngine's FlexibleRunner pops its parts."""
+def test_resuming_from_content_equals_resuming_from_a_file(runner, train, tmp_path, reads) -> None:
+    """EMAHook and MMEngine's FlexibleRunner change the content while they load it."""
     job = dict(runner_type=runner)
-    if runner == 'FlexibleRunner':  # in which EMAHook cannot resume
+    if runner == 'FlexibleRunner':  # EMAHook cannot resume in it
         job.update(strategy=dict(type='SingleDeviceStrategy'))
     else:
         job.update(custom_hooks=[dict(type='EMAHook', momentum=0.5)])
@@ -338,14 +338,14 @@ def test_what_was_read_resumes_as_what_mmengine_reads(runner, train, tmp_path, r
         assert trained.epoch == 2 and reads['epoch_1.pth'] == (0 if checkpoints else 1)
         results.append(torch.load(tmp_path / 'work' / 'epoch_2.pth', weights_only=False))
     own, given = results
-    for part in {'state_dict', 'ema_state_dict'} & {*own}:
-        for key, value in own[part].items():
-            assert torch.equal(value, given[part][key]), key
+    for name in {'state_dict', 'ema_state_dict'} & {*own}:
+        for key, value in own[name].items():
+            assert torch.equal(value, given[name][key]), key
     assert str(own['optimizer']) == str(given['optimizer'])
 
 
 def test_a_job_reads_each_checkpoint_once(run_tool, reads, tmp_path) -> None:
-    """Training from published weights, resuming, testing and predicting."""
+    """Covers training from published weights, resuming, testing and predicting."""
     cfg = Config.fromfile(TOY / 'imagenet_hatnet_toy.py')
     config, backbone, work = tmp_path / 'small.py', tmp_path / 'backbone.pth', tmp_path / 'work'
     config.write_text(made_small(cfg, toy=True))

@@ -1,9 +1,9 @@
-"""What is the Shunted Transformer's alone: maps smaller than a kernel, and halves of heads."""
+"""Tests of the Shunted Transformer alone: maps smaller than a kernel, and halves of heads."""
 
 import pytest
 import torch
-from drawn import draw
 from networks import NETWORKS
+from synthetic import standard_normal
 
 from mmhatnet.backbones.shunted import FloorPatchConv
 
@@ -12,9 +12,9 @@ from mmhatnet.backbones.shunted import FloorPatchConv
 @pytest.mark.parametrize('sides', [(1, 1), (1, 9), (7, 3), (11, 8)])
 @torch.no_grad()
 def test_patches_are_whole_or_filled_with_zeros(size: int, sides: tuple[int, int]) -> None:
-    """As its page says, position by position; golden features have no input below 24 pixels."""
+    """Computes them position by position. The golden features have no inputs below 24 pixels."""
     conv, (height, width) = FloorPatchConv(3, 5, size).double(), sides
-    x = draw('patches', (1, 3, height, width))
+    x = standard_normal('patches', (1, 3, height, width))
     rows, columns = max(height // size, 1), max(width // size, 1)
     expected = conv.bias.view(1, 5, 1, 1).repeat(1, 1, rows, columns)
     for y in range(min(height, rows * size)):

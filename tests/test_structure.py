@@ -1,4 +1,4 @@
-"""Modules depend on each other in one direction, and errors become exits in the tools alone."""
+"""Modules depend on each other in one direction, and only tools turn errors into exits."""
 
 import ast
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ MODULES = {
     for path in ROOT.glob('mmhatnet/**/*.py')
     if '.mim' not in path.parts
 }
-# What the data checks need: they could be a distribution of their own.
+# The dependencies of the data checks, which could be a distribution of their own.
 OF_DATA_CHECKS = {'mmhatnet.config_walk', 'mmhatnet.errors'}
 FRAMEWORKS = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg', 'numpy', 'PIL', 'rich'}
 STANDARD = {
@@ -41,7 +41,7 @@ def imports(path: Path, everywhere: bool = False) -> Iterator[str]:
 
 
 def packages_of(name: str) -> set[str]:
-    """The packages that Python imports before a module, other than the outermost."""
+    """Returns the packages that Python imports before a module, except the outermost."""
     parts = name.split('.')
     return {'.'.join(parts[:i]) for i in range(2, len(parts))}
 
@@ -52,7 +52,7 @@ def test_imports_form_no_circle() -> None:
         named = {*imports(path)}
         before = set().union(*map(packages_of, named)) - packages_of(module) - {module}
         graph[module] = (named | before) & {*MODULES}
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle
     assert len(graph) > 30 and 'mmhatnet.errors' in graph['mmhatnet.data_checks.check']
 
 
@@ -66,7 +66,7 @@ def test_nothing_needs_the_command_line_but_the_tools() -> None:
         if module.startswith('mmhatnet.cli'):
             continue
         assert not any(name.startswith('mmhatnet.cli') for name in imports(path, everywhere=True))
-        if module != 'mmhatnet.install_ops':  # a command itself
+        if module != 'mmhatnet.install_ops':  # a command
             assert 'SystemExit' not in path.read_text(), module
 
 
@@ -128,7 +128,14 @@ def test_data_checks_work_alone(toy_data: Path, tmp_path: Path) -> None:
     ],
 )
 def test_tools_end_with_the_message(
-    error: type, tool: str, args: list, message: str, run_tool, told, tmp_path, monkeypatch
+    error: type,
+    tool: str,
+    args: list,
+    message: str,
+    run_tool,
+    run_tool_captured,
+    tmp_path,
+    monkeypatch,
 ) -> None:
     monkeypatch.setattr('mmhatnet.export.find_spec', lambda name: None)
     torch.save({'state_dict': {}}, tmp_path / 'empty.pth')
@@ -136,7 +143,7 @@ def test_tools_end_with_the_message(
     with pytest.raises(SystemExit) as ended:
         run_tool(tool, *args)
     assert type(ended.value.__context__) is error
-    result = told(tool, *args)
+    result = run_tool_captured(tool, *args)
     assert result.returncode == 1
     assert result.stderr.startswith(message) and 'Traceback' not in result.stderr
 

@@ -1,13 +1,13 @@
-"""What is STViT's alone: its super tokens, their gradients, and its classifier."""
+"""Tests of STViT alone: its super tokens, their gradients, and its classifier."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
-from drawn import drawn_image, drawn_value
 from mmpretrain.registry import MODELS
 from networks import NETWORKS
 from reference import stvit
+from synthetic import synthetic_image, synthetic_value
 from torch import Tensor, nn
 
 from mmhatnet.backbones.stvit import SuperTokenAttention
@@ -50,7 +50,7 @@ def test_association_is_float32_and_within_reach(dtype: torch.dtype) -> None:
     seen = []
     for block in (*model.stages[0].blocks, *model.stages[1].blocks):
         block.attn.association.register_forward_hook(lambda *args: seen.append(args[2]))
-    image = drawn_image(1, 3, 61, 90)
+    image = synthetic_image(1, 3, 61, 90)
     model(image)
     with torch.autocast('cpu', dtype):
         model(image)
@@ -74,14 +74,16 @@ def test_logits_of_a_published_classifier() -> None:
         )
     ).eval()
     weights = {
-        f'head.{key}': drawn_value(key.replace('fc.', 'head.'), tuple(value.shape))
+        f'head.{key}': synthetic_value(key.replace('fc.', 'head.'), tuple(value.shape))
         for key, value in classifier.head.state_dict().items()
     }
-    weights |= {f'backbone.{k}': v for k, v in network.drawn(classifier.backbone).items()}
+    weights |= {
+        f'backbone.{k}': v for k, v in network.synthetic_weights(classifier.backbone).items()
+    }
     result = classifier.load_state_dict(weights, strict=False)
     assert not result.missing_keys
     golden = network.golden['small/1x3x65x97/logits']
-    logits = classifier(drawn_image(1, 3, 65, 97)).numpy()
+    logits = classifier(synthetic_image(1, 3, 65, 97)).numpy()
     assert abs(logits - golden).max() < 1e-4 * golden.std()
 
 

@@ -19,7 +19,7 @@ from mmhatnet.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 
-# Of each COCO split, the second image shows nothing and the third shows a crowd.
+# In each COCO split, the second image has no objects and the third has a crowd.
 COUNTS = {'coco': [8, 5], 'ade': [3, 2], 'imagenet': [2, 1]}
 FEWER = {'coco': [3, 0], 'ade': [1, 2], 'imagenet': [0, 1]}
 
@@ -30,13 +30,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def made(folder: Path, seed: int, counts: dict) -> dict[str, bytes]:
-    """The images that are made in a new folder."""
+    """Writes the data to a new folder and returns the images."""
     assert toy.make_toy_data(folder, seed, counts)
     return {name: data for name, data in contents(folder).items() if not name.endswith('.json')}
 
 
-# What the mean colour of everything within its label must satisfy: red, green and blue.
-COLOURS = {
+# Conditions on the mean red, green and blue of the pixels within a label.
+COLORS = {
     'car': lambda r, g, b: r > 1.3 * g and r > 1.3 * b,
     'umbrella': lambda r, g, b: r > g > 1.3 * b,
     'sports ball': lambda r, g, b: g > 1.1 * r and g > 1.1 * b,
@@ -72,7 +72,7 @@ def coco(request, folder: Path) -> COCO:
     return coco
 
 
-def test_coco_annotations_lie_on_what_is_visible(coco: COCO) -> None:
+def test_coco_annotations_cover_what_is_visible(coco: COCO) -> None:
     (crowd,) = coco.loadAnns(coco.getAnnIds(iscrowd=True))
     assert crowd['area'] > 100
     assert [image_id for image_id in coco.imgs if not coco.getAnnIds(image_id)] == [
@@ -88,17 +88,17 @@ def test_coco_annotations_lie_on_what_is_visible(coco: COCO) -> None:
             assert mask.sum() == thing['area'] > 0
             assert mask_utils.toBbox(coco.annToRLE(thing)).tolist() == thing['bbox']
             mean = image[mask > 0].mean(0)
-            assert COLOURS[name](*mean), (record, name, mean)
+            assert COLORS[name](*mean), (record, name, mean)
         for first, second in combinations(things, 2):
             boxes = np.array([first['bbox'], second['bbox']])
             touching += mask_utils.iou(boxes[:1], boxes[1:], [0])[0, 0] > 0
-            # Two outlines that touch may both claim the pixels under their common edge.
+            # Outlines that touch may share the pixels along their common edge.
             shared = coco.annToMask(first) & coco.annToMask(second)
             assert shared.sum() <= 0.25 * boxes[:, 2:].sum()
     assert touching
 
 
-def test_ade_labels_lie_on_what_they_name() -> None:
+def test_ade_labels_cover_what_they_name() -> None:
     seen = set()
     for index in range(8):
         image, labels = map(np.asarray, toy.draw_ade(np.random.default_rng(index), index))
@@ -106,13 +106,13 @@ def test_ade_labels_lie_on_what_they_name() -> None:
         for class_id, name in toy.ADE.items():
             if np.count_nonzero(labels == class_id) >= 300:
                 mean = image[labels == class_id].mean(0)
-                assert COLOURS[name](*mean), (index, name, mean)
+                assert COLORS[name](*mean), (index, name, mean)
     assert seen == {0, *toy.ADE}
 
 
 @pytest.fixture
 def read(folder: Path, monkeypatch):
-    """Builds the data set on which a toy config validates."""
+    """Builds the validation dataset of a config."""
     monkeypatch.chdir(folder.parents[1])
 
     def build(job: str):
@@ -120,7 +120,7 @@ def read(folder: Path, monkeypatch):
         init_default_scope(cfg.default_scope)
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
         known = {name.split(',')[0] for name in type(dataset).METAINFO['classes']}
-        assert set(dataset.metainfo['classes']) <= known, 'names of the real data'
+        assert set(dataset.metainfo['classes']) <= known, 'classes differ from the real data'
         return dataset
 
     return build
@@ -168,7 +168,7 @@ def test_other_settings_replace_the_data(tmp_path: Path, monkeypatch) -> None:
     made(tmp_path / 'toy', 1, FEWER)
     made(tmp_path / 'new', 1, FEWER)
     assert contents(tmp_path / 'toy') == contents(tmp_path / 'new')
-    assert not earlier_class.exists()  # MMPretrain takes each folder for a class.
+    assert not earlier_class.exists()  # MMPretrain would take it for a class.
 
 
 @pytest.mark.parametrize('name', ['coco/mine.jpg', 'toy.json'])
@@ -176,7 +176,7 @@ def test_foreign_folder_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / 'toy' / name).parent.mkdir(parents=True)
     (tmp_path / 'toy' / name).write_text('mine')
     with pytest.raises(
-        DataError, match=f"toy' holds {name}, which is not synthetic data; name a new"
+        DataError, match=f"toy' holds {name}, which is not synthetic data; name another"
     ):
         toy.make_toy_data(tmp_path / 'toy', 0, FEWER)
     assert contents(tmp_path) == {f'toy/{name}': b'mine'}
@@ -188,13 +188,13 @@ def test_own_files_among_the_data_are_kept(tmp_path: Path, name: str) -> None:
     (tmp_path / 'toy' / name).parent.mkdir(exist_ok=True)
     (tmp_path / 'toy' / name).write_text('mine')
     before = contents(tmp_path)
-    with pytest.raises(DataError, match=f'holds {name}, which is not synthetic data; name a new'):
+    with pytest.raises(DataError, match=f'holds {name}, which is not synthetic data; name another'):
         toy.make_toy_data(tmp_path / 'toy', 1, FEWER)
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize('damage', [Path.unlink, lambda path: path.write_bytes(b'cut')])
-def test_damaged_data_is_made_again(tmp_path: Path, damage) -> None:
+def test_damaged_data_is_replaced(tmp_path: Path, damage) -> None:
     made(tmp_path / 'toy', 0, FEWER)
     before = contents(tmp_path)
     damage(tmp_path / 'toy/coco/train2017/000000000002.jpg')

@@ -1,4 +1,4 @@
-"""What timm's users get: its interface, on the network of the published code."""
+"""HAT-Net has timm's interface and computes the same as the published code."""
 
 import os
 import pickle
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import drawn_checkpoint, drawn_image
 from mmengine.config import Config
 from processes import Script
+from synthetic import synthetic_checkpoint, synthetic_image
 from torch import Tensor, nn
 
 from mmhatnet.backbones.hatnet_reference import ReferenceHATNet
@@ -20,7 +20,7 @@ pytest.importorskip('mmhatnet.timm_models')
 ROOT = Path(__file__).parents[1]
 ARCHS = ('tiny', 'small', 'medium', 'large')
 SMALL = dict(embed_dims=(8, 16, 16, 24), head_dim=8, depths=(1, 2, 1, 1), kernel_sizes=(3, 5, 3, 3))
-IMAGE = drawn_image(2, 3, 64, 90)
+IMAGE = synthetic_image(2, 3, 64, 90)
 
 
 def create(**kwargs) -> nn.Module:
@@ -29,9 +29,9 @@ def create(**kwargs) -> nn.Module:
 
 @pytest.fixture(scope='module')
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a small network for ten classes, in the form of the published ones."""
-    path = tmp_path_factory.mktemp('published') / 'HAT-Net_Drawn.pth'
-    torch.save(drawn_checkpoint(SMALL, num_classes=10), path)
+    """Writes a checkpoint of a small network for ten classes, in the published format."""
+    path = tmp_path_factory.mktemp('published') / 'HAT-Net_Synthetic.pth'
+    torch.save(synthetic_checkpoint(SMALL, num_classes=10), path)
     return path
 
 
@@ -42,9 +42,9 @@ def pretrained(published: Path, **kwargs) -> nn.Module:
 
 @pytest.fixture(scope='module')
 def expected() -> tuple[tuple[Tensor, ...], Tensor]:
-    """Features and logits of the published formulation."""
+    """Returns the features and logits of the reference implementation."""
     reference = ReferenceHATNet(SMALL, num_classes=10).eval()
-    reference.load_state_dict(drawn_checkpoint(SMALL, num_classes=10))
+    reference.load_state_dict(synthetic_checkpoint(SMALL, num_classes=10))
     with torch.no_grad():
         return reference(IMAGE)
 
@@ -53,7 +53,7 @@ def assert_close(actual: object, expected: object) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_published_weights_give_the_published_function(published: Path, expected: tuple) -> None:
+def test_published_weights_give_the_published_results(published: Path, expected: tuple) -> None:
     features, logits = expected
     model = pretrained(published)
     assert_close(model(IMAGE), logits)
@@ -87,8 +87,8 @@ def test_features_only(published: Path, expected: tuple, out_indices, feature_cl
 def test_other_channels_and_classes(published: Path, expected: tuple) -> None:
     model = pretrained(published, in_chans=1, num_classes=5)
     gray = IMAGE[:, :1]
-    of_colour = pretrained(published).forward_features(gray.expand(-1, 3, -1, -1))
-    assert_close(model.forward_features(gray), of_colour)
+    of_color = pretrained(published).forward_features(gray.expand(-1, 3, -1, -1))
+    assert_close(model.forward_features(gray), of_color)
     assert model(gray).shape == (2, 5)
     with pytest.raises(ValueError, match=r'HATNet takes images \(N, 1, H, W\)'):
         model(IMAGE)
@@ -110,7 +110,7 @@ class Executes:
 @pytest.mark.parametrize('source', ['file', 'url'])
 def test_a_checkpoint_is_not_executed(source: str, tmp_path: Path) -> None:
     marker, path = tmp_path / 'executed', tmp_path / 'HAT-Net_Evil.pth'
-    torch.save(dict(drawn_checkpoint(SMALL, num_classes=10), extra=Executes(marker)), path)
+    torch.save(dict(synthetic_checkpoint(SMALL, num_classes=10), extra=Executes(marker)), path)
     overlay = dict(url=path.as_uri()) | ({'file': str(path)} if source == 'file' else {})
     with pytest.raises((RuntimeError, pickle.UnpicklingError), match='(?i)weights.only'):
         create(pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=tmp_path / 'cache')
@@ -139,7 +139,7 @@ def test_configurations_are_the_published_ones() -> None:
     feature = model.forward_features(torch.rand(1, 3, 224, 224, device='meta'))
     assert feature.shape == (1, model.num_features, *cfg.pool_size) == (1, 384, 7, 7)
     assert model.forward_head(feature).shape == (1, 1000)
-    # As MMPretrain's pipeline of configs/imagenet_hatnet.py has it: 256 pixels, of them 224.
+    # As in the pipeline of configs/imagenet_hatnet.py: resize to 256 pixels, crop to 224.
     assert timm.data.resolve_model_data_config(model) == dict(
         input_size=(3, 224, 224),
         interpolation='bicubic',
@@ -150,7 +150,7 @@ def test_configurations_are_the_published_ones() -> None:
     )
 
 
-def test_classifier_is_replaced_and_left_out() -> None:
+def test_classifier_is_replaced_and_removed() -> None:
     model = create(global_pool='max', drop_rate=0.3).to(torch.float64).train()
     image = IMAGE.double()
     pooled = model.eval().forward_features(image).amax((2, 3))
@@ -188,7 +188,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def test_gradient_checkpointing_keeps_less_and_gives_the_same(published: Path) -> None:
+def test_gradient_checkpointing_saves_memory_and_gives_the_same(published: Path) -> None:
     def kept() -> tuple[dict[str, Tensor], int]:
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(
@@ -246,7 +246,7 @@ def test_pruning_leaves_no_unused_parameter(published: Path, expected: tuple) ->
 
 
 def test_scripts_of_timm_know_the_models(tmp_path: Path) -> None:
-    """By the command that docs/elsewhere.md gives, while mmhatnet alone does not import timm."""
+    """The command in docs/elsewhere.md works, and mmhatnet alone does not import timm."""
     text = (ROOT / 'docs' / 'elsewhere.md').read_text()
     (command,) = re.findall(r'^python -c "(.*)" validate\.py', text, re.M)
     (tmp_path / 'script.py').write_text(
@@ -257,7 +257,7 @@ def test_scripts_of_timm_know_the_models(tmp_path: Path) -> None:
     (tmp_path / 'run.py').write_text(
         'import sys\n'
         'before = {"timm": sys.modules.pop("timm")} if "timm" in sys.modules else {}\n'
-        'sys.modules["timm"] = None  # whoever imports it now fails\n'
+        'sys.modules["timm"] = None  # makes importing it fail\n'
         'import mmhatnet\n'
         'del sys.modules["timm"]\n'
         'sys.modules.update(before)\n'

@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py run the jobs of all three frameworks, and refuse clearly."""
+"""tools/train.py and tools/test.py run jobs of all three frameworks and explain what is wrong."""
 
 import json
 import pickle
@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmhatnet.evaluation import augment_tests, dump_predictions
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-# Starting and ending processes that load data takes longer than training on a few pictures.
 AMP = 'hatnet/mask-rcnn_hatnet-s_fpn_amp-ms-crop-3x_coco'
+# Starting and stopping worker processes takes longer than training on a few images.
 NO_WORKERS = [
     f'{split}_dataloader.{setting}'
     for split in ('train', 'val', 'test')
@@ -29,7 +29,7 @@ SMALL_DETECTION = [
 ]
 JOBS = {
     'maskrcnn': SMALL_DETECTION,
-    # Scores that hardly trained yet stay under its threshold.
+    # After so little training, no score would reach its threshold.
     'retinanet': [*SMALL_DETECTION, 'model.test_cfg.score_thr=0'],
     'semfpn': [
         'train_dataloader.batch_size=2',
@@ -61,7 +61,7 @@ METRIC = dict(
 
 
 def scalars(work_dir: Path) -> list[dict]:
-    """All records of the newest run in a work folder."""
+    """Returns all records of the newest run in a work folder."""
     newest = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
     return [json.loads(line) for line in newest.read_text().splitlines()]
 
@@ -79,20 +79,20 @@ def test_train_resume_and_test(job: str, run_tool, tmp_path: Path) -> None:
     options.append(LONGER[job])
     run_tool('train', config, '--work-dir', work_dir, '--resume', '--cfg-options', *options)
     steps = [r.get('epoch', r['step']) for r in scalars(work_dir) if 'loss' in r]
-    assert set(steps) == {3}, 'the third epoch or iteration, and no other, is trained'
+    assert set(steps) == {3}, 'training should resume with the third epoch or iteration'
 
     out = tmp_path / ('labels' if job == 'semfpn' else 'predictions.pkl')
-    pictures = tmp_path / 'pictures'
+    visualizations = tmp_path / 'visualizations'
     run_tool(
         'test',
         *(config, checkpoint, '--work-dir', tmp_path / 'test'),
-        *('--out', out, '--show-dir', pictures, '--cfg-options', *NO_WORKERS),
+        *('--out', out, '--show-dir', visualizations, '--cfg-options', *NO_WORKERS),
     )
     if job == 'semfpn':
         assert len(list(out.glob('*.png'))) == 2
     else:
         assert len(pickle.loads(out.read_bytes())) == dict(imagenet=6).get(job, 4)
-    assert len([p for p in pictures.rglob('*') if p.suffix in ('.jpg', '.png')]) > 0
+    assert len([p for p in visualizations.rglob('*') if p.suffix in ('.jpg', '.png')]) > 0
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
         ),
         ('test', 'toy/maskrcnn_hatnet_toy', ['y.pth'], r'no checkpoint y\.pth'),
         ('test', 'maskrcnn_hatnet', ['EMPTY'], 'test data are missing'),
-        ('test', 'toy/maskrcnn_hatnet_toy', ['EMPTY', '--tta'], 'merges boxes and not masks'),
+        ('test', 'toy/maskrcnn_hatnet_toy', ['EMPTY', '--tta'], 'merges boxes but not masks'),
         ('test', 'toy/maskrcnn_hatnet_toy', ['EMPTY', '--out', 'a.json'], r'--out a\.json'),
         ('test', 'toy/maskrcnn_hatnet_toy', ['EMPTY', '--out', 'data'], r'--out data is a folder'),
         (
@@ -195,7 +195,9 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_refusals_are_one_sentence(tool, config, args, message, run_tool, tmp_path) -> None:
+def test_impossible_jobs_end_with_a_message(
+    tool, config, args, message, run_tool, tmp_path
+) -> None:
     checkpoint = tmp_path / 'empty.pth'
     torch.save({'state_dict': {}}, checkpoint)
     args = [str(checkpoint) if arg == 'EMPTY' else arg for arg in args]
@@ -203,7 +205,7 @@ def test_refusals_are_one_sentence(tool, config, args, message, run_tool, tmp_pa
         run_tool(tool, CONFIGS / f'{config}.py', *args)
 
 
-def test_testing_leaves_the_dumped_config_alone_which_holds_nothing_of_one_run(
+def test_the_dumped_config_holds_no_options_and_survives_testing(
     run_tool, tmp_path: Path, capsys
 ) -> None:
     source = CONFIGS / 'toy' / 'imagenet_hatnet_toy.py'
@@ -218,7 +220,7 @@ def test_testing_leaves_the_dumped_config_alone_which_holds_nothing_of_one_run(
     assert dumped.read_bytes() == before
 
     train = runpy.run_path(str(CONFIGS.parent / 'tools' / 'train.py'))
-    train['tell_about_earlier_training'](Config(dict(work_dir=str(tmp_path))))
+    train['report_earlier_training'](Config(dict(work_dir=str(tmp_path))))
     assert 'epoch_1.pth, epoch_2.pth of an earlier training' in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""The patch for mmcv in docs/upstream/ makes it right, and the page names existing workarounds."""
+"""The patch in docs/upstream/ corrects mmcv, and the page names existing workarounds."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from mmhatnet.openmmlab.roi_layers import FUNCTIONS
 ROOT = Path(__file__).parents[1]
 UPSTREAM = ROOT / 'docs' / 'upstream'
 PATCH = UPSTREAM / 'mmcv_memory_format.patch'
-# How far each operator in channels-last is from itself in the usual layout, without mmhatnet.
+# The deviation of each operator between channels-last and contiguous inputs, without mmhatnet.
 COMPARE = """
 import json
 import mmcv, torch
@@ -60,7 +60,7 @@ print(json.dumps([mmcv.__file__, distances]))
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The folder of a copy of the installed mmcv, whose compiled module is linked."""
+    """Copies the installed mmcv, with a link to its compiled module."""
     mmcv = pytest.importorskip('mmcv')
     original = Path(mmcv.__file__).parent
     ignored = shutil.ignore_patterns('__pycache__', '*.so', '*.pyd')
@@ -72,14 +72,14 @@ def copy(tmp_path: Path) -> Path:
 
 def apply(folder: Path) -> None:
     command = ['git', 'apply', str(PATCH)]
-    # Inside of a repository, git would leave out files below the folder that are not in it.
+    # Inside a repository, git would skip files that do not belong to it.
     variables = {**os.environ, 'GIT_CEILING_DIRECTORIES': str(folder.parent)}
     process = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
 
 
 def distances(folder: Path) -> dict[str, float]:
-    """How wrong each operator is in channels-last."""
+    """Returns the deviation of each operator with channels-last inputs."""
     environment = {**os.environ, 'PYTHONPATH': str(folder)}
     command = [sys.executable, '-c', COMPARE]
     process = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -90,7 +90,7 @@ def distances(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.skipif(not shutil.which('git'), reason='git applies the patch')
-def test_patch_makes_mmcv_right(copy: Path) -> None:
+def test_patch_corrects_mmcv(copy: Path) -> None:
     before = {path: path.read_text() for path in (copy / 'mmcv' / 'ops').glob('*.py')}
     if list(copy.glob('mmcv/_ext*.so')):  # compiled
         assert distances(copy)['RoIAlign'] > 0.1
@@ -103,7 +103,7 @@ def test_patch_makes_mmcv_right(copy: Path) -> None:
 
 
 def test_workarounds_of_the_page_exist() -> None:
-    """Each name in its third column is somewhere in the code."""
+    """Each name in the third column occurs in the code."""
     folders = ('mmhatnet', 'tools', 'configs', 'tests')
     sources = [path for folder in folders for path in (ROOT / folder).rglob('*.py')]
     code = '\n'.join(path.read_text() for path in sources if path != Path(__file__))
@@ -118,7 +118,7 @@ def test_workarounds_of_the_page_exist() -> None:
             assert name in code, row
 
 
-def test_links_of_the_pages_lead_somewhere() -> None:
+def test_links_of_the_pages_exist() -> None:
     for page in UPSTREAM.glob('*.md'):
         for target in re.findall(r'\]\((?!https)([^)#]+)', page.read_text()):
             assert (UPSTREAM / target).exists(), target

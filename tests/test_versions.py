@@ -1,4 +1,4 @@
-"""Which installed packages are accepted, and what the messages about others say."""
+"""Supported packages are accepted, and messages name the others and their remedy."""
 
 import re
 import subprocess
@@ -109,7 +109,7 @@ def test_unsupported_torch_is_an_error_at_import(install):
     assert '`pip install torch==2.12.1`' in str(error.value)
 
 
-def test_all_problems_are_told_at_once(install):
+def test_all_problems_are_named_at_once(install):
     install({**ORIGINAL, 'torch': '2.1.2', 'mmengine': '0.9.1', 'mmcv': '1.7', 'mmdet': '2.28.2'})
     with pytest.raises(ImportError, match=r'torch 2\.1\.2 .* mmengine 0\.9\.1 '):
         versions.check_versions()
@@ -119,7 +119,7 @@ def test_all_problems_are_told_at_once(install):
 
 @pytest.mark.parametrize('family', [ONEDL, ORIGINAL])
 def test_transformers_that_mmpretrain_cannot_be_imported_with(install, family):
-    """MMPretrain itself says `TypeError: NoneType takes no arguments`."""
+    """MMPretrain's own message is `TypeError: NoneType takes no arguments`."""
     install({**family, 'transformers': '5.24.0'})
     message = r'transformers 5\.24\.0 .* but <5 is .*: `pip install transformers==4\.57\.6`'
     versions.check_versions()
@@ -148,13 +148,13 @@ def test_module_without_metadata_is_accepted(install, monkeypatch):
     versions.check_versions()
 
 
-def test_mmcv_and_mmcv_lite_are_a_trap(install):
+def test_mmcv_beside_mmcv_lite_is_named(install):
     install({**ORIGINAL, 'mmcv-lite': '2.1.0'})
     with pytest.warns(UserWarning, match=r'pip uninstall -y mmcv-lite mmcv\)'):
         versions.warn_of_versions()
 
 
-def test_both_families_of_one_module_are_a_trap(install):
+def test_both_families_of_one_module_are_named(install):
     install({**ONEDL, 'mmdet': '3.3.0'})
     with pytest.warns(UserWarning, match='overwritten') as caught:
         versions.warn_of_versions()
@@ -170,7 +170,7 @@ def test_both_families_of_mmengine_are_named_at_import(install):
 
 
 # ---------------------------------------------------------------------------------------------
-# mmhatnet/openmmlab/versions.py is where versions are stated. All other files agree with it.
+# All files agree with mmhatnet/openmmlab/versions.py, which states the versions.
 
 
 def test_pinned_versions_are_the_tested_ones():
@@ -180,7 +180,7 @@ def test_pinned_versions_are_the_tested_ones():
 
 
 def test_package_metadata_asks_for_supported_versions():
-    """The extras start at the tested version and end where the supported ones do, or before."""
+    """The extras start at the tested versions and stay within the supported ones."""
     tomllib = pytest.importorskip('tomllib')  # from Python 3.11 on
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     known = {name: r for r in versions.REQUIREMENTS for name in r.tested}
@@ -226,20 +226,20 @@ def test_pages_name_tested_versions():
     assert f'PyTorch {oldest.version} is the oldest one that is accepted' in operators
 
 
-def test_tool_names_versions_before_time_is_spent(told, monkeypatch):
+def test_tool_names_versions_before_time_is_spent(run_tool_captured, monkeypatch):
     pytest.importorskip('mmpretrain')
     version = metadata.version
     installed = dict(transformers='5.24.0')
     monkeypatch.setattr(metadata, 'version', lambda name: installed.get(name) or version(name))
     config = next(path for path in TOY.values() if 'maskrcnn' in path.name)
-    ended = told('get_flops', config)
+    ended = run_tool_captured('get_flops', config)
     assert ended.returncode == 1 and 'Traceback' not in ended.stderr
     message = f'{config}: mmhatnet cannot work with what is installed. transformers 5.24.0'
     assert ended.stderr.splitlines()[-1].startswith(message)
 
 
 # ---------------------------------------------------------------------------------------------
-# In processes of their own, with metadata that comes first on the path
+# Tests in separate processes, with metadata at the front of the path
 
 
 def put_metadata(folder: Path, name: str, version: str) -> None:
@@ -268,7 +268,7 @@ def test_unsupported_torch_is_named_before_mmengine_is_imported(tmp_path):
 
 
 def test_unneeded_versions_are_named_once_where_they_matter(tmp_path):
-    """The head of a classifier is imported before anything can know the scope of its config."""
+    """A classifier's head is imported before the scope of its config is known."""
     pytest.importorskip('mmpretrain')
     put_metadata(tmp_path, 'mmdet', '2.28.2')
     put_metadata(tmp_path, 'transformers', '5.24.0')

@@ -1,4 +1,4 @@
-"""Whole models give what they give with the reference backbone: losses, gradients, predictions.
+"""Whole models have the losses, gradients and predictions that the reference backbone gives.
 
 Every experiment of configs/ is built twice, with HATNet and with ReferenceHATNet, from the same
 weights, and sees the same annotated batch from the same random state.
@@ -42,13 +42,13 @@ BEYOND = [
         UPERNET,
     )
 ]
-# In units of the largest value of a tensor; for masks and labels, the share that differs.
+# In units of the largest value of a tensor. For masks and labels, the fraction that may differ.
 TOLERANCE = 1e-8
-# Of float32 gradients that two processes average.
+# For float32 gradients that two processes average.
 FLOAT32_TOLERANCE = 1e-4
 
-# What stands for the others in an ordinary run: they differ by a few numbers, which the tests of
-# configs and of golden features see as well, or by a head that some other config has too.
+# These represent the others in a run without slow tests. The others differ by a few numbers, which
+# the tests of configs and golden features cover, or by a head that another config has as well.
 DETECTOR = TOY['maskrcnn_hatnet_toy']
 ORDINARY = [
     CONFIGS / 'hatnet' / f'{name}.py'
@@ -69,7 +69,7 @@ def in_folder_of_data(toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Job:
-    """A config's models with either backbone, and batches of its data."""
+    """The models of a config with either backbone, and batches of its data."""
 
     def __init__(self, path: Path, seed: int = 0, **data_preprocessor) -> None:
         set_seed(seed)
@@ -98,7 +98,7 @@ class Job:
             return MODELS.build(settings)
 
     def build_pair(self, **options) -> tuple[nn.Module, nn.Module]:
-        """A model with HATNet and one with the reference implementation, from the same weights."""
+        """Builds models with HATNet and with the reference implementation from the same weights."""
         settings = self.model.backbone
         out_indices = settings.get('out_indices', (0, 1, 2, 3))
         set_seed(self.seed)
@@ -107,7 +107,7 @@ class Job:
         )
         reference.init_weights()
         for name, parameter in reference.named_parameters():
-            # Heads begin with nearly the same score for every box, which rounding would rank.
+            # Initial scores are nearly equal for all boxes, so rounding would decide their order.
             if name.endswith('_cls.weight'):
                 parameter.data.mul_(10)
         ours = self.build(dict(settings, **options))
@@ -116,7 +116,7 @@ class Job:
 
 
 def without_kinks(model: nn.Module) -> nn.Module:
-    """Near zero, rounding decides on which side of a ReLU a value is, and the gradient jumps."""
+    """Replaces ReLU, whose gradient jumps at zero, where rounding decides the sign of a value."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
@@ -131,7 +131,7 @@ def set_seed(seed: int) -> None:
 
 
 def learned(job: Job, model: nn.Module) -> dict[str, Tensor]:
-    """Losses of the training batch, and the gradients of all parameters in native names.
+    """Returns the losses of the training batch, and all gradients by native names.
 
     The model may be wrapped.
     """
@@ -146,14 +146,14 @@ def learned(job: Job, model: nn.Module) -> dict[str, Tensor]:
     gradients = {name: p.grad for name, p in bare.named_parameters() if '.proj_norm.' not in name}
     assert all(gradient is not None for gradient in gradients.values())
     to_native_keys(gradients, HATNet.CHECKPOINT, {}, 'backbone.')
-    # A linear layer may be a 1x1 convolution there.
+    # A linear layer may be a 1x1 convolution in the reference implementation.
     gradients = {f'gradient of {name}': g.squeeze() for name, g in gradients.items()}
     return tensors_of(losses) | gradients
 
 
 @torch.no_grad()
 def predicted(job: Job, model: nn.Module) -> dict[str, Tensor]:
-    """All numbers of the predictions for the test batch."""
+    """Returns all tensors of the predictions for the test batch."""
     set_seed(job.seed)
     data = model.eval().data_preprocessor(copy.deepcopy(job.test_batch))
     data = to_dtype(data, next(model.parameters()).dtype)
@@ -164,7 +164,7 @@ def predicted(job: Job, model: nn.Module) -> dict[str, Tensor]:
 
 
 def to_dtype(node: object, dtype: torch.dtype) -> object:
-    """Converts the floating-point tensors anywhere inside a batch."""
+    """Converts all floating-point tensors inside a batch."""
     if isinstance(node, Tensor):
         return node.to(dtype) if node.is_floating_point() else node
     if isinstance(node, BaseBoxes):
@@ -181,7 +181,7 @@ def to_dtype(node: object, dtype: torch.dtype) -> object:
 
 
 def tensors_of(node: object, name: str = '') -> dict[str, Tensor]:
-    """The tensors anywhere inside a result, by where they are."""
+    """Returns all tensors inside a result, by their paths."""
     if isinstance(node, np.ndarray):
         node = torch.from_numpy(node)
     if isinstance(node, Tensor):
@@ -209,7 +209,7 @@ def deviations(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[s
         elif not tensor.is_floating_point():
             found[name] = (other != tensor).float().mean().item() if tensor.numel() else 0
         elif tensor.numel():
-            # A bias before a normalisation has a gradient of nothing but rounding.
+            # The gradient of a bias before a normalization consists of rounding errors alone.
             floor = 1e-4 * max(gradients) if name.startswith('gradient of') else 1e-6
             scale = tensor.abs().max().clamp(min=floor)
             found[name] = ((other - tensor).abs().max() / scale).nan_to_num(nan=math.inf).item()
@@ -249,7 +249,7 @@ def assert_same(
     preprocessing: dict | None = None,
     **options,
 ) -> None:
-    """Compares the model with HATNet, built with some options and changed, with the reference."""
+    """Compares a model with HATNet, built with options and changed, with the reference."""
     job = Job(path, **(preprocessing or {}))
     with float64():
         ours, reference = (model.double() for model in job.build_pair(**options))
@@ -267,7 +267,7 @@ def test_every_experiment(path: Path) -> None:
 
 
 @pytest.mark.parametrize('path', rest_slow(TOY.values(), DETECTOR), ids=identify)
-def test_where_windows_divide(path: Path) -> None:
+def test_sizes_that_windows_divide(path: Path) -> None:
     segmentor = dict(size=(224, 224), test_cfg=dict(size=(224, 224)))
     divide = segmentor if 'semfpn' in path.stem else dict(pad_size_divisor=224)
     seen = []
@@ -286,7 +286,7 @@ def test_recomputing(path: Path, option: str) -> None:
 
 
 @pytest.mark.parametrize('path', rest_slow(TOY.values(), DETECTOR), ids=identify)
-def test_hidden_layers_in_parts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_layers_in_chunks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, 'CHUNK_BYTES', 10_000)
     assert_same(path)
 
@@ -303,15 +303,15 @@ def test_with_hooks_on_every_module(path: Path) -> None:
 
 @pytest.mark.parametrize('path', rest_slow([*TOY.values(), *BEYOND], DETECTOR), ids=identify)
 def test_whole_model_in_channels_last(path: Path) -> None:
-    """Its neck then gives features that mmcv's RoIAlign would read wrongly."""
+    """The neck returns channels-last features, which mmcv's RoIAlign alone would read wrongly."""
     assert_same(path, lambda model: model.to(memory_format=torch.channels_last))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize('path', TOY.values(), ids=identify)
 def test_on_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compared with the reference on the CPU, without TF32, which rounds, and dropout, for which a
-    GPU has other random numbers."""
+    """Compares with the reference on a CPU, without TF32 and without dropout, whose random numbers
+    differ."""
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     for name in ('dropout', 'dropout2d'):
         monkeypatch.setattr(nn.functional, name, lambda x, *args, **kwargs: x)
@@ -322,7 +322,7 @@ def test_on_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     'name', rest_slow(['semfpn_hatnet_toy', 'imagenet_hatnet_toy'], 'imagenet_hatnet_toy')
 )
 def test_bfloat16_is_within_its_rounding(name: str) -> None:
-    """No worse than the reference implementation in bfloat16, both against that one in float32."""
+    """Compares the errors of bfloat16 with those of the reference, both against float32."""
     job = Job(TOY[name])
     ours, reference = job.build_pair()
     exact = learned(job, reference)
@@ -355,7 +355,7 @@ def test_two_processes(tmp_path: Path) -> None:
 
 
 def compare_in_processes(rank: int, folder: Path) -> None:
-    """Two images a process, other ones in each: losses are its own, gradients are averaged."""
+    """Each process has two images and losses of its own; gradients are averaged."""
     torch.set_num_threads(1)
     rendezvous = f'file://{folder}/rendezvous'
     dist.init_process_group('gloo', init_method=rendezvous, rank=rank, world_size=2)

@@ -1,6 +1,6 @@
-"""Times our operators beside mmcv's compiled ones, alternately, for the table of docs/operators.md.
+"""Times our operators and mmcv's compiled ones in turns, for the table of docs/operators.md.
 
-COMPILED_MMCV names a folder of mmcv with compiled operators, where the installed one has none.
+If the installed mmcv has no compiled operators, COMPILED_MMCV names a folder of mmcv that has them.
 """
 
 import os
@@ -18,7 +18,7 @@ ROUNDS = 7
 
 
 def trained(function: Callable[..., Tensor], *inputs) -> Callable[[], None]:
-    """A call with its backward pass."""
+    """Returns a function for a call and its backward pass."""
     for tensor in inputs:
         if isinstance(tensor, Tensor) and tensor.dim() > 2:
             tensor.requires_grad_()
@@ -26,7 +26,7 @@ def trained(function: Callable[..., Tensor], *inputs) -> Callable[[], None]:
 
 
 def workloads() -> dict[str, Callable]:
-    """As many boxes and as large features as an image of 800x1333 has."""
+    """Returns calls with the numbers of boxes and sizes of features of an image of 800x1333."""
     draw = Draw(0)
     found = boxes(draw, 1000, 800)
     scores = torch.from_numpy(draw.uniform(size=1000)).float()
@@ -63,7 +63,7 @@ def main() -> None:
     folder = Path(os.environ.get('COMPILED_MMCV') or Path(mmcv.__file__).parent)
     compiled = find_compiled(folder)
     if compiled is None:
-        raise SystemExit(f'{folder} has no compiled operators: name one that has, COMPILED_MMCV=.')
+        raise SystemExit(f'{folder} has no compiled operators: name another with COMPILED_MMCV=.')
     print('| | Compiled, ms | These, ms |\n|---|---|---|')
     for name, work in workloads().items():
         seconds: dict[str, list[float]] = {}

@@ -1,10 +1,10 @@
 """Measures backbones side by side: time, memory and FLOPs of inference and of a training step.
 
-All backbones take turns in one process, for several rounds, so that a machine that is busy for a
-while is so for all of them; each turn warms up first. Peak memory is that of one step in a fresh
-process. The ceiling is the rate of a square matrix product, measured in every round. FLOPs here are
-operations, two for a multiply-add, of convolutions and matrix products; a training step counts as
-three forward passes, whatever a backbone computes again. Ratios refer to the first backbone.
+All backbones take turns in one process for several rounds, so that a temporarily busy machine slows
+all of them down. Each turn starts with a warm-up. Peak memory is that of one step in a fresh
+process. The ceiling is the rate of a square matrix product, measured in every round. FLOPs are
+those of convolutions and matrix products, two for each multiply-add. A training step counts as
+three forward passes, whatever a backbone recomputes. Ratios refer to the first backbone.
 """
 
 import argparse
@@ -26,15 +26,26 @@ DTYPES = ['float32', 'bfloat16', 'float16']
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add('backbones', nargs='*', default=DEFAULT, help=f'{", ".join(BACKBONES)}, or of --config')
-    add('--config', help='one with a dict `backbones` of more names and settings for the registry')
+    add(
+        'backbones',
+        nargs='*',
+        default=DEFAULT,
+        help=f'{", ".join(BACKBONES)}, or of --config',
+    )
+    add('--config', help='a config whose dict `backbones` holds more names and registry settings')
     add('--shapes', nargs='+', type=parse_shape, default=SHAPES, help='inputs, as 8x3x224x224')
     add('--modes', nargs='+', choices=MODES, default=MODES)
-    add('--dtypes', nargs='+', choices=DTYPES, default=DTYPES[:1], help='but float32 by autocast')
+    add(
+        '--dtypes',
+        nargs='+',
+        choices=DTYPES,
+        default=DTYPES[:1],
+        help='16 bits by autocast',
+    )
     add('--device', choices=['cpu', 'cuda'], default='cpu')
     add('--compile', action='store_true', help='measure torch.compile as well')
-    add('--rounds', type=int, default=5, help='turns of each')
-    add('--no-memory', action='store_true', help='leave peak memory out')
+    add('--rounds', type=int, default=5, help='turns per backbone')
+    add('--no-memory', action='store_true', help='do not measure peak memory')
     add('--profile', action='store_true', help='also list the slowest operators')
     add('--out', type=Path, default='work_dirs/benchmark', help='folder of results')
     args = parser.parse_args()
@@ -45,7 +56,9 @@ def parse_args() -> argparse.Namespace:
         for name, settings in Config.fromfile(args.config).to_dict()['backbones'].items():
             args.known[name] = (None, settings)
     if unknown := [name for name in args.backbones if name not in args.known]:
-        parser.error(f'backbones {unknown} are none of {list(args.known)}; --config adds others')
+        parser.error(
+            f'unknown backbones {unknown}: name some of {list(args.known)} or add --config'
+        )
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: PyTorch finds no GPU here')
     if args.rounds < 1:

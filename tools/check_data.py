@@ -1,4 +1,4 @@
-"""Checks the data of a config, and shows what is there, what is odd and what is wrong."""
+"""Checks the data of a config, and prints statistics, oddities and errors."""
 
 import argparse
 import sys
@@ -25,7 +25,7 @@ def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
     warnings.filterwarnings('ignore', module='mmdet')
-    # Of what is not a terminal, Rich does not know the width.
+    # Rich knows the width of terminals only.
     console = Console(width=None if sys.stdout.isatty() else 120)
     report = check_data(cfg, 'train', 'val', 'test', every=args.all, console=console)
     report.show(console)

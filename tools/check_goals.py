@@ -1,6 +1,6 @@
 """Compares the result of training or a test with the goals of its config, and fails below them.
 
---record also keeps the figures by config and seed, as in docs/results.json.
+--record also saves the figures by config and seed, as in docs/results.json.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmhatnet import cli
 from mmhatnet.errors import ConfigError, DataError, MMHATNetError
 
-# What each framework's metric says, and what to multiply it with to get a percentage.
+# The meaning of each metric, and the factor that makes it a percentage.
 METRICS = {
     'coco/bbox_mAP_50': ('objects found and named, with a box around them (box AP50)', 100),
     'coco/segm_mAP_50': ('objects found and named, with their outline (mask AP50)', 100),
@@ -24,15 +24,15 @@ METRICS = {
 @cli.exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a config with `goals`: the least of some metrics')
-    parser.add_argument('work_dir', type=Path, help='the --work-dir of a tool')
-    parser.add_argument('--record', type=Path, help='a JSON file in which to keep the figures')
+    parser.add_argument('config', help='a config with `goals`: minimum values of metrics')
+    parser.add_argument('work_dir', type=Path, help='the work folder of a training or a test')
+    parser.add_argument('--record', type=Path, help='a JSON file to save the figures in')
     args = parser.parse_args()
 
     goals = Config.fromfile(args.config).get('goals')
     if not goals:
         raise ConfigError(
-            f'{args.config} has no `goals`, a dict of metrics and their least values.'
+            f'{args.config} has no `goals`, a dict of metrics and their minimum values.'
         )
     results = sorted(args.work_dir.glob('*/[0-9]*.json'))  # of a test, or else of training
     results = results or sorted(args.work_dir.glob('*/vis_data/scalars.json'))
@@ -42,13 +42,13 @@ def main() -> None:
     for line in results[-1].read_text().splitlines():
         reached.update(json.loads(line))
 
-    print('On images that it was not trained on, of 100 %:')
+    print('On images that were not used in training:')
     missed = []
     for metric, goal in goals.items():
         words, factor = METRICS[metric]
         value, goal = factor * reached[metric], factor * goal
         print(f'  {value:5.1f} %  {words}; expected: {goal:.0f} % or more')
-        if not value >= goal:  # nor is NaN
+        if not value >= goal:  # also true of NaN
             missed.append(f'{metric} is {value:.1f} % instead of {goal:.0f} % or more')
     if args.record:
         record = json.loads(args.record.read_text()) if args.record.exists() else {}
@@ -58,8 +58,8 @@ def main() -> None:
         args.record.write_text(json.dumps(record, indent=1, sort_keys=True) + '\n')
     if missed:
         raise MMHATNetError(
-            f'The model has not learnt what it should: {"; ".join(missed)}. Training with this '
-            f'config gives more, so something is broken; {results[-1]} has all figures.'
+            f'The model misses its goals: {"; ".join(missed)}. Training with this config usually '
+            f'reaches them, so something is broken. All figures are in {results[-1]}.'
         )
 
 

@@ -1,8 +1,7 @@
 """Writes docs/compare.md and its plots from recorded measurements and published figures.
 
-The measurements are what `tools/benchmark.py` records of the backbones that docs/compare.yml lists,
-for which this tool has the option --measure; the published figures are looked up where that file
-says that they stand. Nothing in the tables is typed.
+--measure runs `tools/benchmark.py` for the backbones in docs/compare.yml and records the results.
+Published figures come from that file and from the metafiles that it names.
 """
 
 import argparse
@@ -28,14 +27,14 @@ def main() -> None:
     add(
         '--measure',
         nargs=argparse.REMAINDER,
-        help='first run tools/benchmark.py, with what follows',
+        help='first run tools/benchmark.py with the arguments that follow',
     )
     add('--json', default='compare.json', help='record of the measurements, in the folder --docs')
     add('--docs', type=Path, default=ROOT / 'docs', help='folder of the output')
     args = parser.parse_args()
     source = ROOT / 'docs' / 'compare.yml'
     if not source.is_file():
-        raise DataError(f'There is no {source}: this page is written in a checkout.')
+        raise DataError(f'There is no {source}: run this tool in a checkout.')
     backbones = yaml.safe_load(source.read_text())
     record = args.docs / args.json
     if args.measure is not None:
@@ -50,7 +49,7 @@ def main() -> None:
         subprocess.run([*command, '--shapes', *SHAPES, *args.measure], check=True)
         record.write_text((work / 'benchmark.json').read_text())
     if not record.is_file():
-        parser.error(f'there is no record {record}: --measure makes one')
+        parser.error(f'there is no record {record}: create it with --measure')
     toy = json.loads((ROOT / 'docs' / 'compare_toy.json').read_text())
     measured = json.loads(record.read_text())
     write_comparison(backbones, measured, toy, ROOT, args.docs, record.name)

@@ -1,7 +1,7 @@
 """Writes a published checkpoint of any of the networks with this package's key names.
 
-There is no need for it: the backbone reads published checkpoints as they are. It is for those who
-want a file of weights alone, or one for the whole classifier of its configs/**/*_in1k.py.
+The backbones load published checkpoints as they are, so conversion is optional. It writes a file of
+nothing but weights, for the backbone or for the whole classifier of configs/**/*_in1k.py.
 """
 
 import argparse
@@ -31,7 +31,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def identify(weights: dict) -> tuple[Backbone, dict] | None:
-    """The named variant with all whose tensors a checkpoint agrees, loaded, and what it lies in."""
+    """Finds the variant whose weights a checkpoint holds.
+
+    Returns:
+        tuple[Backbone, dict] | None: The backbone with these weights, and all tensors of the
+        checkpoint with the backbone's at the top level.
+    """
     for network in Backbone.__subclasses__():
         lifted = dict(weights)
         lift_backbone(lifted, network.CHECKPOINT)
@@ -54,8 +59,8 @@ def main() -> None:
     if not found:
         networks = ', '.join(network.CHECKPOINT.network for network in Backbone.__subclasses__())
         raise CheckpointError(
-            f'{args.src} holds not all weights of any variant of {networks}: its first keys are '
-            f'{[*content][:3]}'
+            f'{args.src} does not hold all weights of any variant of {networks}: its first keys '
+            f'are {[*content][:3]}'
         )
     backbone, lifted = found
     weights = backbone.state_dict()

@@ -1,9 +1,9 @@
 """Exports a model, or a part of it, to a file for other runtimes.
 
 The file takes images (N, C, H, W) of any batch, height and width: pixels from 0 to 255 as float32,
-in the order of colours that its metadata name, and normalises them itself. Classifiers give logits
+in the order of colors that its metadata name, and normalizes them itself. Classifiers give logits
 (N, classes), segmentors logits (N, classes, H, W), and the parts of a model their features. The
-file is run at another size than the one traced, and kept if it agrees with PyTorch.
+file is kept if its outputs agree with PyTorch's at a size that was not traced.
 """
 
 import argparse
@@ -54,9 +54,9 @@ def main() -> None:
     model, classes = inferencer.model, inferencer.classes
     deviation = export_model(model, out, args.format, args.part, classes)
     if deviation is None:
-        print(f'{out} was not tried: onnxruntime is not installed (pip install onnxruntime).')
+        print(f'{out} was not checked: onnxruntime is not installed (pip install onnxruntime).')
     else:
-        print(f'{out} is at most {deviation:.1e} standard deviations from PyTorch.')
+        print(f'{out} deviates from PyTorch by at most {deviation:.1e} standard deviations.')
     if args.benchmark:
         print(compare_speed(model, out, args.part, args.benchmark))
 

@@ -1,11 +1,11 @@
 """Counts the parameters and FLOPs of a config's model and of its backbone.
 
-A FLOP here is one multiply-add, as in the papers. Those of convolutions and linear layers are
-counted, and apart from them the products between activations, the two of an attention, which
-published figures often leave out. Nothing else is: no normalisation, softmax, resizing, sampling of
-RoIAlign, NMS, nor the additions of biases, which HAT-Net's published figures contain (17 M of the
-large variant's 11.5 G). Two-stage detectors are counted with as many proposals and detections as
-they at most keep: how many NMS leaves depends on the image.
+A FLOP is one multiply-add, as in the papers. Convolutions and linear layers are counted together.
+The two products between activations in each attention are counted separately, because published
+figures often omit them. Nothing else is counted: no normalization, softmax, resizing, sampling of
+RoIAlign, NMS or addition of biases. HAT-Net's published figures include the latter, 17 M of the
+large variant's 11.5 G. Two-stage detectors count with the most proposals and detections that they
+keep, because the number that NMS leaves depends on the image.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 #!/bin/sh
-# For `make env`: makes the virtual environment VENV, or finishes or renews one that it has made.
+# For `make env`: creates the virtual environment VENV, or completes or updates its own earlier one.
 set -eu
 fail() { echo "$*" >&2; exit 1; }
 python() { "$VENV/bin/python" "$@"; }
-# An installation that was interrupted while it compiled modules would look complete to pip.
+# pip would take an installation for complete that was interrupted while it compiled modules.
 pip() { python -m pip --disable-pip-version-check install --no-compile "$@"; }
 state() { echo "$FAMILY $({ pwd; ls mmhatnet/.mim; "$base" -V; python -V; cat requirements.txt \
     pyproject.toml setup.py tools/make_env.sh mmhatnet/openmmlab/mmcv_ext.py; } 2>&1 | cksum)"; }
@@ -30,8 +30,8 @@ echo "==> Installing into $VENV, for Python $version: 6 GB, about 3 minutes"
 if [ "$FAMILY" = openmmlab ]; then
     grep -vE '^(onedl|numpy|opencv)' requirements.txt | pip -r /dev/stdin -e '.[openmmlab]'
 else
-    # Beside PyTorch, which is large, the packages that have to be built. opencv-python comes first
-    # because its headless build, which needs no libraries of a screen, has to replace it.
+    # Packages without wheels are built while PyTorch, which is large, is downloaded. opencv-python
+    # comes first, because its headless build has to replace it: that one needs no display libraries.
     python -m pip wheel -q --no-deps -w "$VENV/wheels" $(grep -o '^onedl[^ ]*' requirements.txt) &
     pip -c requirements.txt torch torchvision opencv-python
     wait $!

@@ -4,8 +4,8 @@
     FOLDER/ade/ADEChallengeData2016/{images,annotations}/{training,validation}   labelled scenes
     FOLDER/imagenet/{train,val}/WNID                               one object per image
 
-The same seed writes the same bytes under the same versions of NumPy, OpenCV and Pillow, and the
-same first images whatever their number.
+The same seed writes the same bytes with the same versions of NumPy, OpenCV and Pillow. The first
+images do not depend on how many are written.
 """
 
 import argparse

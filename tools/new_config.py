@@ -2,9 +2,9 @@
 
     python tools/new_config.py --data FOLDER        # then: python tools/train.py config.py
 
-The folder holds COCO annotations (as Roboflow, CVAT and Label Studio export them, too), or images
-and masks (images/train and annotations/train, or the names of ADE20K and MMSegmentation), or a
-folder of images for each class in train/ and val/.
+The folder holds COCO annotations (also as Roboflow, CVAT and Label Studio export them), or images
+and masks (in images/train and annotations/train, or as in ADE20K and MMSegmentation), or a folder
+of images for each class in train/ and val/.
 """
 
 import argparse
@@ -24,8 +24,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--arch', choices=['tiny', 'small', 'medium', 'large'], default='tiny')
     parser.add_argument('--out', type=Path, default='config.py', help='the config to write')
     parser.add_argument('--classes', nargs='+', help='the names of the labels in masks, in order')
-    words = 'divide a single file of annotations: write NAME_train.json and NAME_val.json beside it'
-    parser.add_argument('--split', action='store_true', help=words)
+    parser.add_argument(
+        '--split',
+        action='store_true',
+        help='divide a single file of annotations into NAME_train.json and NAME_val.json beside it',
+    )
     return parser.parse_args()
 
 

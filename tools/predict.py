@@ -2,7 +2,7 @@
 
 For detectors, predictions.json holds results in COCO format, and images.json the images and
 categories that their ids refer to. Segmentors write a label map of each image, a PNG file of class
-numbers. Frames of a video count as images in a folder of its name; their visualization is a video.
+numbers. The frames of a video are images in a folder of its name; their visualization is a video.
 """
 
 import argparse
@@ -19,16 +19,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--out-dir', default='work_dirs/predictions', help='default: %(default)s')
     parser.add_argument(
-        '--batch-size', type=int, default=1, help='the number of images of one size in a batch'
+        '--batch-size', type=int, default=1, help='the number of images in a batch, all of one size'
     )
     parser.add_argument(
         '--score-thr',
         type=float,
         default=0.3,
-        help='the least score of boxes; 0 for all (default: 0.3)',
+        help='the minimum score of boxes; 0 for all (default: 0.3)',
     )
     parser.add_argument(
-        '--ann-file', help='COCO annotations of these images, whose ids the results take'
+        '--ann-file', help='COCO annotations of these images, for their ids in the results'
     )
     args = parser.parse_args()
     if args.batch_size < 1:

@@ -3,8 +3,8 @@
     python tools/reproduce.py hatnet-tiny_8xb128_in1k   # tests the published classifier
     python tools/reproduce.py maskrcnn_hatnet --gpus 8  # trains from the published backbone
 
-An interrupted training resumes when the same command is given again. The experiments, the paper's
-results and the published classifiers are those in configs/metafile.yml.
+The same command resumes an interrupted training. configs/hatnet/metafile.yml lists the experiments,
+the paper's results and the published classifiers.
 """
 
 import argparse

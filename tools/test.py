@@ -25,13 +25,13 @@ def parse_args() -> argparse.Namespace:
         'label maps',
     )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='folder for images with the predictions drawn')
+    parser.add_argument('--show-dir', help='folder for visualizations of the predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays open')
-    parser.add_argument('--tta', action='store_true', help='augment and merge while testing')
+    parser.add_argument('--tta', action='store_true', help='use test-time augmentation')
     parser.add_argument(
         '--ignore-classes',
         action='store_true',
-        help='test although the checkpoint was trained for other classes, or in another order',
+        help='test even if the checkpoint was trained for other classes or another order of them',
     )
     return parser.parse_args()
 
@@ -66,7 +66,7 @@ def main() -> None:
         runner = cli.build_runner(cfg, args, dump=False)
         metainfo = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
         verify_checkpoint(checkpoint, runner.model, None if args.ignore_classes else metainfo)
-        runner.test()  # MMEngine loads what was read, and calls its hooks.
+        runner.test()  # MMEngine loads the content read above, and calls its hooks.
 
 
 if __name__ == '__main__':

@@ -45,13 +45,13 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> Checkpoint | None:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
-        asking = '--amp' if args.amp else f'The mixed precision of {args.config}'
-        raise ConfigError(f'{asking} needs a GPU, and PyTorch finds none here.')
+        source = '--amp' if args.amp else f'The mixed precision of {args.config}'
+        raise ConfigError(f'{source} needs a GPU, and PyTorch finds none here.')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ConfigError(
-                f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size; give the '
-                'batch size that its learning rate is for with --cfg-options '
+                f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size; set the '
+                'batch size that its learning rate assumes with --cfg-options '
                 'auto_scale_lr.base_batch_size=N'
             )
         cfg.auto_scale_lr.enable = True
@@ -59,7 +59,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> Checkpoint | None:
         cfg.resume = True
         cfg.load_from = find_checkpoint(cfg.work_dir if args.resume == 'auto' else args.resume)
         if cfg.load_from is None and args.resume != 'auto':
-            cfg.load_from = args.resume  # which is refused
+            cfg.load_from = args.resume  # the error below names it
     if not cfg.get('load_from'):
         return None
     checkpoint = Checkpoint(cfg.load_from)
@@ -68,16 +68,18 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> Checkpoint | None:
     return checkpoint
 
 
-def tell_about_earlier_training(cfg: Config) -> None:
-    """Says what a work folder holds, where that may surprise."""
+def report_earlier_training(cfg: Config) -> None:
+    """Prints a note if there is nothing to resume, or if files may be overwritten."""
     earlier = sorted(path.name for path in Path(cfg.work_dir).glob('*.pth'))
     if cfg.get('resume') and not cfg.get('load_from'):
-        print(f'There is nothing to resume in {cfg.work_dir}: the training starts anew.')
+        print(
+            f'There is nothing to resume in {cfg.work_dir}: the training starts from the beginning.'
+        )
     elif earlier and not cfg.get('resume'):
         print(
-            f'{cfg.work_dir} holds {", ".join(earlier)} of an earlier training, and this one '
-            'writes over files of the same names: --resume goes on with it, and --work-dir names '
-            'another folder.'
+            f'{cfg.work_dir} holds {", ".join(earlier)} of an earlier training. This one '
+            'overwrites files of the same names: --resume continues the earlier one, --work-dir '
+            'names another folder.'
         )
 
 
@@ -94,12 +96,12 @@ def main() -> None:
             checkpoints.append(checkpoint)
     with load_weights_only(*checkpoints), build_errors_as_messages(cfg):
         if is_main_process():
-            tell_about_earlier_training(cfg)
+            report_earlier_training(cfg)
         runner = cli.build_runner(cfg, args, dump=True)
         if checkpoint and cfg.get('resume'):
-            # MMEngine skips weights that do not fit, and then fails on their optimizer state.
+            # MMEngine skips weights that do not fit, and then fails on the optimizer state.
             verify_checkpoint(checkpoint, runner.model)
-        runner.train()  # MMEngine loads what was read, and calls its hooks.
+        runner.train()  # MMEngine loads the content read above, and calls its hooks.
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Visualizes what a position of an image attends to in each stage of HAT-Net.
 
-Local attention is over the window of the position, which is framed and enlarged. Global attention
-is over the pooled positions of the whole image. Colors are multiples of the mean weight. The image
+Local attention covers the window of the position, which is framed and enlarged. Global attention
+covers the pooled positions of the whole image. Colors show multiples of the mean weight. The image
 goes through the test pipeline of the config without its crops.
 """
 

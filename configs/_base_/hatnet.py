@@ -1,5 +1,5 @@
 # HAT-Net's variants as backbones of detectors and segmentors, with the published weights, and the
-# optimizer rules for their normalisation layers in Mask2Former.
+# optimizer rules for their normalization layers in Mask2Former.
 releases = 'https://github.com/yun-liu/HAT-Net/releases/download/v2.0'
 hatnet = {
     arch: dict(
@@ -11,7 +11,7 @@ hatnet = {
     )
     for arch, drop_path_rate in dict(tiny=0.1, small=0.1, medium=0.3, large=0.3).items()
 }
-# Mask2Former exempts normalisation layers from weight decay, but its key 'backbone' overrides that
+# Mask2Former exempts normalization layers from weight decay, but its key 'backbone' overrides that
 # for the backbone. Longer keys take precedence, so these restore the exemption.
 norms = ('stem.norm', 'downsample.norm', 'attn.norm', 'attn.global_norm', 'attn.pooled_norm')
 norms += ('.mlp.norm', '.mlp.out_norm')

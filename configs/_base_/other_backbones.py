@@ -8,10 +8,10 @@ networks = dict(
     # https://github.com/OliverRensu/Shunted-Transformer. The rate of PVT v2, to which they refer.
     shunted=('ShuntedTransformer', dict(tiny=0.1, small=0.1, base=0.1), {}),
     # https://github.com/hhb072/STViT. The rates are not published; these are HAT-Net's at these
-    # sizes. RMT, from the same laboratory, freezes batch normalisation statistics in detection.
+    # sizes. RMT, from the same laboratory, freezes batch normalization statistics in detection.
     stvit=('STViT', dict(small=0.1, base=0.3, large=0.3), dict(norm_eval=True)),
     # https://github.com/rayleizhu/GLMix. The rates are not published; these are ImageNet's.
-    # BiFormer, by the same first author, freezes batch normalisation statistics in detection.
+    # BiFormer, by the same first author, freezes batch normalization statistics in detection.
     glnet=('GLNet', {'4g': 0.15, '9g': 0.3, '16g': 0.4, 'stl': 0.1}, dict(norm_eval=True)),
 )
 other_backbones = {

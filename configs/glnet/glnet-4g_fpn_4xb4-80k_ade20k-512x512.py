@@ -7,5 +7,5 @@ model = dict(
     backbone=dict(_base_.other_backbones.glnet['4g'], _delete_=True, norm_eval=False),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
-# The backbone uses batch normalisation throughout, and 4 images per GPU are few for its statistics.
+# The backbone uses batch normalization throughout, and 4 images per GPU are few for its statistics.
 sync_bn = 'torch'

@@ -32,7 +32,7 @@ model = dict(
 )
 
 # The inherited pipeline is the recipe's: RandAugment m9-mstd0.5-inc1 and random erasing 0.25. The
-# recipe's colour jitter of 0.4 has no effect, because timm skips it if RandAugment is on.
+# recipe's color jitter of 0.4 has no effect, because timm skips it if RandAugment is on.
 # MMPretrain's tools fill in the loaders' defaults. They are set here, so that any tool can run it.
 loader = dict(collate_fn=dict(type='default_collate'), pin_memory=True, persistent_workers=True)
 train_dataloader = dict(

@@ -25,8 +25,8 @@ test_pipeline = [
 ]
 
 toy = dict(
-    # The backbone's features sum many blocks. Without normalisation, random weights start at
-    # several times the loss of chance. MMDetection's configs for training from scratch normalise
+    # The backbone's features sum many blocks. Without normalization, random weights start at
+    # several times the loss of chance. MMDetection's configs for training from scratch normalize
     # in the same places.
     norm_cfg=dict(type='GN', num_groups=16, requires_grad=True),
     train_dataloader=dict(

@@ -23,7 +23,7 @@ model = dict(
         # and box losses of the usual weight dominate it.
         loss_cls=dict(gamma=0.5, alpha=0.5),
         loss_bbox=dict(loss_weight=0.2),
-        # With normalisation after it, a layer initialised with std 0.01 would change by several per
+        # With normalization after it, a layer initialized with std 0.01 would change by several per
         # cent a step.
         init_cfg=dict(
             type='Xavier',

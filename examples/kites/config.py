@@ -1,11 +1,11 @@
-# Finds kites and umbrellas: mmhatnet's Mask R-CNN with classes and data of this project's own, and
+# Detects kites and umbrellas: mmhatnet's Mask R-CNN with the classes and data of this project, and
 # the backbone frozen up to its second stage.
 
-# With mmhatnet's tools, or after `import mmhatnet.openmmlab.setup`, this may as well be
+# With mmhatnet's tools, or after `import mmhatnet.openmmlab.setup`, this can also be
 # 'mmhatnet::maskrcnn_hatnet.py'.
 _base_ = __import__('mmhatnet').config_path('maskrcnn_hatnet.py')
 
-# In the order of the annotation files, in which MMDetection numbers them.
+# In the order of the annotation files, which determines MMDetection's class numbers.
 classes = ('umbrella', 'kite')
 model = dict(
     backbone=dict(frozen_stages=2),

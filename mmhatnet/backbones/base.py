@@ -1,4 +1,4 @@
-"""What the networks share: stages, arguments, freezing and checkpoints.
+"""The base class of the networks: stages, arguments, freezing and checkpoints.
 
 A network supplies a stem, a downsampling and the blocks of its stages.
 """
@@ -222,7 +222,7 @@ class Backbone(BaseModule):
             )
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Tells the layer of a parameter, for layer-wise decay of the learning rate.
+        """Returns the layer of a parameter, for layer-wise decay of the learning rate.
 
         Args:
             param_name (str): Name of a parameter of the model that holds the backbone.
@@ -251,7 +251,7 @@ class Backbone(BaseModule):
     def train(self, mode: bool = True) -> 'Backbone':
         """Sets the training mode, in which the frozen stages stay in evaluation mode.
 
-        So does all batch normalisation where ``norm_eval`` asks for it.
+        With ``norm_eval``, all batch normalization does so, too.
         """
         super().train(mode)
         self._freeze_stages()
@@ -268,7 +268,7 @@ class Backbone(BaseModule):
                 module.requires_grad_(False)
 
     def init_weights(self) -> None:
-        """Initialises as ``init_cfg`` says. A checkpoint is read without executing its content.
+        """Initializes as ``init_cfg`` says. A checkpoint is read without executing its content.
 
         Raises:
             CheckpointError: If the checkpoint cannot be used, or no tensor of it is the backbone's.
@@ -321,6 +321,6 @@ def _load_weights_only() -> AbstractContextManager[None]:
 
 
 def check_rate(name: str, rate: float) -> None:
-    """Raises a ValueError if a rate of dropping is impossible."""
+    """Raises a ValueError if a drop rate is impossible."""
     if not 0 <= rate < 1:
         raise ValueError(f'{name}={rate} must be at least 0 and less than 1')

@@ -1,9 +1,9 @@
-"""HAT-Net as the paper's text has it, with the published key names and nothing made fast.
+"""The reference implementation of HAT-Net, from the paper's text and with the published key names.
 
-The reference of the tests and the baseline of ``tools/benchmark.py``; ``import mmhatnet`` leaves it
-out. Attention matrices are whole, tokens are shuffled between layouts as in the published
-formulation, and a window that the edge cuts is computed by itself. Runs in any floating-point
-precision.
+It is not optimized. Tests compare with it, and it is the baseline of ``tools/benchmark.py``.
+``import mmhatnet`` does not import it. Attention matrices are complete, tokens change between
+layouts as in the published formulation, and incomplete windows at the edge are computed one by one.
+It runs in any floating-point precision.
 """
 
 import math
@@ -139,7 +139,7 @@ class ReferenceHATNet(nn.Module):
 
     Args:
         arch (str | dict): As in ``HATNet``.
-        num_classes (int): Classes of the head; 0 leaves it out. Defaults to 0.
+        num_classes (int): Number of classes; 0 for no head. Defaults to 0.
         in_channels (int): Channels of the input. Defaults to 3.
         out_indices (Sequence[int]): The stages whose features are returned, in this order.
             Defaults to (0, 1, 2, 3).

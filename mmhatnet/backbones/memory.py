@@ -55,7 +55,7 @@ def unobserved(module: nn.Module, x: Tensor, known: Set[type[nn.Module]]) -> boo
         and not any(getattr(layer, name) for name in HOOKS)
         and 'forward' not in vars(layer)
         and layer._compiled_call_impl is None
-        # Pruning and parametrisation keep the weight elsewhere, other libraries subclass it.
+        # Pruning and parametrization keep the weight elsewhere, other libraries subclass it.
         and all(type(p) is nn.Parameter for p in layer._parameters.values() if p is not None)
         for child in module.children()
         for layer in child.modules()

@@ -138,7 +138,7 @@ class P2T(Backbone):
             ``mlp_ratios`` and ``pool_ratios`` (how many times smaller each pooled feature is).
         with_cp (bool): Whether to recompute each block's activations in the backward pass, which
             saves memory for time. Defaults to False.
-        init_cfg (dict | list[dict], optional): Defaults to the authors' initialisation: truncated
+        init_cfg (dict | list[dict], optional): Defaults to the authors' initialization: truncated
             normal weights with std 0.02 in the attention's linear layers, PyTorch's default in
             layers that are convolutions in the published code.
 

@@ -216,7 +216,7 @@ class ShuntedTransformer(Backbone):
         norm_eval (bool): Only the stem has batch norms. Defaults to False.
         with_cp (bool): Whether to recompute each block's activations in the backward pass, which
             saves memory for time. Defaults to False.
-        init_cfg (dict | list[dict], optional): Defaults to the authors' initialisation: truncated
+        init_cfg (dict | list[dict], optional): Defaults to the authors' initialization: truncated
             normal linear weights with std 0.02, normal convolutions with the fan-out's variance.
 
     Published checkpoints load as they are. So do the backbone's weights in a checkpoint of a whole

@@ -179,8 +179,8 @@ def _describe_file(path: Path, head: bytes, error: Exception) -> str:  # noqa: C
         )
     if not re.search(rb'[\x00-\x08\x0e-\x1f]', head) and head[0] < 128:
         code = re.search(r'^((import|from|def|class) |\w+ = )', text, re.M)
-        kind = 'Python code' if code else 'text'
-        return f'is {kind}, not a checkpoint, and starts with {text[:40]!r}: name a .pth file'
+        content = 'Python code' if code else 'text'
+        return f'is {content}, not a checkpoint, and starts with {text[:40]!r}: name a .pth file'
     if head.startswith(b'PK'):
         if not zipfile.is_zipfile(path):
             return f'is incomplete, its end is missing after {size}: {again}'

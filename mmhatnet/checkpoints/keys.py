@@ -19,7 +19,7 @@ from mmhatnet.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Published:
-    """How the authors of a network name its tensors.
+    """The names that the authors of a network give its tensors.
 
     Attributes:
         network (str): The network's name in messages.
@@ -41,7 +41,7 @@ class Published:
 
 
 class Network(Protocol):
-    """What this module needs of a backbone's class."""
+    """The attributes of a backbone's class that this module needs."""
 
     ARCHS: dict[str, dict[str, Any]]
     CHECKPOINT: Published

@@ -1,4 +1,4 @@
-"""Reads a user's config, and names the file and the line of what is wrong with it."""
+"""Reads a user's config. Errors name the file and the line."""
 
 import functools
 import os
@@ -62,7 +62,7 @@ class _FileError(Exception):
 
 @contextmanager
 def _errors_with_files() -> Iterator[None]:
-    """Makes MMEngine say in which file an error is, and skip the byte order mark of Windows."""
+    """Makes MMEngine name the file of an error, and skip the byte order mark of Windows."""
     module, parsers = mmengine.config.config, {name: Config.__dict__[name] for name in PARSERS}
     module.open = _open_without_mark
     for name, parser in parsers.items():

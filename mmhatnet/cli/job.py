@@ -95,8 +95,8 @@ def build_runner(cfg: Config, args: argparse.Namespace, dump: bool) -> Runner:
     Args:
         cfg (Config): The config.
         args (argparse.Namespace): The options that ``load_config`` has read.
-        dump (bool): Whether to write it to the work folder, less what is of this run alone. The
-            file that it was read from is never written to.
+        dump (bool): Whether to write the config to the work folder, without the settings of this
+            run alone. The file that it was read from is never overwritten.
 
     Raises:
         ConfigError: If a class of the config does not know a setting.

@@ -163,7 +163,7 @@ def _check_order(job: Job, folders: list[str], classes: list[str]) -> None:
             f'folders of {job.dataset.img_prefix}, which labels follow ({preview(folders, 8)}), so '
             f'that {preview(moved)}; name the classes in the order of the folders'
         )
-    # ImageNet's folders have codes instead of names: then there is nothing to compare.
+    # ImageNet's folders have codes instead of names, which cannot be compared.
     elif known and pairs:
         other = preview(f'{folder} is {name}' for folder, name in pairs)
         job.note(f'folders with another name than their class: {other}')

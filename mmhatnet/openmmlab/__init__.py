@@ -1,4 +1,4 @@
-"""What the OpenMMLab packages lack or get wrong, one file for each topic.
+"""Additions and corrections to the OpenMMLab packages, one file for each topic.
 
 This module imports nothing, because the files need different packages.
 """

@@ -30,7 +30,7 @@ class DropoutLinearClsHead(LinearClsHead):
 
 @MODELS.register_module()
 class NormLinearClsHead(LinearClsHead):
-    """GLNet's classifier: batch normalisation, mean over positions, linear layer.
+    """GLNet's classifier: batch normalization, mean over positions, linear layer.
 
     It takes the backbone's features without a neck.
 
@@ -48,7 +48,7 @@ class NormLinearClsHead(LinearClsHead):
         self.dense_fc = nn.Linear(self.in_channels, self.num_classes) if dense else None
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Features of the stages to (N, in_channels, H, W) of the last one, normalised."""
+        """Features of the stages to (N, in_channels, H, W) of the last one, normalized."""
         return self.norm(feats[-1])
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:

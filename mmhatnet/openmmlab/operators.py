@@ -2,8 +2,8 @@
 
 mmcv looks for a compiled module, ``mmcv._ext``. `install` copies ``mmcv_ext.py``, which has the
 operators in Python, to ``mmcv/_ext.py``. Every process finds it there, whatever it imports first.
-This matters because OneDL's MMDetection, when it is imported without operators, replaces them for
-good by functions that raise an error. Python prefers a compiled module that lies beside the file.
+This matters because OneDL's MMDetection, if imported without operators, replaces them permanently
+by functions that raise an error. Python prefers a compiled module that lies beside the file.
 """
 
 import os

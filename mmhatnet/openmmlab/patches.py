@@ -20,9 +20,10 @@ def apply_patches() -> None:
     - ``_base_ = 'mmhatnet::...'`` works, and ``'mmseg::...'`` works with OneDL's packages.
     - Unsupported versions of the OpenMMLab packages are named in a warning.
 
-    Packages that are not installed, or cannot be imported, are left out. ``docs/upstream/`` says
-    what would let each correction go. Other processes are not affected: spawned workers of a data
-    loader find operators only if ``python -m mmhatnet.install_ops`` has installed them.
+    Packages that are not installed, or cannot be imported, are skipped. ``docs/upstream/`` says
+    which upstream fix would make each correction unnecessary. Other processes are not affected:
+    spawned workers of a data loader find operators only if ``python -m mmhatnet.install_ops`` has
+    installed them.
 
     Examples:
         >>> from mmhatnet.openmmlab.patches import apply_patches

@@ -1,7 +1,7 @@
 """The versions of the OpenMMLab packages that mmhatnet works with.
 
-This is the one place that states them. Tests hold ``pyproject.toml``, ``requirements.txt`` and the
-pages equal to it.
+This is the one place that states them. Tests check that ``pyproject.toml``, ``requirements.txt``
+and the pages agree with it.
 
 The packages exist twice under the same module names: the originals, and the forks that OneDL
 maintains. Both are supported. Only installed metadata is read, because importing the modules takes
@@ -85,7 +85,7 @@ def check_versions() -> None:
 def warn_of_versions() -> None:
     """Warns of installed OpenMMLab packages that have unsupported versions or overwrite each other.
 
-    They are no error, because nothing may use them.
+    They are not an error, because they may not be used.
     """
     others = (MMCV, MMDET, MMSEG, MMPRETRAIN)
     for requirement in others:

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from drawn import drawn_image, drawn_value
 from reference import glnet, hatnet, p2t, shunted, stvit
+from synthetic import synthetic_image, synthetic_value
 
 
 class Golden(NamedTuple):
-    """What the file of one network covers.
+    """The content of the file of one network.
 
     Attributes:
         build: Builds the reference implementation of a variant, with the published key names.
         variants: Names of the variants, the smallest one first.
         sizes: Sizes of the inputs, the smallest one last.
-        num_samples: How many values of a feature are stored, if it has as many.
+        num_samples: The number of values of a feature that are stored, at most.
     """
 
     build: Callable[[str], nn.Module]
@@ -58,12 +58,12 @@ def compute(network: str, variant: str, sizes: list[str]) -> Iterator[tuple[str,
     with torch.device('meta'):
         model = NETWORKS[network].build(variant)
     weights = {
-        name: drawn_value(name, tuple(meta.shape)) for name, meta in model.state_dict().items()
+        name: synthetic_value(name, tuple(meta.shape)) for name, meta in model.state_dict().items()
     }
     model.load_state_dict(weights, assign=True)
     model.double().eval()
     for size in sizes:
-        features, logits = model(drawn_image(*map(int, size.split('x'))).double())
+        features, logits = model(synthetic_image(*map(int, size.split('x'))).double())
         for stage, feature in enumerate(features):
             yield f'{variant}/{size}/stage{stage}', feature
         yield f'{variant}/{size}/logits', logits
@@ -84,7 +84,7 @@ def summarize(key: str, values: Tensor, num_samples: int) -> dict[str, np.ndarra
 def golden_features(
     network: str, variants: list[str] | None = None, sizes: list[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Computes the content of a file, or of a part of it: some variants, some sizes."""
+    """Computes the content of a file, for all or for the given variants and sizes."""
     golden = NETWORKS[network]
     content = {}
     for variant in variants or golden.variants:

@@ -1,6 +1,6 @@
-"""Stores what mmcv's compiled operators give on drawn inputs, in mmcv_operators.npz.
+"""Stores the results of mmcv's compiled operators on random inputs in mmcv_operators.npz.
 
-Run it where mmcv has compiled operators: docs/operators.md says how to install them.
+It needs an mmcv with compiled operators. docs/operators.md explains how to install it.
 """
 
 import sys

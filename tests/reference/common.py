@@ -41,7 +41,7 @@ def depthwise(channels: int, kernel_size: int = 3) -> nn.Conv2d:
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each position of (n, c, h, w)."""
+    """Layer normalization over the channels of each position of (n, c, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -7,8 +7,8 @@ from torch import nn
 
 HEAD_DIM = 32
 SLOT_ROWS = 8
-LARGE = dict(depths=(4, 4, 18, 4), kinds=('slots', 'slots', 'alternating', 'map'))
-SMALL = dict(depths=(2, 2, 6, 2), kinds=('slots', 'slots', 'slots', 'tokens'), overlapped=False)
+LARGE = dict(depths=(4, 4, 18, 4), mixers=('slots', 'slots', 'alternating', 'map'))
+SMALL = dict(depths=(2, 2, 6, 2), mixers=('slots', 'slots', 'slots', 'tokens'), overlapped=False)
 VARIANTS = {
     '4g': dict(LARGE, dims=(64, 128, 256, 512)),
     '9g': dict(LARGE, dims=(96, 192, 384, 768)),
@@ -45,12 +45,12 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, channels, kind, overlapped, layer_scale, learned_slots):
+    def __init__(self, channels, mixer, overlapped, layer_scale, learned_slots):
         super().__init__()
-        self.kind = kind
+        self.mixer = mixer
         self.pos_conv = ResidualConv(channels) if overlapped else nn.Identity()
         self.norm1 = ChannelNorm(channels, eps=1e-6)
-        if kind == 'slots':
+        if mixer == 'slots':
             self.slot_scale = nn.Parameter(torch.tensor(channels**-0.5))
             self.init_slots = None
             if learned_slots:
@@ -67,28 +67,28 @@ class Block(nn.Module):
         hidden = (3 if overlapped else 4) * channels
         expand, project = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
         conv = ResidualConv(hidden) if overlapped else nn.Identity()
-        if kind == 'tokens':
+        if mixer == 'tokens':
             self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU())
             self.mlp.append(nn.Linear(hidden, channels))
         else:
             self.mlp = nn.Sequential(expand, conv, nn.GELU(), project)
         self.ls1 = self.ls2 = nn.Identity()
         if layer_scale:
-            self.ls1 = LayerScale(*((1, channels, 1, 1) if kind == 'slots' else (channels,)))
+            self.ls1 = LayerScale(*((1, channels, 1, 1) if mixer == 'slots' else (channels,)))
             self.ls2 = LayerScale(1, channels, 1, 1)
 
     def forward(self, x):
         block_input = x
         x = self.pos_conv(x)
         z = self.norm1(x)
-        if self.kind == 'slots':
+        if self.mixer == 'slots':
             out = self.mix_slots(block_input, z) + self.feature_conv(z)
         else:
             tokens = to_tokens(z)
             out = to_map(self.mha_op(tokens, tokens, tokens)[0], z)
         x = x + self.ls1(out)
         z = self.norm2(x)
-        out = to_map(self.mlp(to_tokens(z)), z) if self.kind == 'tokens' else self.mlp(z)
+        out = to_map(self.mlp(to_tokens(z)), z) if self.mixer == 'tokens' else self.mlp(z)
         return x + self.ls2(out)
 
     def mix_slots(self, block_input, z):
@@ -147,7 +147,7 @@ class GLNet(nn.Module):
         self,
         dims,
         depths,
-        kinds,
+        mixers,
         overlapped=True,
         layer_scale=False,
         learned_slots=False,
@@ -161,10 +161,10 @@ class GLNet(nn.Module):
                 self.downsample_layers.append(downsample(dims[index - 1], channels, overlapped))
             blocks = []
             for number in range(depths[index]):
-                kind = kinds[index]
-                if kind == 'alternating':
-                    kind = ('slots', 'map')[number % 2]
-                blocks.append(Block(channels, kind, overlapped, layer_scale, learned_slots))
+                mixer = mixers[index]
+                if mixer == 'alternating':
+                    mixer = ('slots', 'map')[number % 2]
+                blocks.append(Block(channels, mixer, overlapped, layer_scale, learned_slots))
             self.stages.append(Stage(blocks))
         self.norm = nn.BatchNorm2d(dims[3])
         self.head = nn.Linear(dims[3], 1000)

@@ -74,7 +74,7 @@ class SuperTokenAttention(nn.Module):
         return to_map(q @ tokens, x)[:, :, :height, :width]
 
     def associate(self, positions, tokens, x):
-        """How much each of P positions belongs to each of S super tokens: (n, P, S)."""
+        """Returns the weights of P positions for S super tokens, (n, P, S)."""
         rows, columns = (side // self.cell for side in x.shape[2:])
         cell_rows, cell_columns = torch.arange(rows), torch.arange(columns)
         row, column = (

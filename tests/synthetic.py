@@ -1,4 +1,4 @@
-"""Weights and images from a formula, as for the golden features, and published key names.
+"""Synthetic images and weights, from the formula of the golden features.
 
 ``tests/data/README.md`` states the formula.
 """
@@ -13,33 +13,33 @@ from torch import Tensor
 
 from mmhatnet.backbones.hatnet_reference import ReferenceHATNet
 
-# Layers whose weights are smaller, so that no block outweighs the residual stream: depthwise
-# convolutions and the last layer of the MLP, of STViT and of GLNet.
+# Layers of STViT and GLNet whose weights are reduced, so that no block outweighs the residual
+# stream: depthwise convolutions and the last layers of MLPs.
 DAMPED = re.compile(
     r'\.(pos_embed\.conv|mlp2\.conv\.conv|mlp2\.fc2|pos_conv|feature_conv\.1|mlp\.[123])\.weight$'
 )
 
 
-def draw(name: str, shape: tuple) -> Tensor:
-    """Standard normal numbers that depend on the name alone."""
+def standard_normal(name: str, shape: tuple) -> Tensor:
+    """Returns standard normal numbers that depend on the name alone."""
     seed = zlib.crc32(name.encode()) & 0xFFFFFFFF
     return torch.from_numpy(np.asarray(np.random.RandomState(seed).standard_normal(shape)))
 
 
-def drawn_image(*shape: int) -> Tensor:
-    return draw(f'input:{"x".join(map(str, shape))}', shape).float()
+def synthetic_image(*shape: int) -> Tensor:
+    return standard_normal(f'input:{"x".join(map(str, shape))}', shape).float()
 
 
-def drawn_value(name: str, shape: tuple) -> Tensor:
-    """The value of a tensor under its published name, by the first rule that fits."""
+def synthetic_value(name: str, shape: tuple) -> Tensor:
+    """Returns the value of a tensor from its published name, by the first rule that applies."""
     if name.endswith('num_batches_tracked'):
         return torch.tensor(0)
     if name.endswith('fold.weights'):  # a constant of STViT
         return torch.eye(9).view(9, 1, 3, 3)
-    values = draw(name, shape)
+    values = standard_normal(name, shape)
     if name.endswith('running_var'):
         values = 1 + 0.1 * values.abs()
-    elif name.endswith('slot_scale'):  # at its initial value the grouping would hardly show
+    elif name.endswith('slot_scale'):  # at its initial value the grouping would have little effect
         values = 8 + values
     elif name.endswith('init_slots'):
         pass
@@ -57,12 +57,12 @@ def drawn_value(name: str, shape: tuple) -> Tensor:
 
 
 def published_shapes(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:
-    """The tensors of a published checkpoint, without values."""
+    """Returns the tensors of a published checkpoint on the meta device."""
     with torch.device('meta'):
         return ReferenceHATNet(arch, num_classes, in_channels).state_dict()
 
 
-def drawn_checkpoint(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:
-    """A state dict with published keys whose weights a formula draws from these keys."""
+def synthetic_checkpoint(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:
+    """Returns a state dict with published keys and synthetic weights."""
     shapes = published_shapes(arch, num_classes, in_channels)
-    return {name: drawn_value(name, tuple(meta.shape)) for name, meta in shapes.items()}
+    return {name: synthetic_value(name, tuple(meta.shape)) for name, meta in shapes.items()}
