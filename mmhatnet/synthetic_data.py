@@ -232,7 +232,7 @@ def draw_ade(rng: Rng, index: int) -> tuple[Image.Image, Image.Image]:
         center, radius = (x * width, (foot - tall / 2) * height), tall * height / 2
         canvas.draw(placed(rng, painter(rng), center, radius), label, shadow=2)
 
-    if rng.random() < 0.4:  # It belongs to no class and stays unlabelled.
+    if rng.random() < 0.4:  # It belongs to no class and stays unlabeled.
         stand(kite, 0, rng.uniform(0.15, 0.85), 0.34, 0.3)
     canvas.ground(horizon, 0.08, color(rng, 85, 0.6, 0.7), GRASS)
     near, far = horizon + rng.uniform((0.42, 0.14), (0.48, 0.2))

@@ -70,7 +70,7 @@ def palette() -> Image.Image:
 
 SOUND = dict(
     numbers=dict(),
-    unlabelled=dict(mask=HALVES - 1 + np.eye(16, dtype=int)),
+    unlabeled=dict(mask=HALVES - 1 + np.eye(16, dtype=int)),
     palette=dict(mask=palette()),
     ignored=dict(mask=np.where(np.eye(16), 255, HALVES)),
     from_zero=dict(mask=HALVES - 1, reduce_zero_label=False),

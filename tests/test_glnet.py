@@ -46,7 +46,7 @@ def test_logits_agree_with_golden_figures(arch: str, run_tool, tmp_path: Path) -
         assert np.abs(logits - golden).max() < tolerance * golden.std()
 
 
-def test_token_labelled_variants_are_the_plain_ones() -> None:
+def test_token_labeled_variants_are_the_plain_ones() -> None:
     for name in ('4g', '9g'):
         assert GLNet.resolve_arch(f'{name}_tklb') == GLNet.resolve_arch(name)
 

@@ -1,7 +1,7 @@
 """Writes three small synthetic datasets in the folder layouts that OpenMMLab's datasets read.
 
     FOLDER/coco/{annotations,train2017,val2017}                    objects with boxes and masks
-    FOLDER/ade/ADEChallengeData2016/{images,annotations}/{training,validation}   labelled scenes
+    FOLDER/ade/ADEChallengeData2016/{images,annotations}/{training,validation}   labeled scenes
     FOLDER/imagenet/{train,val}/WNID                               one object per image
 
 The same seed writes the same bytes with the same versions of NumPy, OpenCV and Pillow. The first

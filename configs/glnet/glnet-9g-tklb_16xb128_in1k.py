@@ -1,5 +1,5 @@
 # ImageNet-1K with GLNet 9g_tklb.
-# Adds the dense classifier of token labelling, so that the published weights load. Training with
+# Adds the dense classifier of token labeling, so that the published weights load. Training with
 # token labels is not implemented.
 _base_ = 'glnet-4g_16xb128_in1k.py'
 

@@ -1,4 +1,4 @@
-"""The GLNet backbone: convolutions for the neighbourhood, attention among a few slots for the rest.
+"""The GLNet backbone: convolutions for the neighborhood, attention among a few slots for the rest.
 
 Zhu et al., "Revisiting the Integration of Convolution and Attention for Vision Backbone", NeurIPS
 2024, arXiv 2411.14429. Published code and weights: https://github.com/rayleizhu/GLMix.
@@ -209,7 +209,7 @@ class GLNet(Backbone):
     Args:
         arch (str | dict): '4g', '9g', '16g', 'stl' (patches that do not overlap, as Swin's),
             'stl_paramslot' (the same with learned slots), '4g_tklb', '9g_tklb' (the networks of
-            '4g' and '9g', trained with token labelling), or a dict of settings: for each stage
+            '4g' and '9g', trained with token labeling), or a dict of settings: for each stage
             ``embed_dims`` (channels), ``depths`` (blocks), ``mixers`` ('slots', 'map' for attention
             among all positions, or 'alternating', which starts with slots) and ``mlp_ratios``;
             ``overlapped`` (convolutions between stages), ``depthwise`` (3x3 convolutions before

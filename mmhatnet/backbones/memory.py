@@ -80,7 +80,7 @@ def in_chunks(
             most ``margin`` rows of the input above and below it.
         x (Tensor): The whole input (N, C, H, W).
         row_bytes (int): The memory that the function needs for one row of one image.
-        margin (int): The overlap of neighbouring chunks in rows.
+        margin (int): The overlap of neighboring chunks in rows.
 
     Returns:
         Tensor: The same as ``function(x)``, (N, C', H, W).

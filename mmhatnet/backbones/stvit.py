@@ -27,7 +27,7 @@ from mmhatnet.backbones.layers import (
 )
 from mmhatnet.checkpoints.keys import Published
 
-NEIGHBOURS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+NEIGHBORS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
 
 
 def shift(x: Tensor, down: int, right: int) -> Tensor:
@@ -35,17 +35,17 @@ def shift(x: Tensor, down: int, right: int) -> Tensor:
     return F.pad(x, (0, 0, right, -right, down, -down))
 
 
-def gather_neighbours(tokens: Tensor) -> Tensor:
+def gather_neighbors(tokens: Tensor) -> Tensor:
     """(N, h, w, C) to the 3 x 3 cells around each, (N, h, w, 9, C), zero outside the grid."""
-    return torch.stack([shift(tokens, -down, -right) for down, right in NEIGHBOURS], dim=3)
+    return torch.stack([shift(tokens, -down, -right) for down, right in NEIGHBORS], dim=3)
 
 
-def scatter_to_neighbours(values: Tensor) -> Tensor:
+def scatter_to_neighbors(values: Tensor) -> Tensor:
     """Adds the values of each cell to the 3 x 3 cells around it: (N, h, w, 9, C) to (N, h, w, C).
 
-    The inverse direction of ``gather_neighbours``.
+    The inverse direction of ``gather_neighbors``.
     """
-    pairs = zip(values.unbind(3), NEIGHBOURS)
+    pairs = zip(values.unbind(3), NEIGHBORS)
     total: Tensor = sum(shift(value, down, right) for value, (down, right) in pairs)  # type: ignore
     return total
 
@@ -79,9 +79,9 @@ class Association(nn.Module):
     def forward(self, cells: Tensor) -> Tensor:
         """(N, h, w, P, C), with the P positions of each cell, to weights (N, h, w, P, 9).
 
-        A neighbour outside the grid counts as a super token of zeros.
+        A neighbor outside the grid counts as a super token of zeros.
         """
-        tokens = gather_neighbours(cells.mean(dim=3) / cells.shape[-1] ** 0.5)
+        tokens = gather_neighbors(cells.mean(dim=3) / cells.shape[-1] ** 0.5)
         return (cells @ tokens.transpose(3, 4)).softmax(dim=-1)
 
 
@@ -118,11 +118,11 @@ class SuperTokenAttention(Attention):
             cells = to_cells(x.to(torch.promote_types(x.dtype, torch.float32)), self.cell)
             # As in the published code, no gradient flows through the association.
             weights = self.association(cells.detach())
-            total = scatter_to_neighbours(weights.sum(dim=3).unsqueeze(-1))
-            tokens = scatter_to_neighbours(weights.transpose(3, 4) @ cells) / (total + 1e-12)
+            total = scatter_to_neighbors(weights.sum(dim=3).unsqueeze(-1))
+            tokens = scatter_to_neighbors(weights.transpose(3, 4) @ cells) / (total + 1e-12)
         tokens = super().forward(tokens.to(x.dtype))
         with torch.autocast(x.device.type, enabled=False):
-            cells = weights @ gather_neighbours(tokens.to(weights.dtype))
+            cells = weights @ gather_neighbors(tokens.to(weights.dtype))
             return from_cells(cells, self.cell, *x.shape[1:3]).to(x.dtype)
 
 

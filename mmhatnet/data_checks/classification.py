@@ -42,7 +42,7 @@ def check_classification(job: Job) -> None:
 
 
 def _reads_folders(dataset: BaseDataset) -> bool:
-    """Returns whether a dataset finds labelled images as CustomDataset does."""
+    """Returns whether a dataset finds labeled images as CustomDataset does."""
     return (
         isinstance(dataset, CustomDataset)
         and type(dataset).load_data_list is CustomDataset.load_data_list

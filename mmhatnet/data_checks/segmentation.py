@@ -30,7 +30,7 @@ from mmhatnet.data_checks.images import (
 from mmhatnet.data_checks.report import preview
 
 ENDINGS = ('.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
-NO_CLASS = ('background', 'bg', 'unlabeled', 'unlabelled', 'void', 'ignore')
+NO_CLASS = ('background', 'bg', 'unlabeled', 'unlabeled', 'void', 'ignore')
 CROSS_ENTROPY = ('CrossEntropyLoss', 'OhemCrossEntropy')
 
 

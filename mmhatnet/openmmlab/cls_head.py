@@ -36,7 +36,7 @@ class NormLinearClsHead(LinearClsHead):
 
     Args:
         dense (bool): Whether to add half of the maximum over positions of a second linear layer, as
-            models trained with token labelling have it. The authors train that layer with a label
+            models trained with token labeling have it. The authors train that layer with a label
             for each position; with labels of images it learns as a term of the sum. Defaults to
             False.
         **kwargs (object): Arguments of MMPretrain's LinearClsHead.

@@ -40,7 +40,7 @@ class Attention(nn.Module):
         return self.proj(to_map(attend(q, k, v, self.heads), x))
 
 
-class Neighbours(nn.Module):
+class Neighbors(nn.Module):
     """Constants of a published checkpoint: nine kernels that each pick one of 3 x 3 cells."""
 
     def __init__(self):
@@ -54,7 +54,7 @@ class SuperTokenAttention(nn.Module):
     def __init__(self, channels, heads, cell):
         super().__init__()
         self.cell = cell
-        self.unfold, self.fold = Neighbours(), Neighbours()
+        self.unfold, self.fold = Neighbors(), Neighbors()
         self.stoken_refine = Attention(channels, heads)
 
     def forward(self, x):
@@ -86,7 +86,7 @@ class SuperTokenAttention(nn.Module):
         near = near.flatten(2).flatten(0, 1)
         logits = positions @ tokens.transpose(1, 2) / math.sqrt(x.shape[1])
         weights = logits.exp() * near
-        # A neighbour outside the grid is a super token of zeros, with the logit 0.
+        # A neighbor outside the grid is a super token of zeros, with the logit 0.
         outside = 9 - near.sum(dim=1, keepdim=True)
         return weights / (weights.sum(dim=2, keepdim=True) + outside)
 
