@@ -1,8 +1,9 @@
 """HAT-Net and comparable backbones for MMDetection, MMSegmentation and MMPretrain.
 
-Importing the package needs PyTorch and MMEngine alone. It registers the backbones in MMEngine's
-root registry and changes nothing else. ``mmhatnet.openmmlab.patches.apply_patches`` corrects mmcv
-and MMEngine; the command-line tools and the configs of this package call it.
+Importing the package needs PyTorch and MMEngine alone. It registers the backbones, and an
+initializer of one of them, in MMEngine's root registries and changes nothing else.
+``mmhatnet.openmmlab.patches.apply_patches`` corrects mmcv and MMEngine. The command-line tools and
+the configs of this package call it.
 """
 
 from mmhatnet.openmmlab.versions import check_versions

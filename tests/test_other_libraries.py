@@ -359,7 +359,7 @@ def test_observers_of_all_modules_are_recognized(model: HATNet) -> None:
         assert unobserved_parts(model) == []
 
 
-@pytest.mark.parametrize('name', ['_has_transforms', '_has_modes'])
+@pytest.mark.parametrize('name', ['_has_transforms', '_has_dispatch_modes', '_has_function_modes'])
 def test_a_private_function_that_pytorch_removes(model: HATNet, name: str, monkeypatch) -> None:
     with torch.no_grad():
         expected = last_feature(model)
@@ -384,6 +384,59 @@ def test_one_observer_leaves_chunks_elsewhere(model: HATNet, monkeypatch) -> Non
         model(IMAGE)
     first, last = (model.stages[index].blocks[-1].mlp for index in (0, -1))
     assert calls[first] > 1 and calls[last] == 1
+
+
+def change(**attributes):
+    return lambda mlp: mlp.depthwise.__dict__.update(attributes)
+
+
+def replace_depthwise(**settings):
+    def replaced(mlp: MLP) -> None:
+        channels = mlp.depthwise.out_channels
+        mlp.depthwise = nn.Conv2d(channels, channels, groups=channels, **settings)
+
+    return replaced
+
+
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize(
+    'edit',
+    [
+        change(dilation=(3, 3), padding=(3, 3)),
+        change(padding_mode='circular', _reversed_padding_repeated_twice=[1] * 4),
+        replace_depthwise(kernel_size=7, padding=3),
+        replace_depthwise(kernel_size=5, padding='same', dilation=2),
+        replace_depthwise(kernel_size=(4, 3), padding='same'),
+        replace_depthwise(kernel_size=3, padding=(1, 1), padding_mode='reflect'),
+        lambda mlp: setattr(mlp, 'depthwise', nn.Dropout(0.0)),
+    ],
+)
+def test_another_depthwise_convolution(model: HATNet, edit, grad: bool) -> None:
+    for module in model.modules():
+        if isinstance(module, MLP):
+            edit(module)
+    with torch.set_grad_enabled(grad):
+        features = model(IMAGE)
+        for module in model.modules():
+            if isinstance(module, MLP):
+                module.norm.register_forward_hook(ignore)  # which prevents chunks
+        for feature, expected in zip(features, model(IMAGE)):
+            torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_outputs_that_a_mode_keeps_stay(model: HATNet) -> None:
+    kept = []
+
+    class Keep(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, Tensor):
+                kept.append((out, out.clone()))
+            return out
+
+    with torch.no_grad(), Keep():
+        model(IMAGE)
+    assert kept and all(torch.equal(out, copied) for out, copied in kept)
 
 
 @pytest.mark.parametrize('grad', [False, True])

@@ -232,7 +232,6 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         hidden = channels * ratio
-        self.kernel_size = kernel_size
         self.recompute = recompute
         self.norm = ImageNorm(channels)
         self.expand = nn.Linear(channels, hidden, bias=False)
@@ -246,7 +245,8 @@ class MLP(nn.Module):
         # Test the device first: on others nothing depends on the rest. Test the size last:
         # otherwise Dynamo guards on it and recompiles.
         on_cpu = x.device.type == 'cpu' and memory.unobserved(self, x, KNOWN_LAYERS)
-        chunked = on_cpu and self.row_bytes(x) * x.shape[2] * len(x) > memory.CHUNK_BYTES
+        margin = memory.row_margin(self.depthwise) if on_cpu else None
+        chunked = margin is not None and self.hidden_bytes(x) > memory.CHUNK_BYTES
         recompute = chunked if self.recompute is None else self.recompute
         run: Callable[[Tensor], Tensor] = self.run_hidden
         if not torch.is_grad_enabled():
@@ -258,15 +258,15 @@ class MLP(nn.Module):
             )
         else:
             chunked = False  # autograd would keep every chunk
-        if chunked:
-            x = memory.in_chunks(run, x, self.row_bytes(x), self.kernel_size // 2)
+        if chunked and margin is not None:
+            x = memory.in_chunks(run, x, self.hidden_bytes(x), margin)
         else:
             x = run(x)
         return self.out_norm(x)
 
-    def row_bytes(self, x: Tensor) -> int:
-        """The size of the hidden layer for one row of one image."""
-        return x.shape[3] * self.depthwise.out_channels * x.element_size()
+    def hidden_bytes(self, x: Tensor) -> int:
+        """The size of the hidden layer."""
+        return x[:, 0].numel() * self.depthwise.out_channels * x.element_size()
 
     def run_hidden(self, x: Tensor, in_place: bool = False) -> Tensor:
         x = F.silu(pointwise(self.expand, x), in_place)

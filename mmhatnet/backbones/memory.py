@@ -25,7 +25,8 @@ def _missing() -> bool:
 
 # PyTorch has no public names for these. A version without them counts as an observer.
 _has_transforms = getattr(torch._C, '_are_functorch_transforms_active', _missing)
-_has_modes = getattr(torch._C, '_len_torch_dispatch_stack', _missing)
+_has_dispatch_modes = getattr(torch._C, '_len_torch_dispatch_stack', _missing)
+_has_function_modes = getattr(torch._C, '_len_torch_function_stack', _missing)
 
 
 def unobserved(module: nn.Module, x: Tensor, known: Set[type[nn.Module]]) -> bool:
@@ -45,7 +46,8 @@ def unobserved(module: nn.Module, x: Tensor, known: Set[type[nn.Module]]) -> boo
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or _has_transforms()
-        or _has_modes()
+        or _has_dispatch_modes()
+        or _has_function_modes()
         or type(x) is not Tensor
         or any(getattr(module_hooks, name, True) for name in GLOBAL_HOOKS)
     ):
@@ -70,8 +72,21 @@ def add(branch: Tensor, x: Tensor, in_place: bool) -> Tensor:
     return branch.add_(x) if in_place and branch.dtype == x.dtype else branch + x
 
 
+def row_margin(layer: nn.Module) -> int | None:
+    """The number of rows above and below a chunk that a convolution needs for its output.
+
+    It is None for layers that cannot run in chunks of rows. Users may replace a convolution or
+    change its attributes.
+    """
+    if type(layer) is not nn.Conv2d or layer.stride[0] != 1 or layer.padding_mode != 'zeros':
+        return None
+    reach = layer.dilation[0] * (layer.kernel_size[0] - 1)
+    padding = layer.padding if isinstance(layer.padding, str) else 2 * layer.padding[0]
+    return reach // 2 if padding in (reach, 'same') and reach % 2 == 0 else None
+
+
 def in_chunks(
-    function: Callable[[Tensor], Tensor], x: Tensor, row_bytes: int, margin: int
+    function: Callable[[Tensor], Tensor], x: Tensor, num_bytes: int, margin: int
 ) -> Tensor:
     """Applies a function to a few images at a time, or to a few rows of one image.
 
@@ -79,19 +94,20 @@ def in_chunks(
         function (Callable): Maps (n, C, h, W) to (n, C', h, W). A row of its output depends on at
             most ``margin`` rows of the input above and below it.
         x (Tensor): The whole input (N, C, H, W).
-        row_bytes (int): The memory that the function needs for one row of one image.
+        num_bytes (int): The memory that the function needs for the whole input.
         margin (int): The overlap of neighboring chunks in rows.
 
     Returns:
         Tensor: The same as ``function(x)``, (N, C', H, W).
     """
     height = x.shape[2]
-    images = CHUNK_BYTES // (height * row_bytes)
+    images = CHUNK_BYTES * len(x) // num_bytes
     if images:
         return torch.cat([function(chunk) for chunk in x.split(images)])
     if len(x) > 1:
-        return torch.cat([in_chunks(function, image, row_bytes, margin) for image in x.split(1)])
-    rows = max(CHUNK_BYTES // row_bytes - 2 * margin, 8 * margin, 1)
+        num_bytes //= len(x)
+        return torch.cat([in_chunks(function, image, num_bytes, margin) for image in x.split(1)])
+    rows = max(CHUNK_BYTES * height // num_bytes - 2 * margin, 8 * margin, 1)
     chunks = []
     for top in range(0, height, rows):
         first = max(top - margin, 0)
