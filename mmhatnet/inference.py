@@ -173,9 +173,9 @@ class ImageLoader:
                 raise ImageError(f'{path} {why_unreadable(path)}') from error
             reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
             raise ImageError(f'{path} cannot pass the test pipeline ({reason})') from error
-        if decoded.dtype != np.uint8 or decoded.shape[2:] != (3,):
+        if decoded.shape[2:] != (3,):  # gray, or with an alpha channel
             decoded = read_image(path) if pixels is None else pixels
-        return LoadedImage(path, decoded, data)
+        return LoadedImage(path, decoded.astype(np.uint8, copy=False), data)
 
 
 def _read_for_classifier(image: str | np.ndarray) -> dict:

@@ -15,7 +15,7 @@ from mmhatnet import cli
 from mmhatnet.errors import ConfigError
 from mmhatnet.inference import build_inferencer, find_images
 from mmhatnet.prediction import write_predictions
-from mmhatnet.prediction.processes import joined_processes
+from mmhatnet.prediction.processes import default_workers, joined_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,8 +48,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--num-workers',
         type=int,
-        default=min(4, len(os.sched_getaffinity(0))),
-        help='the number of processes that load images (default: up to 4)',
+        default=default_workers(),
+        help='the number of processes that load images for each that predicts (default: up to 4)',
     )
     parser.add_argument(
         '--overwrite',

@@ -75,43 +75,45 @@ def write_predictions(
             predicted first.
     """
     out_dir, (rank, number) = Path(out_dir), rank_and_number()
-    records = Records(out_dir / 'unfinished')
 
     def begin() -> tuple[list[str], set[str]]:
-        ids = ids_of(cfg.default_scope, ann_file, inferencer.classes)
-        if isinstance(ids, Annotated):
+        if isinstance(ids := ids_of(cfg.default_scope, ann_file, inferencer.classes), Annotated):
             ids.require(path for path in paths if not is_video(path))
         records.begin(settings_of(inferencer, cfg, score_thr, visualize), overwrite)
         done = {*records.index().places}
-        if others := sorted(done.difference(paths)):
-            raise DataError(
-                f'{records.folder} has predictions of {len(others)} other images, '
-                f'{preview(others)}: name them as well, name another --out-dir, or start anew with '
-                '--overwrite.'
-            )
+        _require_named(done.difference(paths), records.folder)
         if done:
             print(f'Going on: {len(done)} of {len(paths)} images and videos are predicted already.')
         return list(paths), done
 
-    # The files in a folder may change while the processes start.
-    paths, done = result_of_first(begin)
-    names = dict(zip(paths, output_names(paths)))
-    place = records.folder / str(rank)
-    outputs = Outputs(inferencer, cfg.default_scope, out_dir, place, score_thr, visualize)
-    with records.open(rank) as writer:
-        share = Share(inferencer, outputs, writer, names, done, batch_size, workers)
-        share.predict(pieces(paths, done, batch_size)[rank::number], visible=rank == 0)
-    wait_for_all()
-    if rank:
-        return None
-    index, ids = records.index(), ids_of(cfg.default_scope, ann_file, inferencer.classes)
-    total = merge(records, index, paths, ids, out_dir)
-    for path in paths:
-        if path in index.notes:
-            print(index.notes[path])
-    report_failed(records, index, paths, out_dir)
-    records.remove()
-    return total
+    with Records(out_dir / 'unfinished') as records:
+        # The files in a folder may change while the processes start.
+        paths, done = result_of_first(begin)
+        names = dict(zip(paths, output_names(paths)))
+        place = records.folder / str(rank)
+        outputs = Outputs(inferencer, cfg.default_scope, out_dir, place, score_thr, visualize)
+        with records.open(rank) as writer:
+            share = Share(inferencer, outputs, writer, names, done, batch_size, workers)
+            share.predict(pieces(paths, done, batch_size)[rank::number], visible=rank == 0)
+        wait_for_all()
+        if rank:
+            return None
+        index, ids = records.index(), ids_of(cfg.default_scope, ann_file, inferencer.classes)
+        total = merge(records, index, paths, ids, out_dir)
+        for note in filter(None, map(index.notes.get, paths)):
+            print(note)
+        report_failed(records, index, paths, out_dir)
+        records.remove()
+        return total
+
+
+def _require_named(others: set[str], folder: Path) -> None:
+    """Refuses to forget predictions of images that are no longer named."""
+    if others:
+        raise DataError(
+            f'{folder} has predictions of {len(others)} other images, {preview(sorted(others))}: '
+            'name them as well, name another --out-dir, or start anew with --overwrite.'
+        )
 
 
 def settings_of(

@@ -64,12 +64,14 @@ class FrameBatches(IterableDataset):
         self.load, self.path, self.batch_size = load, path, batch_size
 
     def __iter__(self) -> Iterator[list[LoadedImage] | Failed]:
-        frames = enumerate(mmcv.VideoReader(self.path))
         try:
+            frames = enumerate(mmcv.VideoReader(self.path))
             while batch := list(itertools.islice(frames, self.batch_size)):
                 yield [self.load(frame_name(self.path, number), frame) for number, frame in batch]
         except ImageError as error:
             yield Failed.because_of(error, self.path)
+        except OSError:  # it is no longer there
+            yield Failed(self.path, 'cannot be read as a video')
 
 
 def frame_name(video: str, number: int) -> str:

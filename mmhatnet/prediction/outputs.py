@@ -83,8 +83,10 @@ class Outputs:
                 self.visualizer.line_width = max(min(image.size) // 200, 1)
                 options['pred_score_thr'] = self.score_thr
             # MMDetection varies the colors of masks at random, here alike for each image.
+            state = np.random.get_state()
             np.random.seed(0)
             self.visualizer.add_datasample(image.path, pixels, sample, **options)
+            np.random.set_state(state)
         return mmcv.rgb2bgr(self.shown)
 
     def write_visualization(self, image: LoadedImage, name: str, sample: object) -> None:

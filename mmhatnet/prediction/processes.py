@@ -39,8 +39,11 @@ def joined_processes(launcher: str) -> Iterator[str | None]:
     dist.init_process_group('gloo')
     is_first, utils.is_main_process = utils.is_main_process, lambda group=None: True
     try:
-        gpus = torch.cuda.device_count()
-        yield f'cuda:{int(os.environ["LOCAL_RANK"]) % gpus}' if gpus else None
+        gpus, gpu = torch.cuda.device_count(), None
+        if gpus:
+            gpu = f'cuda:{int(os.environ["LOCAL_RANK"]) % gpus}'
+            torch.cuda.set_device(gpu)
+        yield gpu
     finally:
         utils.is_main_process = is_first
         dist.destroy_process_group()
@@ -57,6 +60,12 @@ def _set_variables_of_slurm() -> None:
     env.update(
         RANK=env['SLURM_PROCID'], WORLD_SIZE=env['SLURM_NTASKS'], LOCAL_RANK=env['SLURM_LOCALID']
     )
+
+
+def default_workers() -> int:
+    """Returns how many processes load images for each that predicts: up to four, one per CPU."""
+    cpus = len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
+    return min(max(cpus, 1), 4)
 
 
 def rank_and_number() -> tuple[int, int]:

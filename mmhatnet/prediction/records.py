@@ -96,14 +96,21 @@ def _whole_lines(file: Path) -> Iterator[tuple[int, dict]]:
 
 
 class Records:
-    """The records of a job.
+    """The records of a job. To be used as a context, in which no other job may write them.
 
     Args:
         folder (Path): The folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.lock = folder, None
+
+    def __enter__(self) -> 'Records':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.lock is not None:
+            self.lock.close()
 
     def begin(self, settings: Mapping[str, object], overwrite: bool) -> None:
         """Creates the folder, or goes on with one of the same settings.
@@ -140,7 +147,7 @@ class Records:
             _cut_last_line(file)
 
     def _lock(self) -> None:
-        """Holds a lock as long as this process lives."""
+        """Holds a lock until the file is closed, at the latest by the end of this process."""
         self.lock = (self.folder / 'lock').open('w')
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
