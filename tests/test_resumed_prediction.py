@@ -14,6 +14,7 @@ from predicting import KILLED, files_of, random_job, write_film
 from processes import Script
 from test_distributed import free_port
 
+import mmhatnet.prediction.job
 from mmhatnet.prediction.records import Records, Writer
 
 PREDICT = Path(__file__).parents[1] / 'tools' / 'predict.py'
@@ -146,6 +147,60 @@ def test_unreadable_images_are_listed_and_the_others_are_predicted(
     assert status == 0 and 'Going on: 7 of 8 images and videos are predicted already' in shown
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert files_of(tmp_path / 'out') == files_of(tmp_path / 'expected')
+
+
+def test_images_beyond_the_memory_of_the_gpu_are_listed(
+    jobs, images: Path, run_tool_captured, tmp_path: Path, monkeypatch
+) -> None:
+    def predict_small(inferencer: object, loaded: list) -> list:
+        if any('000000500003' in image.path for image in loaded):
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory.')
+        return predict_loaded(inferencer, loaded)
+
+    predict_loaded = mmhatnet.prediction.job.predict_loaded
+    args = arguments(jobs['imagenet'], images, tmp_path / 'out', '--no-drawn')
+    with monkeypatch.context() as here:
+        here.setattr(mmhatnet.prediction.job, 'predict_loaded', predict_small)
+        result = run_tool_captured('predict', *args)
+    assert '500003.jpg needs more memory than the GPU has, in a batch of 1 ' in result.stderr
+    assert result.returncode == 1 and run_tool_captured('predict', *args).returncode == 0
+    assert len(json.loads((tmp_path / 'out' / 'predictions.json').read_text())) == 11
+
+
+def test_damaged_records_and_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    settings = dict(checkpoint='a')
+    with Records(tmp_path / 'unfinished') as records:
+        records.begin(settings, overwrite=False)
+        with records.open(0) as writer:
+            for number in range(3):
+                writer.add(image=str(number), size=(1, 2), results=[number])
+            writer.add(image='3', size=(1, 2), results=[float('nan')])
+            for number in range(2):
+                writer.add(video='film', frame=number, image=f'film/{number}', results=[])
+            writer.add(video='film', frames=2, stated=3)
+        file = tmp_path / 'unfinished' / '0.jsonl'
+        file.write_bytes(file.read_bytes().replace(b'{"image": "1"', b'\0' * 13) + b'{"ima')
+    with Records(tmp_path / 'unfinished') as records:
+        records.begin(settings, overwrite=False)
+        index = records.index()
+    assert index.failed == {'3': 'has predictions that are not finite'}
+    assert [*index.places] == ['0', '2', 'film']
+    read = [record['image'] for record in index.read(['film', '2', '1', '0'])]
+    assert read == ['film/0', 'film/1', '2', '0']
+    assert 'states 3 frames, of which 2' in index.notes['film']
+    # Records without settings are those of a job that was killed while it deleted them.
+    (tmp_path / 'unfinished' / 'settings.json').unlink()
+    with Records(tmp_path / 'unfinished') as records:
+        records.begin(dict(checkpoint='b'), overwrite=False)
+        assert not records.index().places
+
+
+def test_results_among_the_images_are_not_predicted(
+    jobs, images: Path, run_tool, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        run_tool('predict', *arguments(jobs['semfpn'], images, images))
+        assert len(json.loads((images / 'predictions.json').read_text())) == 11
 
 
 def test_an_unfinished_prediction_is_not_mixed_with_another(
