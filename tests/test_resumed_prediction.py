@@ -15,6 +15,7 @@ from processes import Script
 from test_distributed import free_port
 
 import mmhatnet.prediction.job
+from mmhatnet.prediction.loading import batches_of
 from mmhatnet.prediction.records import Records, Writer
 
 PREDICT = Path(__file__).parents[1] / 'tools' / 'predict.py'
@@ -193,6 +194,15 @@ def test_damaged_records_and_numbers_that_are_not_finite(tmp_path: Path) -> None
     with Records(tmp_path / 'unfinished') as records:
         records.begin(dict(checkpoint='b'), overwrite=False)
         assert not records.index().places
+
+
+def test_batches_do_not_depend_on_what_is_done(images: Path) -> None:
+    paths = [str(path) for path in sorted(images.rglob('*.jpg'))]
+    batches = list(batches_of(paths, 2, ()))
+    assert sorted(path for batch in batches for path in batch) == paths
+    for done in {paths[0]}, {*batches[0]}, {*paths[2:5]}, {*paths}:
+        left = [batch for batch in batches if not done.issuperset(batch)]
+        assert list(batches_of(paths, 2, done)) == left
 
 
 def test_results_among_the_images_are_not_predicted(
