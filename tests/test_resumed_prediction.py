@@ -66,7 +66,8 @@ def test_killed_equals_never_killed(
         variables = dict(KILLED_AFTER=str(number), TOOL=str(PREDICT))
         run = Script(script, *args, log=tmp_path / 'log.txt', cwd=tmp_path, **variables)
         run.process.join()
-        assert run.process.exitcode == -9 and not (out / 'predictions.json').exists()
+        assert run.process.exitcode == -9
+        assert not (out / 'predictions.json').exists() and not [*out.glob('drawn/*.mp4')]
         last = (out / 'unfinished' / '0.jsonl').read_text().splitlines()[-1]
         assert last == '{"image": "half of a li'
     result = run_tool_captured('predict', *args)
