@@ -13,7 +13,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from mmhatnet.checkpoints.loading import find_checkpoint, load_weights, verify_checkpoint
+from mmhatnet.checkpoints.folder import find_checkpoint
+from mmhatnet.checkpoints.loading import load_weights, verify_checkpoint
 from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.config_checks import (
     build_errors_as_messages,
