@@ -13,9 +13,11 @@ from mmhatnet.config_walk import dicts_of, type_name
 from mmhatnet.data_checks.images import (
     check_number,
     datasets_of_training,
+    files_below,
     is_local,
     paths_exist,
     read_images,
+    refuse_circle,
     refuse_missing,
     size_rows,
 )
@@ -33,6 +35,8 @@ def check_classification(job: Job) -> None:
     if dataset.ann_file:
         paths, counts = _read_list(job)
         classes = dataset.CLASSES
+    elif refuse_circle(job, dataset.img_prefix):
+        return
     else:
         paths, counts = _find_images(job)
         classes = _check_folders(job, counts)
@@ -84,8 +88,8 @@ def _find_images(job: Job) -> tuple[list[str], dict[str, int]]:
     folders, files = find_folders(root)[0], []
     # MMPretrain's get_samples is several times slower.
     for folder in folders:
-        for at, _, names in os.walk(os.path.join(root, folder), followlinks=True):
-            files += [(os.path.join(at, n), folder) for n in names if not n.startswith('.')]
+        paths = files_below(os.path.join(root, folder))
+        files += [(path, folder) for path in paths if not os.path.basename(path).startswith('.')]
     read = [(path, folder) for path, folder in files if dataset.is_valid_file(path)]
     left = [os.path.splitext(path)[1] for path, _ in files if not dataset.is_valid_file(path)]
     counts = dict.fromkeys(folders, 0) | Counter(folder for _, folder in read)

@@ -1,7 +1,7 @@
 """Checks of files and images that all frameworks share."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mmcv.transforms import LoadImageFromFile
@@ -14,6 +14,54 @@ from mmhatnet.data_checks.report import Job, preview
 
 # The number of files of each dataset that are read by default.
 SAMPLE = 200
+
+
+def files_below(folder: str) -> Iterator[str]:
+    """Yields the paths of the files below a folder, in sorted order.
+
+    Links to folders are followed, and each real folder is read once, so that folders that link to
+    themselves or to each other come to an end. A file in such a folder has its path without links,
+    if there is one. Whatever is no folder counts as a file, broken links as well.
+    """
+    found, seen, queue = [], set(), [folder]
+    # Links wait until the folders beside them are read.
+    for top in queue:
+        for at, folders, names in os.walk(top):
+            if (real := os.path.realpath(at)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            found += [os.path.join(at, name) for name in names]
+            paths = [os.path.join(at, name) for name in sorted(folders)]
+            queue += [path for path in paths if os.path.islink(path)]
+    yield from sorted(found)
+
+
+def link_to_itself(folder: str) -> str | None:
+    """Returns a link below a folder that leads to a folder around it, if there is one."""
+    seen, above = set(), {}
+    for at, folders, _ in os.walk(folder, followlinks=True):
+        real, around = os.path.realpath(at), above.get(os.path.dirname(at), frozenset())
+        if real in around:
+            while not os.path.islink(at):  # it may lead to the folder around it as well
+                at = os.path.dirname(at)
+            return at
+        if real in seen:
+            folders.clear()
+        seen.add(real)
+        # Without the slash at the end that the folder itself may have.
+        above[os.path.dirname(os.path.join(at, ''))] = around | {real}
+    return None
+
+
+def refuse_circle(job: Job, folder: str) -> bool:
+    """Refuses a folder that links into itself, which frameworks follow without end."""
+    if link := link_to_itself(folder):
+        job.refuse(
+            f'{link} is a link to {os.path.realpath(link)}, which it is in, so that the files there '
+            'are read again and again; remove the link'
+        )
+    return bool(link)
 
 
 def is_local(path: str, backend: dict | None) -> bool:

@@ -20,10 +20,12 @@ from mmhatnet.data_checks import report
 from mmhatnet.data_checks.images import (
     check_number,
     datasets_of_training,
+    files_below,
     is_local,
     paths_exist,
     read_images,
     read_sample,
+    refuse_circle,
     refuse_missing,
     size_rows,
 )
@@ -172,6 +174,8 @@ def _find_pairs(job: Job) -> dict[str, str | None]:
     folders = {f'data_prefix.{key}': dataset.data_prefix.get(key) for key in keys}
     if not paths_exist(job, folders | dict(ann_file=listed)):
         return {}
+    if not listed and refuse_circle(job, dataset.data_prefix['img_path']):
+        return {}
     # An empty list cannot be serialized.
     dataset.serialize_data = False
     dataset.full_init()
@@ -190,10 +194,9 @@ def _find_pairs(job: Job) -> dict[str, str | None]:
 def _images_in(folder: str) -> list[str]:
     """Lists all files below a folder whose names end like images."""
     return [
-        os.path.join(at, name)
-        for at, _, names in os.walk(folder, followlinks=True)
-        for name in sorted(names)
-        if name.lower().endswith(ENDINGS) and not name.startswith('.')
+        path
+        for path in files_below(folder)
+        if path.lower().endswith(ENDINGS) and not os.path.basename(path).startswith('.')
     ]
 
 
