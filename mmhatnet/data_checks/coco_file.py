@@ -21,7 +21,7 @@ FIELDS = dict(
     categories=dict(id=ID, name=TEXT),
     annotations=dict(id=ID, image_id=ID, category_id=ID, bbox=BOX, area=NUMBER),
 )
-HINTS = dict(area='fill in width * height of each box', iscrowd='fill in 0')
+HINTS = dict(area='fill in width * height of each box', iscrowd='fill in 0 or 1')
 
 
 @dataclass
@@ -122,6 +122,10 @@ def _faults_of_ids(file: CocoFile, report: Report) -> Iterator[str]:
                 f'ids of "{name}" occur more than once ({preview(twice)}), of which MMDetection '
                 'keeps one: number them anew'
             )
+        kinds = {isinstance(i, str) + 2 * (i is None): i for i in seen}
+        if len(kinds) > 1:
+            values = ' and '.join(map(short, kinds.values()))
+            yield f'ids of "{name}" are of several types, as {values}: number them anew'
     for field, name in (('image_id', 'images'), ('category_id', 'categories')):
         known = {entry['id'] for entry in getattr(file, name)}
         used = Counter(a[field] for a in file.annotations)

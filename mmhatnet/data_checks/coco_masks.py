@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmhatnet.data_checks.coco_file import short
+
 # Tools leave coordinates slightly outside of images, and boxes of hidden parts may be longer than
 # the image. A coordinate is far outside if its distance is more than this many longer sides.
 FAR = 10
@@ -20,7 +22,7 @@ NO_MASK, NO_POLYGON = 'no mask', 'no polygon of three points or more'
 
 def fault_of_mask(
     mask: object, height: float, width: float, judged: bool = False
-) -> tuple[str, object] | None:
+) -> tuple[str, str] | None:
     """Returns what is wrong with the mask of an object.
 
     Args:
@@ -30,26 +32,26 @@ def fault_of_mask(
         judged (bool): Whether pycocotools itself reads it, without MMDetection's loading.
 
     Returns:
-        tuple[str, object] | None: The fault, as what the object has, and the value that is wrong or
-        None; or None if nothing is wrong.
+        tuple[str, str] | None: The fault, as what the object has, and the value that is wrong, which
+        may be empty; or None if nothing is wrong.
     """
     if not mask:
-        return NO_MASK, None
+        return NO_MASK, ''
     if min(height, width) < 1:
-        return 'a mask, but an image without a size', f'{width} x {height}'
+        return 'a mask, but no size of their image', f'{width:g} x {height:g}'
     if isinstance(mask, list) and all(isinstance(polygon, list) for polygon in mask):
         return _fault_of_polygons(mask, height, width, judged)
     counts = mask.get('counts') if isinstance(mask, dict) else None
     if not isinstance(counts, (list, str)) or not isinstance(mask.get('size'), list):
-        return 'a mask that is neither a list of polygons nor RLE', None
+        return 'a mask that is neither a list of polygons nor RLE', short(mask)
     return _fault_of_runs(mask, height, width)
 
 
-def _fault_of_runs(mask: dict, height: float, width: float) -> tuple[str, object] | None:
+def _fault_of_runs(mask: dict, height: float, width: float) -> tuple[str, str] | None:
     counts, size = mask['counts'], mask['size']
     runs = _decompress(counts) if isinstance(counts, str) else _whole_numbers(counts)
     if runs is None:
-        return 'an RLE mask whose counts are no runs of pixels', counts
+        return 'an RLE mask whose counts are no runs of pixels', short(counts)
     pixels = sum(runs.tolist())
     if size == [height, width] and pixels == height * width:
         return None
@@ -59,7 +61,7 @@ def _fault_of_runs(mask: dict, height: float, width: float) -> tuple[str, object
 
 def _fault_of_polygons(
     polygons: list[list], height: float, width: float, judged: bool
-) -> tuple[str, object] | None:
+) -> tuple[str, str] | None:
     side = max(height, width)
     low, high, outline = -FAR * side, (FAR + 1) * side, 0.0
     for polygon in polygons:
@@ -69,19 +71,22 @@ def _fault_of_polygons(
             # The minimum of a list with NaN may be any number.
             near = math.isfinite(sum(polygon)) and low <= min(polygon) and max(polygon) <= high
         except TypeError:
-            return 'a polygon that is not a list of numbers', polygon
+            return 'a polygon that is not a list of numbers', short(polygon)
         except OverflowError:  # of an integer that no float can hold
             near = False
         if not near:
             far = next(value for value in polygon if not low <= value <= high)
-            return 'a polygon with a coordinate that is not finite or far outside of its image', far
+            return (
+                'a polygon with a coordinate that is not finite or far outside of its image',
+                short(far),
+            )
         outline += len(polygon) * (max(polygon) - min(polygon))
     if outline > LONGEST_OUTLINE and (length := sum(map(_length, polygons))) > LONGEST_OUTLINE:
         return 'polygons whose outline is too long to decode', f'{length:,.0f} pixels'
     if not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in polygons):
-        return NO_POLYGON, None
+        return NO_POLYGON, ''
     if judged and len(polygons[0]) < 5:
-        return 'a first polygon of fewer than three points', polygons[0]
+        return 'a first polygon of fewer than three points', short(polygons[0])
     return None
 
 

@@ -232,7 +232,7 @@ def _check_answers(job: Job, file: CocoFile) -> None:
     """Checks what pycocotools needs of the ground truth."""
     named = {c['id'] for c in file.categories if c['name'] in job.classes}
     answers = [a for a in file.annotations if a['category_id'] in named]
-    without = (a for a in answers if not isinstance(a.get('iscrowd'), int))
+    without = (a for a in answers if a.get('iscrowd') not in (0, 1))
     for fault in lacking(file, 'annotations', 'iscrowd', without):
         job.refuse(f'{file.path}: {fault}')
     ids = [a['id'] for a in answers]
@@ -293,7 +293,7 @@ def _check_masks(job: Job, file: CocoFile, objects: Objects) -> None:
         if found := fault_of_mask(mask, height, width, judged):
             fault, value = found
             faults.setdefault(fault, []).append(i)
-            values.setdefault(fault, '' if value is None else f', as {short(value)}')
+            values.setdefault(fault, value and f', as {value}')
     reader = f'the metric segm of {job.split}_evaluator' if judged else 'the model'
     for fault, found in faults.items():
         text = f'{file.path}: {objects.preview(found)} have {fault}{values[fault]}'
