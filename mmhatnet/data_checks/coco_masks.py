@@ -32,8 +32,8 @@ def fault_of_mask(
         judged (bool): Whether pycocotools itself reads it, without MMDetection's loading.
 
     Returns:
-        tuple[str, str] | None: The fault, as what the object has, and the value that is wrong, which
-        may be empty; or None if nothing is wrong.
+        tuple[str, str] | None: The fault, as what the object has, and the value that is wrong, or
+        an empty text; or None if nothing is wrong.
     """
     if not mask:
         return NO_MASK, ''
