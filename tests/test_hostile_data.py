@@ -123,6 +123,15 @@ def test_masks_with_an_endless_outline_are_refused():
     assert 'too long to decode' in fault and value == '300,000,000 pixels'
 
 
+def test_masks_that_take_much_memory_are_noted(project):
+    project.files['train']['images'][1].update(width=30_000, height=20_000)
+    same = project.files['train']['annotations'] * 10
+    project.files['train']['annotations'] = [{**a, 'id': i} for i, a in enumerate(same, 1)]
+    project.train.indices = [0]  # the image itself has another size
+    notes = project.check('train').notes
+    assert any('10 objects of 2.jpg, 30000 x 20000 pixels, take 6 GiB' in n for n in notes), notes
+
+
 def test_masks_of_the_file_of_the_evaluator_are_checked(project):
     project.files['other'] = json.loads(json.dumps(project.files['val']))
     project.files['other']['annotations'][1]['segmentation'] = [[NAN, *RING[1:]]]

@@ -37,6 +37,8 @@ from mmhatnet.data_checks.report import Job as AnyJob
 from mmhatnet.data_checks.report import preview
 
 HEAD = re.compile(r'\.(bbox|mask|mask_iou|panoptic|query)_head(\[\d+\])?$')
+# Bytes that a process rarely has to spare.
+MUCH_MEMORY = 4 * 2**30
 
 
 class Job(AnyJob):
@@ -281,9 +283,11 @@ def _check_boxes(job: Job, file: CocoFile, objects: Objects) -> None:
 
 
 def _check_masks(job: Job, file: CocoFile, objects: Objects) -> None:
-    judged = job.judges_masks()
-    if not judged and not any(t.get('with_mask') for t in job.transforms):
+    judged, loaded = job.judges_masks(), any(t.get('with_mask') for t in job.transforms)
+    if not judged and not loaded:
         return
+    if loaded:
+        _check_memory(job, file, objects)
     # Evaluators read objects that are marked as to ignore as well.
     read = (objects.label >= 0) & (objects.image >= 0) if judged else objects.used
     faults, values = {}, {}
@@ -306,6 +310,19 @@ def _check_masks(job: Job, file: CocoFile, objects: Objects) -> None:
             )
         else:
             job.refuse(f'{text}, which {reader} cannot decode: correct them, or remove them')
+
+
+def _check_memory(job: Job, file: CocoFile, objects: Objects) -> None:
+    """Notes an image whose masks take much memory, a byte per pixel and object."""
+    objects_of = np.bincount(objects.image[objects.used], minlength=len(objects.sizes))
+    needed = objects_of * objects.sizes.prod(axis=1)
+    if needed.max(initial=0) > MUCH_MEMORY:
+        image, number = file.images[needed.argmax()], objects_of[needed.argmax()]
+        job.note(
+            f'{file.path}: the masks of the {number:,} objects of {image["file_name"]}, '
+            f'{image["width"]} x {image["height"]} pixels, take {needed.max() / 2**30:,.0f} GiB in '
+            'each process that loads them: cut the image into tiles if the memory is smaller'
+        )
 
 
 def _check_something_is_left(job: Job, file: CocoFile, objects: Objects) -> None:
