@@ -132,3 +132,19 @@ def test_other_types_are_left_to_pytorch(dtype: torch.dtype) -> None:
         x = torch.randn(2, channels, 9, 8, dtype=dtype)
         expected = F.conv2d(x, layer.weight, layer.bias, stride, padding)
         assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('shape', [(3, 2, 1), (8, 8, 0)], ids=str)
+def test_compiled_and_exported_layers_are_right(shape: tuple[int, int, int]) -> None:
+    kernel, stride, padding = shape
+    layer = Conv2d(16, 8, kernel, stride, padding).bfloat16()
+    compiled = torch.compile(layer, backend='aot_eager', fullgraph=True)
+    for width in (kernel, kernel + stride, 40):
+        image = torch.randn(2, 16, 20, width).bfloat16()
+        assert torch.equal(compiled(image), layer(image))
+    size = {axis: torch.export.Dim.DYNAMIC for axis in (2, 3)}
+    exported = torch.export.export(layer, (image,), dynamic_shapes=(size,)).module()
+    for width in (33, 50):
+        image = torch.randn(2, 16, 20, width).bfloat16()
+        assert torch.equal(exported(image), layer(image))
