@@ -29,7 +29,7 @@ TEXT_IN_INFO = re.compile(
 # Buffers that may be infinite: masks, and observers of a range that have seen nothing yet.
 MAY_BE_INFINITE = re.compile(r'mask|min_val|max_val')
 
-MAX_DEPTH, MAX_ENTRIES, MAX_NAME = 50, 3_000_000, 1000
+MAX_DEPTH, MAX_ENTRIES, MAX_NAME = 50, 1_000_000, 1000
 SLACK = 2**20  # bytes by which views of a tensor, such as an expanded one, may exceed its data
 
 _LEFT_OUT = object()
@@ -52,7 +52,9 @@ class Record:
 
 
 class History(Record):
-    """Replaces MMEngine's HistoryBuffer."""
+    """Replaces MMEngine's HistoryBuffer, of which a pickle names the methods."""
+
+    min = max = current = mean = None
 
 
 def allowed_content(content: object, name: object, size: float = math.inf) -> dict[str, Any]:
@@ -185,7 +187,7 @@ class _Content:
     def plain(self, value: object, place: str, text: bool = True, depth: int = 0) -> Any:  # noqa: PLR0911
         """Returns plain data, and _LEFT_OUT for everything else, such as text if it is unwanted."""
         self.enter(place, depth)
-        kind = type(value)
+        kind: Any = type(value)
         if value is None or kind in (bool, int, float, complex):
             return value
         if kind is str:
@@ -194,7 +196,9 @@ class _Content:
             return self.tensor(value, place)
         if isinstance(value, (np.number, np.bool_)):
             return value
-        if kind is np.ndarray:
+        if isinstance(value, np.ndarray):
+            if kind is not np.ndarray or value.dtype.hasobject:
+                return _LEFT_OUT
             self.storages[id(value)] = value.nbytes
             return value
         if isinstance(value, (list, tuple)):
@@ -220,7 +224,7 @@ class _Content:
             raise self.wrong(place, meta, 'a dict')
         kept = self.chosen(meta, place, TEXT_IN_META)
         named = kept.get('dataset_meta', {})
-        if not isinstance(named, Mapping) or not all(isinstance(key, str) for key in named):
+        if not isinstance(named, dict) or not all(isinstance(key, str) for key in named):
             raise self.wrong(f'{place}.dataset_meta', named, 'a dict')
         for owner, key in ((kept, 'CLASSES'), (named, 'classes')):
             classes = owner.get(key)
@@ -238,7 +242,7 @@ class _Content:
         """Returns the history of losses, and what MMEngine's hooks have noted."""
         if not isinstance(hub, Mapping):
             return self.plain(hub, place, text=False)
-        kept = {
+        kept: dict[str, Any] = {
             key: self.chosen(hub[key], f'{place}.{key}', TEXT_IN_INFO)
             for key in ('log_scalars', 'runtime_info', 'resumed_keys')
             if isinstance(hub.get(key), Mapping)

@@ -24,6 +24,7 @@ import torch
 
 from mmhatnet.checkpoints.contents import History, Record, allowed_content
 from mmhatnet.checkpoints.memory import available_memory, memory_that_lacks, size_text
+from mmhatnet.checkpoints.rehearsal import METHODS_OF_HISTORY, ExcessError, rehearse
 from mmhatnet.errors import CheckpointError
 
 
@@ -38,7 +39,7 @@ SAVE_WEIGHTS = 'save its weights with torch.save(model.state_dict(), FILE) where
 
 def _method_of_history(owner: type, name: str) -> object:
     """Replaces getattr, by which a pickle names the methods of a loss history."""
-    if owner is History and name in ('min', 'max', 'current', 'mean'):
+    if owner is History and name in METHODS_OF_HISTORY:
         return None  # MMEngine's history has them anyway.
     raise UnpicklingError(f'it asks for the attribute {name!r}')
 
@@ -143,11 +144,19 @@ def read_checkpoint(path: str | Path, map_location: MapLocation = 'cpu') -> dict
         ) from error
     size = _unpacked_size(path, head)
     _require_memory(path, size)
-    read = _read_safetensors if head[8:9] == b'{' else _read_pickle
     try:
-        content = read(path, head, map_location)
+        if head[8:9] == b'{':
+            content = _read_safetensors(path)
+        else:
+            rehearse(path, size)
+            content = _read_pickle(path, map_location)
     except CheckpointError:
         raise
+    except ExcessError as error:
+        raise CheckpointError(
+            f'{path} asks for more than it holds ({error}), as no checkpoint of a model does: '
+            f'{SAVE_WEIGHTS}.'
+        ) from error
     except Exception as error:  # A damaged file may raise anything.
         if needed := memory_that_lacks(error):
             raise CheckpointMemoryError(
@@ -157,7 +166,7 @@ def read_checkpoint(path: str | Path, map_location: MapLocation = 'cpu') -> dict
     return allowed_content(content, path, size)
 
 
-def _read_pickle(path: Path, head: bytes, map_location: MapLocation) -> Any:
+def _read_pickle(path: Path, map_location: MapLocation) -> Any:
     if os.environ.get(FORCE) and os.environ.get(FORCE_NOT):
         raise CheckpointError(f'{FORCE} and {FORCE_NOT} contradict each other: unset one of them.')
     with _readable_types(), warnings.catch_warnings():
@@ -165,7 +174,7 @@ def _read_pickle(path: Path, head: bytes, map_location: MapLocation) -> Any:
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
-def _read_safetensors(path: Path, head: bytes, map_location: MapLocation) -> Any:
+def _read_safetensors(path: Path) -> Any:
     try:
         from safetensors.torch import load_file
     except ImportError:
@@ -188,6 +197,13 @@ def _entries_of(path: Path) -> list[zipfile.ZipInfo]:
             return file.infolist()
     except Exception:  # A damaged file may raise anything.
         return []
+
+
+def _has_end(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # so it has one
+        return True
 
 
 def _require_memory(path: Path, size: int) -> None:
@@ -228,9 +244,11 @@ def _describe_file(path: Path, head: bytes, error: Exception) -> str:  # noqa: C
         content = 'Python code' if code else 'text'
         return f'is {content}, not a checkpoint, and starts with {text[:40]!r}: name a .pth file'
     if head.startswith(b'PK'):
-        if not zipfile.is_zipfile(path):
-            return f'is incomplete, its end is missing after {size}: {again}'
         names = {entry.filename.rpartition('/')[2] for entry in _entries_of(path)}
+        if not names and not _has_end(path):
+            return f'is incomplete, its end is missing after {size}: {again}'
+        if not names:
+            return f'is damaged ({first_reason(error)}): {again}'
         if 'constants.pkl' in names:
             return 'is a TorchScript program: save the weights of its model with torch.save'
         if 'data.pkl' not in names:

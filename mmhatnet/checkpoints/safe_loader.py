@@ -14,6 +14,7 @@ from typing import Any
 
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import print_log
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_http, load_from_local
 
 from mmhatnet.checkpoints.contents import allowed_content
@@ -84,7 +85,7 @@ class Checkpoint:
 _lock = Lock()
 _users = 0
 _already_read: dict[str, Checkpoint] = {}
-_original: Any = None
+_originals: dict[str, Any] = {}
 
 
 @contextmanager
@@ -100,11 +101,13 @@ def load_weights_only(*checkpoints: Checkpoint) -> Iterator[None]:
         *checkpoints (Checkpoint): Checkpoints that were read already. MMEngine's first read of each
             gets this content, with tensors on the CPU.
     """
-    global _users, _original
+    global _users
     with _lock:
         if not _users:
-            _original = CheckpointLoader.__dict__['load_checkpoint']
-            CheckpointLoader.load_checkpoint = classmethod(_load_checkpoint)
+            for owner, name, replacement in _REPLACEMENTS:
+                if name in vars(owner):
+                    _originals[name] = vars(owner)[name]
+                    setattr(owner, name, replacement)
         _users += 1
         _already_read.update({checkpoint.place: checkpoint for checkpoint in checkpoints})
     try:
@@ -116,7 +119,9 @@ def load_weights_only(*checkpoints: Checkpoint) -> Iterator[None]:
                 if _already_read.get(checkpoint.place) is checkpoint:
                     del _already_read[checkpoint.place]
             if not _users:
-                CheckpointLoader.load_checkpoint = _original
+                for owner, name, _ in _REPLACEMENTS:
+                    if name in _originals:
+                        setattr(owner, name, _originals[name])
 
 
 def _load_checkpoint(
@@ -139,7 +144,9 @@ def _load_checkpoint(
     elif content is None:  # Other schemes, such as torchvision:// and openmmlab://
         try:
             with force_weights_only():
-                content = _original.__func__(cls, filename, map_location, logger)
+                content = _originals['load_checkpoint'].__func__(
+                    cls, filename, map_location, logger
+                )
         except Exception as error:  # A server, a damaged file or a refused one may raise anything.
             if needed := memory_that_lacks(error):
                 raise CheckpointError(f'{filename} does not fit into memory: {needed}.') from error
@@ -152,6 +159,13 @@ def _load_checkpoint(
             ) from error
         content = allowed_content(content, filename)
     return content
+
+
+_REPLACEMENTS: list[tuple[Any, str, Any]] = [
+    (CheckpointLoader, 'load_checkpoint', classmethod(_load_checkpoint)),
+    # What OneDL's MMEngine allows PyTorch's weights-only reader to name: getattr, for one.
+    (mmengine_checkpoint, 'get_torch_safe_globals', list),
+]
 
 
 def _read_address(url: str, map_location: MapLocation) -> dict[str, Any]:
