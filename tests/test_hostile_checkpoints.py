@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import scheduler
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
@@ -105,6 +106,11 @@ def history(log: object, count: object, length: object = 10) -> HistoryBuffer:
         ({'state_dict': 'a' * 9999}, "state_dict is 'aaa"),
         ({'state_dict': torch.ones(1)}, 'state_dict is a Tensor'),
         ({'state_dict': {5: torch.ones(1)}}, 'name of a tensor in state_dict is 5'),
+        (
+            {'state_dict': {'\x1b[2J\n': torch.ones(1)}},
+            "name of a tensor in state_dict is '\\x1b[2J",
+        ),
+        ({'meta': {'\x1b\n': itself()}}, 'meta.??.again.again'),
         ({'state_dict': {'a' * 2000: torch.ones(1)}}, 'name of a tensor in state_dict'),
         ({'state_dict': WEIGHTS, 'ema_state_dict': 5}, 'ema_state_dict is 5'),
         ({'state_dict': WEIGHTS, 'meta': 5}, 'meta is 5 instead of a dict'),
@@ -219,6 +225,31 @@ def test_training_does_not_resume_from_a_wrong_state(changes, what) -> None:
     assert read_checkpoint('file.pth')['state_dict'].keys() == WEIGHTS.keys(), (
         'the weights should load nevertheless'
     )
+
+
+@pytest.mark.parametrize('name', [name for name in dir(scheduler) if name.endswith('LR')])
+def test_the_state_of_every_scheduler_is_read(name) -> None:
+    settings = dict(
+        ConstantLR=dict(factor=0.5),
+        CosineRestartLR=dict(periods=[5], eta_min=0.0),
+        ExponentialLR=dict(gamma=0.5),
+        MultiStepLR=dict(milestones=[2]),
+        OneCycleLR=dict(eta_max=0.1, total_steps=5),
+        ReduceOnPlateauLR=dict(monitor='loss'),
+        StepLR=dict(step_size=2),
+    )
+
+    def build() -> object:
+        optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1, momentum=0.9)
+        return getattr(scheduler, name)(optimizer, **settings.get(name, {}))
+
+    source, target = build(), build()
+    source.last_step = 3
+    torch.save(training(param_schedulers=[source.state_dict()]), 'file.pth')
+    checkpoint = Checkpoint('file.pth')
+    verify_resumable(checkpoint)
+    target.load_state_dict(checkpoint.content['param_schedulers'][0])
+    assert target.state_dict() == source.state_dict()
 
 
 def test_a_sound_state_resumes(capsys) -> None:

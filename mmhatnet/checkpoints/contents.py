@@ -41,6 +41,8 @@ class Record:
     Nothing of their classes runs. Only a loss history is used, from which MMEngine's is built.
     """
 
+    stands_for = ''
+
     def __new__(cls, *content: object) -> 'Record':
         return super().__new__(cls)
 
@@ -54,7 +56,15 @@ class Record:
 class History(Record):
     """Replaces MMEngine's HistoryBuffer, of which a pickle names the methods."""
 
+    stands_for = 'HistoryBuffer'
     min = max = current = mean = None
+
+
+class Schedule(Record):
+    """Replaces MMEngine's OneCycleParamScheduler, of which a pickle names the methods."""
+
+    stands_for = 'OneCycleParamScheduler'
+    _annealing_cos = _annealing_linear = None
 
 
 def allowed_content(content: object, name: object, size: float = math.inf) -> dict[str, Any]:
@@ -79,6 +89,17 @@ def allowed_content(content: object, name: object, size: float = math.inf) -> di
             more data than the file holds, or weights are not finite.
     """
     return _Content(name, size).allowed(content)
+
+
+def printable(text: str) -> str:
+    """Returns a text of a file without what a terminal may obey, such as a line break."""
+    return ''.join(letter if letter.isprintable() else '?' for letter in text)
+
+
+def short(value: object) -> str:
+    """Returns a value for a message, or the name of its type."""
+    known = isinstance(value, (str, int, float))
+    return repr(value)[:60] if known else f'a {type(value).__name__}'
 
 
 class _Content:
@@ -112,21 +133,19 @@ class _Content:
         return allowed
 
     def wrong(self, place: str, value: object, expected: str) -> CheckpointError:
-        text = repr(value) if isinstance(value, (str, int, float)) else f'a {type(value).__name__}'
         return CheckpointError(
-            f'{self.name} is damaged, or no checkpoint: its {place} is {text[:60]} instead of '
-            f'{expected}.'
+            f'{self.name} is damaged, or no checkpoint: its {printable(place)} is {short(value)} '
+            f'instead of {expected}.'
         )
 
     def enter(self, place: str, depth: int) -> None:
         """Counts an entry. A dict that contains itself has no end, and shared ones multiply."""
         self.entries += 1
         if depth > MAX_DEPTH or self.entries > MAX_ENTRIES:
-            reason = (
-                f'{place[:60]} is nested more than {MAX_DEPTH} levels deep, or contains itself'
-                if depth > MAX_DEPTH
-                else f'it has more than {MAX_ENTRIES:,} entries'
-            )
+            reason = f'it has more than {MAX_ENTRIES:,} entries'
+            if depth > MAX_DEPTH:
+                where = printable(place[:40])
+                reason = f'{where} is nested more than {MAX_DEPTH} levels deep, or contains itself'
             raise CheckpointError(
                 f'{self.name} is no checkpoint of a model: {reason}. Save the weights with '
                 'torch.save(model.state_dict(), FILE) where it was made.'
@@ -140,7 +159,7 @@ class _Content:
         for key, value in content.items():
             where = f'{place}{key}'
             self.enter(where, depth)
-            if not isinstance(key, str) or len(key) > MAX_NAME:
+            if not isinstance(key, str) or len(key) > MAX_NAME or not key.isprintable():
                 if place in ('state_dict.', 'ema_state_dict.'):
                     raise self.wrong(f'name of a tensor in {place[:-1]}', key, 'a short text')
             elif isinstance(value, Tensor):
@@ -162,7 +181,7 @@ class _Content:
 
     def tensor(self, value: Tensor, place: str) -> Tensor:
         """Returns a tensor without the attributes that the file gave it."""
-        tensor = Tensor.detach(value)
+        tensor, place = Tensor.detach(value), printable(place)
         if type(value) not in (Tensor, nn.Parameter) or (
             tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta
         ):

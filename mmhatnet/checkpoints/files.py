@@ -22,9 +22,15 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 
-from mmhatnet.checkpoints.contents import History, Record, allowed_content
+from mmhatnet.checkpoints.contents import (
+    History,
+    Record,
+    Schedule,
+    allowed_content,
+    printable,
+)
 from mmhatnet.checkpoints.memory import available_memory, memory_that_lacks, size_text
-from mmhatnet.checkpoints.rehearsal import METHODS_OF_HISTORY, ExcessError, rehearse
+from mmhatnet.checkpoints.rehearsal import METHODS, ExcessError, rehearse
 from mmhatnet.errors import CheckpointError
 
 
@@ -37,10 +43,10 @@ MapLocation: TypeAlias = str | torch.device | dict[str, str] | Callable[[Any, st
 SAVE_WEIGHTS = 'save its weights with torch.save(model.state_dict(), FILE) where it was made'
 
 
-def _method_of_history(owner: type, name: str) -> object:
-    """Replaces getattr, by which a pickle names the methods of a loss history."""
-    if owner is History and name in METHODS_OF_HISTORY:
-        return None  # MMEngine's history has them anyway.
+def _method(owner: type, name: str) -> object:
+    """Replaces getattr, by which a pickle names the methods of MMEngine's classes."""
+    if name in METHODS.get(getattr(owner, 'stands_for', ''), ()):
+        return Record()  # MMEngine's objects have them anyway.
     raise UnpicklingError(f'it asks for the attribute {name!r}')
 
 
@@ -58,7 +64,8 @@ _numbers = '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
 # With a name of its own for each, no other context that allows or forbids types changes these.
 READABLE: list[Any] = [
     (History, 'mmengine.logging.history_buffer.HistoryBuffer'),
-    (_method_of_history, 'builtins.getattr'),
+    (Schedule, 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'),
+    (_method, 'builtins.getattr'),
     (dict, 'mmengine.config.config.ConfigDict'),
     (Record, 'builtins.slice'),
     (np.ndarray, 'numpy.ndarray'),
@@ -86,7 +93,7 @@ _lock = RLock()
 
 
 @contextmanager
-def _readable_types() -> Iterator[None]:
+def readable_types() -> Iterator[None]:
     """Allows the types in ``READABLE``, while other threads that read wait."""
     with _lock:
         # When PyTorch's context ends, it forbids even what was allowed before it began.
@@ -102,7 +109,7 @@ def force_weights_only() -> Iterator[None]:
     This holds for the whole process, so only loads by the code of others belong inside. Other
     threads that enter this context wait.
     """
-    with _lock, _readable_types():
+    with _lock, readable_types():
         variables = {name: os.environ.pop(name, None) for name in (FORCE, FORCE_NOT)}
         try:
             os.environ[FORCE] = '1'  # PyTorch raises an error if both variables are set.
@@ -154,22 +161,23 @@ def read_checkpoint(path: str | Path, map_location: MapLocation = 'cpu') -> dict
         raise
     except ExcessError as error:
         raise CheckpointError(
-            f'{path} asks for more than it holds ({error}), as no checkpoint of a model does: '
-            f'{SAVE_WEIGHTS}.'
+            f'{path} asks for more than it holds ({printable(str(error))}), as no checkpoint of a '
+            f'model does: {SAVE_WEIGHTS}.'
         ) from error
     except Exception as error:  # A damaged file may raise anything.
         if needed := memory_that_lacks(error):
             raise CheckpointMemoryError(
                 f'{path} does not fit into memory: {needed}. Its content has {size_text(size)}.'
             ) from error
-        raise CheckpointError(f'{path} {_describe_file(path, head, error)}.') from error
+        reason = printable(_describe_file(path, head, error))
+        raise CheckpointError(f'{path} {reason}.') from error
     return allowed_content(content, path, size)
 
 
 def _read_pickle(path: Path, map_location: MapLocation) -> Any:
     if os.environ.get(FORCE) and os.environ.get(FORCE_NOT):
         raise CheckpointError(f'{FORCE} and {FORCE_NOT} contradict each other: unset one of them.')
-    with _readable_types(), warnings.catch_warnings():
+    with readable_types(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # PyTorch advises to trust the file.
         return torch.load(path, map_location=map_location, weights_only=True)
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.func import functional_call
 
 from mmhatnet.backbones.base import Backbone
+from mmhatnet.checkpoints.contents import printable
 from mmhatnet.checkpoints.files import fetch_and_read
 from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.checkpoints.training_state import wrong_parts
@@ -80,7 +81,8 @@ def verify_resumable(checkpoint: Checkpoint) -> None:
     if wrong:
         others = f' and {len(wrong) - 1} other faults' if wrong[1:] else ''
         raise CheckpointError(
-            f'{checkpoint} holds no training state of MMEngine ({wrong[0]}{others}), so {other_way}'
+            f'{checkpoint} holds no training state of MMEngine ({printable(wrong[0])}{others}), so '
+            f'{other_way}'
         )
     if 'optimizer' not in checkpoint.content:
         print(f'{checkpoint} holds no optimizer state: the optimizer starts afresh.')

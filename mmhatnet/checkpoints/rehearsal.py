@@ -24,8 +24,11 @@ OF_TENSORS = ('torch._utils._rebuild_', 'torch._tensor._rebuild_', 'torch.nn.par
 PICKLES_OF_OLDER_FORMAT = 5
 
 
-# A pickle names these methods of a loss history.
-METHODS_OF_HISTORY = ('min', 'max', 'current', 'mean')
+# The only attributes that MMEngine's checkpoints name, by the class of their owner.
+METHODS = {
+    'HistoryBuffer': ('min', 'max', 'current', 'mean'),
+    'OneCycleParamScheduler': ('_annealing_cos', '_annealing_linear'),
+}
 
 
 class ExcessError(ValueError):
@@ -173,8 +176,8 @@ def _require_data(storage: _Storage, offset: object, shape: tuple[int, ...]) -> 
         )
 
 
-def _require_harmless(owner: object, name: object) -> None:
+def _require_harmless(owner: object, attribute: object) -> None:
     """OneDL's MMEngine allows getattr, by which a file reaches whatever it likes."""
-    history = isinstance(owner, type) and getattr(owner, 'name', '').endswith('.HistoryBuffer')
-    if not history or name not in METHODS_OF_HISTORY:
-        raise AttributeRequestError(f'it asks for the attribute {str(name)[:60]!r}')
+    name = getattr(owner, 'name', '').rpartition('.')[2] if isinstance(owner, type) else ''
+    if attribute not in METHODS.get(name, ()):
+        raise AttributeRequestError(f'it asks for the attribute {str(attribute)[:60]!r}')

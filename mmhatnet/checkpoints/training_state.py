@@ -7,6 +7,8 @@ import numpy as np
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from torch import Tensor
 
+from mmhatnet.checkpoints.contents import short
+
 
 def wrong_parts(content: Mapping[str, Any]) -> Iterator[str]:
     """Yields what is wrong with a training state, as far as types tell.
@@ -20,9 +22,9 @@ def wrong_parts(content: Mapping[str, Any]) -> Iterator[str]:
         if not (type(value) is int and 0 <= value < 2**32) and not (
             value is None and key == 'seed'
         ):
-            yield f'meta.{key} is {_short(value)} instead of a number'
+            yield f'meta.{key} is {short(value)} instead of a number'
     if not isinstance(hub, Mapping):
-        yield f'message_hub is {_short(hub)} instead of a dict'
+        yield f'message_hub is {short(hub)} instead of a dict'
     else:
         yield from (
             f'message_hub has no {key}'
@@ -56,12 +58,12 @@ def _wrong_info(info: Mapping[str, Any]) -> Iterator[str]:
         else:
             continue
         if not sound:
-            yield f'message_hub.runtime_info.{key} is {_short(value)} instead of {expected}'
+            yield f'message_hub.runtime_info.{key} is {short(value)} instead of {expected}'
 
 
 def _wrong_optimizer(state: object, place: str) -> Iterator[str]:
     if not isinstance(state, Mapping):
-        yield f'{place} is {_short(state)} instead of a dict'
+        yield f'{place} is {short(state)} instead of a dict'
     elif 'param_groups' in state or not state:
         yield from _wrong_groups(state.get('param_groups', []), f'{place}.param_groups')
         yield from _wrong_values(state.get('state', {}), f'{place}.state')
@@ -85,11 +87,11 @@ def _wrong_groups(groups: object, place: str) -> Iterator[str]:
 
 def _wrong_values(values: object, place: str) -> Iterator[str]:
     if not isinstance(values, Mapping):
-        yield f'{place} is {_short(values)} instead of a dict'
+        yield f'{place} is {short(values)} instead of a dict'
         return
     for key, value in values.items():
         if not isinstance(value, Mapping):
-            yield f'{place}.{key} is {_short(value)} instead of a dict'
+            yield f'{place}.{key} is {short(value)} instead of a dict'
             continue
         for name, tensor in value.items():
             # The next step would spread NaN to the weights. A second moment may be infinite after
@@ -104,19 +106,14 @@ def _wrong_schedulers(schedulers: object, place: str) -> Iterator[str]:
         for key, value in schedulers.items():
             yield from _wrong_schedulers(value, f'{place}.{key}')
     elif not isinstance(schedulers, list):
-        yield f'{place} is {_short(schedulers)} instead of a list'
+        yield f'{place} is {short(schedulers)} instead of a list'
     else:
         for index, state in enumerate(schedulers):
             if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-                yield f'{place}.{index} is {_short(state)} instead of a dict'
+                yield f'{place}.{index} is {short(state)} instead of a dict'
                 continue
             for key, value in state.items():
                 if key == 'optimizer' or hasattr(_ParamScheduler, key):
                     yield f'{place}.{index} replaces {key} of the scheduler'
                 elif key in ('last_step', '_global_step') and type(value) is not int:
-                    yield f'{place}.{index}.{key} is {_short(value)} instead of a number'
-
-
-def _short(value: object) -> str:
-    text = repr(value) if isinstance(value, (str, int, float)) else f'a {type(value).__name__}'
-    return text[:60]
+                    yield f'{place}.{index}.{key} is {short(value)} instead of a number'
