@@ -15,8 +15,10 @@ from torch import nn
 from torch.func import functional_call
 
 from mmhatnet.backbones.base import Backbone
+from mmhatnet.checkpoints.contents import printable
 from mmhatnet.checkpoints.files import fetch_and_read
 from mmhatnet.checkpoints.safe_loader import Checkpoint
+from mmhatnet.checkpoints.training_state import wrong_parts
 from mmhatnet.config_walk import class_of, dicts_of, type_name
 from mmhatnet.errors import CheckpointError
 
@@ -25,17 +27,27 @@ def verify_resumable(checkpoint: Checkpoint) -> None:
     """Checks that training can resume from a checkpoint. An address is not read for this.
 
     Raises:
-        CheckpointError: If a part of the training state that MMEngine needs is missing.
+        CheckpointError: If a part of the training state that MMEngine needs is missing, or is none.
     """
     if '://' in checkpoint.place:
         return
     missing = [name for name in ('epoch', 'iter') if name not in checkpoint.meta]
     missing += [name for name in ('message_hub',) if name not in checkpoint.content]
+    wrong = [] if missing else list(wrong_parts(checkpoint.content))
+    other_way = (
+        f'training cannot resume from it: to start from its weights, leave out --resume and add '
+        f'--cfg-options load_from={checkpoint}'
+    )
     if missing:
         raise CheckpointError(
-            f'{checkpoint} holds weights but no training state ({", ".join(missing)}), so training '
-            'cannot resume from it: to start from its weights, leave out --resume and add '
-            f'--cfg-options load_from={checkpoint}'
+            f'{checkpoint} holds weights but no training state ({", ".join(missing)}), so '
+            f'{other_way}'
+        )
+    if wrong:
+        others = f' and {len(wrong) - 1} other faults' if wrong[1:] else ''
+        raise CheckpointError(
+            f'{checkpoint} holds no training state of MMEngine ({printable(wrong[0])}{others}), so '
+            f'{other_way}'
         )
     if 'optimizer' not in checkpoint.content:
         print(f'{checkpoint} holds no optimizer state: the optimizer starts afresh.')

@@ -14,6 +14,7 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmhatnet.checkpoints.contents import allowed_content
 from mmhatnet.checkpoints.files import force_weights_only
 from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.cli.configs import read_config
@@ -127,6 +128,11 @@ def build_runner(
 
         def load_or_resume(self) -> None:
             # Strategies such as DeepSpeed's read without MMEngine's loader.
+            if strategy := getattr(self, 'strategy', None):
+                resume = strategy.resume
+                strategy.resume = lambda file, **options: allowed_content(
+                    resume(file, **options), file
+                )
             with force_weights_only():
                 super().load_or_resume()
 
