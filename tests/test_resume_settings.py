@@ -238,7 +238,7 @@ def test_unchanged_settings_are_resumed(schedule, tmp_path, capsys) -> None:
             assert job.resume(name) == whole[epoch * EPOCH :]
     assert job.resume('epoch_2.pth', reapply=True) == whole[2 * EPOCH :]
     assert job.resume('epoch_3.pth') == []
-    assert 'takes effect' not in capsys.readouterr().out
+    assert 'take effect' not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('schedule', ['cosine_of_iterations', 'poly', 'one_cycle_of_iterations'])
@@ -290,12 +290,13 @@ def test_message_names_each_difference_and_the_ways(job: Job) -> None:
     place = job.folder / 'epoch_2.pth'
     assert str(refused.value).splitlines() == [
         f'{place} comes from a training with other settings than the config has:',
-        '  train_cfg.max_epochs: 5 in the config (takes effect), 3 in the checkpoint',
-        '  optim_wrapper.optimizer.lr: 0.001 in the config, 0.1 in the checkpoint (takes effect)',
+        '  train_cfg.max_epochs: 5 in the config (would take effect), 3 in the checkpoint',
+        '  optim_wrapper.optimizer.lr: 0.001 in the config, 0.1 in the checkpoint (would take '
+        'effect)',
         '  param_scheduler[1] (CosineAnnealingLR, in iterations) T_max: 20 in the config, 12 in '
-        'the checkpoint (takes effect)',
+        'the checkpoint (would take effect)',
         '  param_scheduler[1] (CosineAnnealingLR, in iterations) end: 20 in the config, 12 in the '
-        'checkpoint (takes effect)',
+        'checkpoint (would take effect)',
         'To go on as before, resume with the settings of the checkpoint. With --reapply-settings, '
         'those of the config take effect from here on. To start a new training from the weights, '
         f'leave out --resume and add --cfg-options load_from={place}',
@@ -313,7 +314,8 @@ def test_new_settings_of_the_optimizer_take_effect(job: Job, tmp_path: Path, cap
     capsys.readouterr()
     assert job.resume('epoch_2.pth', reapply=True, **changed) == close(expected[8:])
     assert capsys.readouterr().out.endswith(
-        '--reapply-settings, from here on, takes effect: optim_wrapper.optimizer.lr 0.02, was 0.1; '
+        '--reapply-settings: these settings take effect from here on: '
+        'optim_wrapper.optimizer.lr 0.02, was 0.1; '
         'optim_wrapper.optimizer.betas [0.8, 0.9], was [0.9, 0.999]; '
         'optim_wrapper.optimizer.weight_decay 0.1, was 0.05\n'
     )
@@ -372,7 +374,7 @@ def test_settings_that_take_effect_are_printed(tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert job.resume('epoch_2.pth', **changed) == [[0.1]] * 4
     assert capsys.readouterr().out.endswith(
-        'Other settings than in the checkpoint, takes effect: '
+        'Other settings than in the checkpoint take effect: '
         'train_dataloader.batch_size 4, was 2; iterations per epoch 2, was 4; '
         'train_cfg.max_epochs 4, was 3; optim_wrapper.accumulative_counts 2, was 1; '
         'optim_wrapper.clip_grad {max_norm: 1}, was none\n'
@@ -516,7 +518,7 @@ def test_rates_of_param_groups(tmp_path: Path) -> None:
     expected = Job(tmp_path / 'whole').train(**wrapper(3))
     with pytest.raises(CheckpointError) as refused:
         job.resume('epoch_2.pth', **wrapper(3))
-    line = 'optimizer.lr (in 2 of 6 param groups, first in number 4): 0.3 in the config, 0.2 in the'
+    line = 'optimizer.lr (in 2 of 6 param groups, here number 4): 0.3 in the config, 0.2 in the'
     assert line in str(refused.value) and str(refused.value).count('\n  ') == 1
     assert job.resume('epoch_2.pth', reapply=True, **wrapper(3)) == close(expected[8:])
     # MMEngine logs the rate of the optimizer as a whole.
@@ -553,7 +555,7 @@ def test_several_optimizers(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as refused:
         job.resume('epoch_2.pth', **changed)
     for line in (
-        'optim_wrapper.head.optimizer.lr: 0.3 in the config, 0.2 in the checkpoint (takes effect)',
+        'optim_wrapper.head.optimizer.lr: 0.3 in the config, 0.2 in the checkpoint (would',
         'param_scheduler.body[1] (CosineAnnealingLR, in iterations) T_max: 20 in the config, 12 ',
     ):
         assert line in str(refused.value)
@@ -591,7 +593,7 @@ def test_mixed_precision(job: Job, capsys) -> None:
     assert (scaler['scale'], scaler['growth_interval']) == (2**18, 100)
     capsys.readouterr()
     assert job.resume('epoch_2.pth') == whole[8:]
-    assert 'takes effect: optim_wrapper.type OptimWrapper, was AmpOnCPU' in capsys.readouterr().out
+    assert 'take effect: optim_wrapper.type OptimWrapper, was AmpOnCPU' in capsys.readouterr().out
 
 
 def test_averaged_weights_are_not_trained(tmp_path: Path, capsys) -> None:
@@ -613,7 +615,7 @@ def test_averaged_weights_are_not_trained(tmp_path: Path, capsys) -> None:
     other.train()
     capsys.readouterr()
     other.resume('epoch_2.pth', **averaging)
-    assert 'takes effect: EMAHook yes, was no' in capsys.readouterr().out
+    assert 'take effect: EMAHook yes, was no' in capsys.readouterr().out
 
 
 def test_reductions_after_a_metric_are_kept(tmp_path: Path) -> None:
@@ -631,6 +633,7 @@ def test_reductions_after_a_metric_are_kept(tmp_path: Path) -> None:
     assert [values[0] for values in whole[3::EPOCH]] == pytest.approx([0.1, 0.1, 0.05, 0.025])
     job.train()
     # A checkpoint does not know the metric that follows it.
+    assert job.resume('epoch_2.pth') == close([[0.1]] * 4)
     assert job.resume('epoch_3.pth', reapply=True, **longer(job, 4)) == close([[0.05]] * 4)
     optimizer = dict(job.settings['optim_wrapper']['optimizer'], lr=0.2)
     changed = dict(
@@ -654,7 +657,7 @@ def test_configs_resume_unchanged(config: Path, tmp_path: Path, capsys) -> None:
     name = 'iter_3.pth' if settings else 'epoch_1.pth'
     capsys.readouterr()
     assert job.resume(name, **longer(job, 2)) == whole[3 if settings else 4 :]
-    assert 'takes effect' not in capsys.readouterr().out
+    assert 'take effect' not in capsys.readouterr().out
 
 
 def test_strategies(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Difference(NamedTuple):
     reason: str = ''
 
     def __str__(self) -> str:
-        marks = {effect: '' for effect in Effect} | {self.effect: ' (takes effect)'}
+        marks = {effect: '' for effect in Effect} | {self.effect: ' (would take effect)'}
         configured = f'{_shown(self.configured)} in the config{marks[Effect.CONFIG]}'
         stored = f'{_shown(self.stored)} in the checkpoint{marks[Effect.CHECKPOINT]}'
         reason = f'; {self.reason}' if self.reason else ''
@@ -120,7 +120,7 @@ def require_same_settings(runner: Runner, content: Mapping[str, Any]) -> Mapping
             'training from the weights, leave out --resume and add --cfg-options '
             f'load_from={place}'
         )
-    _announce('Other settings than in the checkpoint', found)
+    _announce('Other settings than in the checkpoint take effect', found)
     return _moved(runner, content, found)
 
 
@@ -142,7 +142,7 @@ def reapply_settings(runner: Runner, content: Mapping[str, Any]) -> Mapping[str,
         CheckpointError: If training cannot go on with a setting of the config.
     """
     found = _possible_differences(runner, content)
-    _announce('--reapply-settings, from here on', found)
+    _announce('--reapply-settings: these settings take effect from here on', found)
     lacking = _lacks_state(runner, content) and not _is_finished(runner, content)
     moved = _moved(runner, content, found)
     if moved is content and not lacking and not _replaced(found):
@@ -247,7 +247,7 @@ def _announce(begin: str, found: Iterable[Difference]) -> None:
         for difference in found
     )
     if changes and is_main_process():
-        print(f'{begin}, takes effect: {changes}')
+        print(f'{begin}: {changes}')
 
 
 def _differences(runner: Runner, content: Mapping[str, Any]) -> Iterator[Difference]:
@@ -352,9 +352,10 @@ def _differing_optimizers(
         ]
         differing = [index for index, pair in enumerate(pairs) if not _same(*pair)]
         if differing:
-            groups = f' (in {len(differing)} of {len(pairs)} param groups, first in number '
-            groups += f'{differing[0]})'
-            setting = f'{label}.optimizer.{key}{groups if len(pairs) > 1 else ""}'
+            some = f'{len(differing)} of {len(pairs)} param groups, here number {differing[0]}'
+            if len(differing) == len(pairs):
+                some = f'all {len(pairs)} param groups, here the first'
+            setting = f'{label}.optimizer.{key}' + (f' (in {some})' if len(pairs) > 1 else '')
             yield Difference(setting, *pairs[differing[0]], Effect.CHECKPOINT)
     scaler = state.get('loss_scaler') or {}
     for key, value in _scaler_settings(wrapper).items():
