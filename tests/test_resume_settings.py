@@ -473,13 +473,13 @@ def test_schedule_is_placed_inside_an_epoch(tmp_path: Path) -> None:
         **longer(job, 5)
     )
     job.train()
-    for iteration in (2, 5, 6, 11):
+    # After iteration 8, the second epoch has not ended yet, and its rate stays.
+    for iteration, same_as in ((2, 2), (5, 5), (6, 6), (8, 7), (11, 11)):
         runner = job.runner(resumed=f'iter_{iteration}.pth', **longer(job, 5))
         start(runner)
         content = reapply_settings(runner, read_checkpoint(tmp_path / f'iter_{iteration}.pth'))
-        assert content['optimizer']['param_groups'][0]['lr'] == pytest.approx(
-            expected[iteration][0]
-        )
+        rate = content['optimizer']['param_groups'][0]['lr']
+        assert rate == pytest.approx(expected[same_as][0])
         assert content['meta']['iter'] == iteration
 
 
@@ -632,8 +632,6 @@ def test_reductions_after_a_metric_are_kept(tmp_path: Path) -> None:
     whole = job.train(train_cfg=dict(by_epoch=True, max_epochs=4))
     assert [values[0] for values in whole[3::EPOCH]] == pytest.approx([0.1, 0.1, 0.05, 0.025])
     job.train()
-    # A checkpoint does not know the metric that follows it.
-    assert job.resume('epoch_2.pth') == close([[0.1]] * 4)
     assert job.resume('epoch_3.pth', reapply=True, **longer(job, 4)) == close([[0.05]] * 4)
     optimizer = dict(job.settings['optim_wrapper']['optimizer'], lr=0.2)
     changed = dict(
@@ -641,6 +639,8 @@ def test_reductions_after_a_metric_are_kept(tmp_path: Path) -> None:
     )
     rates = job.resume('epoch_3.pth', reapply=True, **changed)
     assert rates == close([[0.1]] * 4 + [[0.05]] * 4)
+    # A checkpoint does not know the metric that follows it.
+    assert job.resume('epoch_2.pth') == close([[0.1]] * 4)
 
 
 @pytest.mark.parametrize('config', rest_slow(ALL_EXPERIMENTS, *TOY.values()), ids=identify)
