@@ -351,6 +351,15 @@ def start(runner: Runner) -> None:
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
 
 
+@pytest.mark.parametrize('missing', ['optimizer', 'param_scheduler'])
+def test_rates_go_on_without_a_part_of_the_state(missing: str, tmp_path: Path) -> None:
+    checkpoint = {'type': 'CheckpointHook', 'interval': 1, f'save_{missing}': False}
+    job = Job(tmp_path, default_hooks=dict(checkpoint=checkpoint))
+    whole = job.train()
+    for name in ('epoch_2.pth', job.as_of_mmengine('epoch_2.pth')):
+        assert job.resume(name) == close(whole[8:])
+
+
 def test_nothing_is_refused_when_nothing_is_left_to_train(job: Job) -> None:
     job.train()
     other = dict(optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1.0)))
@@ -386,9 +395,10 @@ def test_other_batch_size_moves_the_schedule(tmp_path: Path) -> None:
     expected = Job(tmp_path / 'whole').train(**changed)
     job = Job(tmp_path / 'job')
     job.train()
-    with pytest.raises(CheckpointError, match='T_max: 6 in the config, 12 in the checkpoint'):
-        job.resume('epoch_2.pth', **changed)
-    assert job.resume('epoch_2.pth', reapply=True, **changed) == close(expected[4:])
+    for name in ('epoch_2.pth', job.as_of_mmengine('epoch_2.pth')):
+        with pytest.raises(CheckpointError, match='T_max: 6 in the config, 12 in the checkpoint'):
+            job.resume(name, **changed)
+        assert job.resume(name, reapply=True, **changed) == close(expected[4:])
 
 
 SGD = dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)))

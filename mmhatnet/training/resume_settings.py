@@ -77,8 +77,8 @@ def settings_of(runner: Runner) -> dict[str, Any]:
             name: dict(
                 type=type(wrapper).__name__,
                 optimizer=type(wrapper.optimizer).__name__,
-                accumulative_counts=wrapper._accumulative_counts,
-                clip_grad=_plain(wrapper.clip_grad_kwargs),
+                accumulative_counts=getattr(wrapper, '_accumulative_counts', 1),
+                clip_grad=_plain(getattr(wrapper, 'clip_grad_kwargs', None)),
                 parameters=[
                     [names.get(id(parameter), '') for parameter in group['params']]
                     for group in wrapper.optimizer.param_groups
@@ -103,7 +103,8 @@ def require_same_settings(runner: Runner, content: Mapping[str, Any]) -> Mapping
 
     Returns:
         Mapping[str, Any]: The content that MMEngine is to load; usually the same object. If epochs
-            have other lengths now, the iteration is that of the config.
+            have other lengths now, the iteration is that of the config. If it holds no optimizer or
+            no schedules, those of the config are added, at its position.
 
     Raises:
         CheckpointError: If a setting of the config would not take effect, or training cannot go on
@@ -121,7 +122,8 @@ def require_same_settings(runner: Runner, content: Mapping[str, Any]) -> Mapping
             f'load_from={place}'
         )
     _announce('Other settings than in the checkpoint take effect', found)
-    return _moved(runner, content, found)
+    moved = _moved(runner, content, found)
+    return _reapplied(runner, moved) if _lacks_state(runner, content) else moved
 
 
 def reapply_settings(runner: Runner, content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -143,23 +145,24 @@ def reapply_settings(runner: Runner, content: Mapping[str, Any]) -> Mapping[str,
     """
     found = _possible_differences(runner, content)
     _announce('--reapply-settings: these settings take effect from here on', found)
-    lacking = _lacks_state(runner, content) and not _is_finished(runner, content)
     moved = _moved(runner, content, found)
-    if moved is content and not lacking and not _replaced(found):
-        return content
-    position = _position(runner, content)
-    meta = dict(moved['meta'])
-    if (seed := _seed(runner)) is not None:
-        meta['seed'] = seed
-    states = {name: _reapplied(runner, content, name, position) for name in _wrappers(runner)}
+    if not (_replaced(found) or _lacks_state(runner, content)):
+        return moved
+    return _reapplied(runner, moved)
+
+
+def _reapplied(runner: Runner, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a checkpoint with the settings of the config."""
+    states = {name: _states(runner, content, name) for name in _wrappers(runner)}
     optimizers = {name: state[0] for name, state in states.items()}
     schedules = {name: state[1] for name, state in states.items()}
     reapplied = dict(
         content,
-        meta=meta,
         optimizer=optimizers.get('', optimizers),
         param_schedulers=schedules.get('', schedules),
     )
+    if (seed := _seed(runner)) is not None:
+        reapplied['meta'] = dict(content['meta'], seed=seed)
     if 'ema_state_dict' in content and not _averages(runner):
         reapplied['state_dict'] = _unaveraged(content)
     return reapplied
@@ -175,10 +178,11 @@ def _moved(
     return dict(content, meta=dict(content['meta'], iter=iterations))
 
 
-def _reapplied(
-    runner: Runner, content: Mapping[str, Any], name: str, position: Position
+def _states(
+    runner: Runner, content: Mapping[str, Any], name: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns the states of an optimizer and its schedules with the settings of the config."""
+    position = _position(runner, content)
     wrapper, built = _wrappers(runner)[name], _schedulers(runner, name)
     stored = _part(content, 'optimizer', name) or {}
     states = _part(content, 'param_schedulers', name) or []
@@ -417,8 +421,8 @@ def _differing_schedules(
     if recorded is not None and types != [*recorded]:
         yield Difference(label, types, [*recorded], Effect.CHECKPOINT)
     elif states is None:
-        if schedulers:
-            yield Difference(label, types, 'none in its state, so they start anew', Effect.CONFIG)
+        if schedulers and recorded is None:
+            yield Difference(label, types, [], Effect.CONFIG)
     elif len(states) != len(schedulers):
         yield Difference(label, types, f'{len(states)} of them', Effect.CHECKPOINT)
     else:
@@ -492,6 +496,8 @@ def _part(content: Mapping[str, Any], key: str, name: str) -> Any:
 
 def _lacks_state(runner: Runner, content: Mapping[str, Any]) -> bool:
     """Says whether schedules would start anew, or an optimizer with their first values."""
+    if _is_finished(runner, content):
+        return False
     scheduled = any(_schedulers(runner, name) for name in _wrappers(runner))
     return scheduled and not {'optimizer', 'param_schedulers'} <= content.keys()
 
