@@ -119,6 +119,7 @@ def history(log: object, count: object, length: object = 10) -> HistoryBuffer:
         ({'meta': {'dataset_meta': {5: 5}}}, 'meta.dataset_meta is a dict'),
         ({'meta': {'dataset_meta': {'classes': 5}}}, 'meta.dataset_meta.classes is 5 instead of a'),
         ({'meta': {'dataset_meta': {'classes': [[]]}}}, 'classes is a list instead of a list of'),
+        ({'meta': {'dataset_meta': {'CLASSES': 5}}}, 'meta.dataset_meta.CLASSES is 5 instead of'),
         ({'meta': {'CLASSES': {}}}, 'meta.CLASSES is a dict instead of a list of names'),
         ({'state_dict': itself()}, 'nested more than 50 levels deep, or contains itself'),
         ({'meta': itself()}, 'nested more than 50 levels deep, or contains itself'),
@@ -274,7 +275,7 @@ def test_a_sound_state_resumes(capsys) -> None:
     [
         dict(args=CODE, epoch=5, best='x'),
         dict(config=CODE, cfg=CODE, hyper_parameters=dict(code=CODE)),
-        dict(optimizer=None, meta=None, message_hub=None, lr_schedulers=[CODE]),
+        dict(optimizer=None, meta=None, message_hub=None, ema_state_dict=None, lr=[CODE]),
         dict(optimizer=[CODE], param_schedulers=CODE),
         dict(meta=dict(config=CODE, cfg=CODE, env_info=CODE, hook_msgs=dict(last_ckpt='x'))),
         dict(message_hub=dict(log_scalars=[], runtime_info=dict(cfg=CODE, code=[CODE]))),
@@ -309,7 +310,7 @@ def test_nothing_but_plain_entries_is_handed_on() -> None:
         resumed_keys=dict(iter=True, code=CODE),
     )
     meta = dict(epoch=1, cfg=CODE, config=CODE, mmengine_version='0.1', time='2', best=0.5)
-    meta['dataset_meta'] = dict(classes=('a', 'b'), palette=[(1, 2, 3)], task='x')
+    meta['dataset_meta'] = dict(classes=('a', 'b'), palette=[(1, 2, 3)] * 2, task='x')
     own = dict(states=[np.arange(3), torch.ones(2)], position=7, name='text')
     torch.save(dict(state_dict=weights, meta=meta, message_hub=hub, mmhatnet=own), 'file.pth')
     content = read_checkpoint('file.pth')
@@ -487,6 +488,40 @@ CALLS = {
 def test_few_bytes_do_not_take_all_memory(call, older) -> None:
     save_pickle(entry(CALLS[call]), older=older)
     assert 'asks for more than it holds' in refusal()
+
+
+def test_shared_entries_do_not_multiply() -> None:
+    """A few bytes name a tensor again, whose numbers are checked, or a history, which is copied."""
+    weights = torch.ones(50_000)
+    torch.save({f'{number}': weights for number in range(1000)}, 'file.pth')
+    assert 'its tensors are views of each other' in refusal()
+    torch.save({f'{number}': weights for number in range(5)}, 'file.pth')
+    assert len(read_checkpoint('file.pth')) == 5
+    loss = HistoryBuffer(np.ones(1000), np.ones(1000))
+    log = {f'{number}': loss for number in range(1000)}
+    torch.save({'message_hub': {'log_scalars': log}}, 'file.pth')
+    assert 'instead of what fits into the' in refusal()
+
+
+def test_names_and_colors_of_classes_that_others_fail_on() -> None:
+    for meta, expected in (
+        (dict(classes='cat'), dict(classes=('cat',))),
+        (dict(classes=['a'], palette='unknown'), dict(classes=['a'])),
+        (dict(classes=['a'], palette=5), dict(classes=['a'])),
+        (dict(classes=['a'], palette=[(1, 2)]), dict(classes=['a'])),
+        (dict(classes=['a', 'b'], palette=[(1, 2, 3)]), dict(classes=['a', 'b'])),
+        (dict(classes=['a', '\ud800'], task='\ud800'), {}),
+        (dict(classes=('a',), palette=[[1, 2, 3]]), dict(classes=('a',), palette=[[1, 2, 3]])),
+    ):
+        torch.save(dict(state_dict=WEIGHTS, meta=dict(dataset_meta=meta)), 'file.pth')
+        assert Checkpoint('file.pth').meta['dataset_meta'] == expected
+
+
+def test_an_empty_history_is_none() -> None:
+    loss = function('mmengine.logging.history_buffer', 'HistoryBuffer') + b')\x81'
+    log = text('log_scalars') + b'}' + text('loss') + loss + b'ss'
+    save_pickle(b'\x80\x02}' + text('message_hub') + b'}' + log + b's.')
+    assert 'log_scalars.loss is a History instead of a history of numbers' in refusal()
 
 
 @pytest.mark.parametrize('older', [False, True])
