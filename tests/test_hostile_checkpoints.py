@@ -524,6 +524,29 @@ def test_an_empty_history_is_none() -> None:
     assert 'log_scalars.loss is a History instead of a history of numbers' in refusal()
 
 
+@pytest.mark.parametrize('kind', ['?', 'i1', 'u2', 'i4', 'i8', 'f2', 'f4', '>f8', 'c16'])
+def test_arrays_are_read_as_numpy_does(kind) -> None:
+    array = np.arange(6).reshape(2, 3).astype(kind)
+    arrays = [array, array.T, array[:0], array[0, 0], array[1, 2]]
+    torch.save({'mmhatnet': arrays}, 'file.pth')
+    for own, expected in zip(read_checkpoint('file.pth')['mmhatnet'], arrays):
+        np.testing.assert_array_equal(own, expected)
+        assert own.dtype == expected.dtype and type(own) is type(expected)
+        assert own.ndim == 0 or own.flags.writeable
+
+
+def test_the_flags_of_numpy_types_are_not_taken_over() -> None:
+    """They would make NumPy take numbers for addresses of objects."""
+    torch.save({'mmhatnet': np.ones(3)}, 'file.pth')
+    with zipfile.ZipFile('file.pth') as file:
+        saved = next(file.read(name) for name in file.namelist() if name.endswith('data.pkl'))
+    end = b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t'
+    assert end in saved
+    save_pickle(saved.replace(end, end[:-2] + b'\x3ft'))
+    array = read_checkpoint('file.pth')['mmhatnet']
+    assert array.tolist() == [1, 1, 1] and not array.dtype.hasobject and array.dtype.flags == 0
+
+
 @pytest.mark.parametrize('older', [False, True])
 def test_a_large_memo_is_not_allocated(older) -> None:
     """Pickle in C allocates as many places as the highest number that a memo names."""

@@ -9,6 +9,8 @@ import math
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from functools import cached_property
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from mmhatnet.errors import CheckpointError
 
 # The state of a training, which holds numbers, tensors and names.
 STATE = ('optimizer', 'param_schedulers', 'mmhatnet')
+NUMBERS = (bool, int, float, complex)
 CLASSES = ('dataset_meta', 'CLASSES', 'PALETTE')
 # The only text in meta and in the runtime info. The config that MMEngine stores is not among it.
 TEXT_IN_META = re.compile(rf'time|exp(eriment)?_name|mmengine|\w+_version|{"|".join(CLASSES)}')
@@ -42,7 +45,8 @@ class Record:
     """
 
     stands_for = ''
-    content: object = None
+    content: Any = None
+    code: object = None
 
     def __new__(cls, *content: object) -> 'Record':
         return super().__new__(cls)
@@ -90,6 +94,52 @@ def allowed_content(content: object, name: object, size: float = math.inf) -> di
             more data than the file holds, or weights are not finite.
     """
     return _Content(name, size).allowed(content)
+
+
+class DataType(Record):
+    """Replaces NumPy's, whose flags a file could set so that numbers are taken for addresses."""
+
+    def __new__(cls, *arguments: object) -> Any:
+        made = super().__new__(cls)
+        made.code = arguments[0] if arguments else None
+        return made
+
+    def read(self) -> np.dtype:
+        if not isinstance(self.code, str) or not re.fullmatch('[biufc][0-9]{1,2}', self.code):
+            raise ValueError(f'{self.code} is no type of numbers')
+        is_swapped = isinstance(self.content, tuple) and self.content[1] == '>'
+        return np.dtype(f'{">" if is_swapped else "<"}{self.code}')
+
+
+class Array(Record):
+    """Replaces NumPy's array while it is read. NumPy's own reader trusts a file."""
+
+    @cached_property
+    def value(self) -> np.ndarray:
+        _, shape, kind, is_fortran, data = self.content
+        array = np.frombuffer(data, kind.read())
+        return array.reshape(shape, order='F' if is_fortran else 'C').copy(order='K')
+
+
+class Scalar(Record):
+    """Replaces NumPy's number."""
+
+    def __new__(cls, *arguments: object) -> Any:
+        made = super().__new__(cls)
+        made.content = arguments
+        return made
+
+    @cached_property
+    def value(self) -> Any:
+        kind, data = self.content
+        return np.frombuffer(data, kind.read()).reshape(())[()]
+
+
+def no_bytes(*content: object) -> bytes:
+    """Replaces the type of bytes, by which a pickle names those of an empty array."""
+    if content:
+        raise UnpicklingError('it makes bytes')
+    return b''
 
 
 def printable(text: str) -> str:
@@ -210,15 +260,15 @@ class _Content:
     def plain(self, value: object, place: str, text: bool = True, depth: int = 0) -> Any:  # noqa: PLR0911
         """Returns plain data, and _LEFT_OUT for everything else, such as text if it is unwanted."""
         self.enter(place, depth)
+        if isinstance(value, (Array, Scalar)):
+            value = self.numbers(value, place)
         kind: Any = type(value)
-        if value is None or kind in (bool, int, float, complex):
+        if value is None or kind in NUMBERS or isinstance(value, np.generic):
             return value
         if isinstance(value, str):
             return value if text and _is_text(value) else _LEFT_OUT
         if isinstance(value, Tensor):
             return self.tensor(value, place)
-        if isinstance(value, (np.number, np.bool_)):
-            return value
         if isinstance(value, np.ndarray):
             if kind is not np.ndarray or value.dtype.hasobject:
                 return _LEFT_OUT
@@ -241,6 +291,12 @@ class _Content:
             entries = {key: item for key, item in entries.items() if item is not _LEFT_OUT}
             return kind(entries) if kind in (Counter, OrderedDict) else entries
         return _LEFT_OUT
+
+    def numbers(self, value: Array | Scalar, place: str) -> Any:
+        try:
+            return value.value
+        except Exception as error:  # Any part may have any type.
+            raise self.wrong(place, value, 'numbers') from error
 
     def meta(self, meta: object, place: str) -> dict[str, Any]:
         if not isinstance(meta, Mapping):
@@ -292,7 +348,10 @@ class _Content:
     def history(self, value: object, place: str) -> HistoryBuffer:
         state = value.content if isinstance(value, History) else vars(value)
         state = state if isinstance(state, Mapping) else {}
-        logs, counts = state.get('_log_history'), state.get('_count_history')
+        logs, counts = (
+            self.numbers(part, place) if isinstance(part, Array) else part
+            for part in (state.get('_log_history'), state.get('_count_history'))
+        )
         length = state.get('max_length')
         if not (
             type(logs) is type(counts) is np.ndarray
