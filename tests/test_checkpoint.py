@@ -25,8 +25,8 @@ from torch import nn
 
 from mmhatnet import HATNet
 from mmhatnet.checkpoints.files import read_checkpoint
+from mmhatnet.checkpoints.folder import find_checkpoint
 from mmhatnet.checkpoints.loading import (
-    find_checkpoint,
     load_weights,
     read_pretrained,
     verify_checkpoint,
@@ -413,23 +413,41 @@ def test_half_precision_fits(tmp_path) -> None:
     assert torch.equal(model.head.weight, source.head.weight.float())
 
 
-def test_the_last_checkpoint_is_found(tmp_path) -> None:
+def test_the_last_checkpoint_is_found(tmp_path, capsys) -> None:
     for name in ('epoch_2.pth', 'epoch_10.pth', 'best_coco_mAP_epoch_11.pth'):
         (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1e9, 1e9))
     record, second = tmp_path / 'last_checkpoint', str(tmp_path / 'epoch_2.pth')
-    assert find_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth'), (
-        'without a record, the last epoch is the last checkpoint'
-    )
+    tenth = str(tmp_path / 'epoch_10.pth')
+    assert find_checkpoint(tmp_path) == tenth, 'the last epoch is the last checkpoint'
     for recorded in (second, '/elsewhere/epoch_2.pth', 'work/epoch_2.pth\n', r'C:\w\epoch_2.pth'):
         record.write_text(recorded)
         assert find_checkpoint(tmp_path) == find_checkpoint(record) == second
+    assert capsys.readouterr().out == ''
+    for garbled in (b'', b'\n', b'\0\0\0', b'\xff\xfe', b'.', b'/', b'../..'):
+        record.write_bytes(garbled)
+        assert find_checkpoint(tmp_path) == find_checkpoint(record) == tenth
     record.write_text('/elsewhere/epoch_3.pth')
-    with pytest.raises(CheckpointError, match='last_checkpoint names /elsewhere/epoch_3.pth'):
-        find_checkpoint(tmp_path)
+    assert find_checkpoint(tmp_path) == tenth
+    assert 'names /elsewhere/epoch_3.pth' in capsys.readouterr().out
     assert find_checkpoint(second) == second and find_checkpoint('http://a/b') == 'http://a/b'
     assert find_checkpoint(tmp_path / 'absent') is None
     (tmp_path / 'new').mkdir()
     assert find_checkpoint(tmp_path / 'new') is None
+    (tmp_path / 'new' / 'last_checkpoint').write_text('/elsewhere/epoch_3.pth')
+    with pytest.raises(CheckpointError, match='last_checkpoint names /elsewhere/epoch_3.pth'):
+        find_checkpoint(tmp_path / 'new')
+
+
+def test_the_newest_checkpoint_says_itself_when_it_was_saved(tmp_path) -> None:
+    """Copying a folder changes the times of its files, so these cannot tell."""
+    for name, saved in (('epoch_3', '20260101_120000'), ('epoch_9', '20250101_120000')):
+        content = dict(state_dict=small_weights(), meta=dict(time=saved))
+        torch.save(content, tmp_path / f'{name}.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_9.pth'))
+    assert find_checkpoint(tmp_path) == str(tmp_path / 'epoch_3.pth')
+    torch.save(dict(content, meta=dict(time='20260101_120001')), tmp_path / 'latest.pth')
+    assert find_checkpoint(tmp_path) == str(tmp_path / 'latest.pth')
 
 
 def test_resuming_needs_a_training_state(tmp_path, capsys) -> None:

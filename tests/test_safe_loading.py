@@ -226,7 +226,7 @@ def train(tmp_path: Path) -> Callable[..., Runner]:
         )
         cfg.merge_from_dict(changes)
         with load_weights_only(*checkpoints):
-            runner = cli.build_runner(cfg, Namespace(config='none.py', given={}), dump=False)
+            runner = cli.build_runner(cfg, Namespace(config='none.py', given={}), train=False)
             runner.train()
         return runner
 

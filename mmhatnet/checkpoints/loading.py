@@ -1,8 +1,7 @@
-"""Finds, verifies and loads the checkpoints of a job."""
+"""Verifies and loads the checkpoints of a job."""
 
 import copy
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,40 +21,6 @@ from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.checkpoints.training_state import wrong_parts
 from mmhatnet.config_walk import class_of, dicts_of, type_name
 from mmhatnet.errors import CheckpointError
-
-
-def find_checkpoint(place: str | Path) -> str | None:
-    """Finds the checkpoint that a user means.
-
-    Args:
-        place (str | Path): A checkpoint, a work folder, or the file ``last_checkpoint`` in one, in
-            which MMEngine writes the path that the checkpoint had then.
-
-    Returns:
-        str | None: The checkpoint, in a folder the last one. None if there is none.
-
-    Raises:
-        CheckpointError: If the checkpoint that ``last_checkpoint`` names is missing.
-    """
-    record = Path(place, 'last_checkpoint') if os.path.isdir(place) else Path(place)
-    if not record.is_file():
-        numbered = {
-            int(path.stem.rpartition('_')[2]): str(path)
-            for path in Path(place).glob('*_[0-9]*.pth')
-            if re.fullmatch(r'(epoch|iter)_\d+', path.stem)
-        }
-        return numbered[max(numbered)] if numbered else str(place) if '://' in str(place) else None
-    if record.name not in ('last_checkpoint', 'last_checkpoint.txt'):
-        return str(place)
-    recorded = record.read_text().strip()
-    # The folder may have been moved or copied, even from another operating system.
-    for path in (record.with_name(re.split(r'[\\/]', recorded)[-1] or '.'), Path(recorded)):
-        if path.is_file():
-            return str(path)
-    raise CheckpointError(
-        f'{record} names {recorded}, which exists neither there nor in {record.parent}: name the '
-        'checkpoint itself.'
-    )
 
 
 def verify_resumable(checkpoint: Checkpoint) -> None:

@@ -13,10 +13,13 @@ from mmhatnet.config_walk import dicts_of, type_name
 from mmhatnet.data_checks.images import (
     check_number,
     datasets_of_training,
+    files_below,
     is_local,
     paths_exist,
     read_images,
+    refuse_circle,
     refuse_missing,
+    refuse_narrow,
     size_rows,
 )
 from mmhatnet.data_checks.report import Job, preview
@@ -33,6 +36,8 @@ def check_classification(job: Job) -> None:
     if dataset.ann_file:
         paths, counts = _read_list(job)
         classes = dataset.CLASSES
+    elif refuse_circle(job, dataset.img_prefix):
+        return
     else:
         paths, counts = _find_images(job)
         classes = _check_folders(job, counts)
@@ -84,8 +89,8 @@ def _find_images(job: Job) -> tuple[list[str], dict[str, int]]:
     folders, files = find_folders(root)[0], []
     # MMPretrain's get_samples is several times slower.
     for folder in folders:
-        for at, _, names in os.walk(os.path.join(root, folder), followlinks=True):
-            files += [(os.path.join(at, n), folder) for n in names if not n.startswith('.')]
+        paths = files_below(os.path.join(root, folder))
+        files += [(path, folder) for path in paths if not os.path.basename(path).startswith('.')]
     read = [(path, folder) for path, folder in files if dataset.is_valid_file(path)]
     left = [os.path.splitext(path)[1] for path, _ in files if not dataset.is_valid_file(path)]
     counts = dict.fromkeys(folders, 0) | Counter(folder for _, folder in read)
@@ -211,6 +216,7 @@ def _check_images(job: Job, paths: list[str], counts: dict) -> None:
     missing = refuse_missing(job, paths, f'images {source}', lambda path: 'replace or remove them')
     sizes = read_images(job, [path for path in paths if path not in missing])
     found = dict(folder=dataset.img_prefix, images=len(paths), classes=len(counts))
+    refuse_narrow(job, sizes)
     most, least = (pick(counts.values(), default=0) for pick in (max, min))
     found |= {'images of a class': f'{least:,} to {most:,}', 'images read': len(sizes)}
     job.report.count('Data', job.split, found | size_rows(sizes.values()))

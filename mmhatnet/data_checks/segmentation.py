@@ -20,11 +20,14 @@ from mmhatnet.data_checks import report
 from mmhatnet.data_checks.images import (
     check_number,
     datasets_of_training,
+    files_below,
     is_local,
     paths_exist,
     read_images,
     read_sample,
+    refuse_circle,
     refuse_missing,
+    refuse_narrow,
     size_rows,
 )
 from mmhatnet.data_checks.report import preview
@@ -172,6 +175,8 @@ def _find_pairs(job: Job) -> dict[str, str | None]:
     folders = {f'data_prefix.{key}': dataset.data_prefix.get(key) for key in keys}
     if not paths_exist(job, folders | dict(ann_file=listed)):
         return {}
+    if not listed and refuse_circle(job, dataset.data_prefix['img_path']):
+        return {}
     # An empty list cannot be serialized.
     dataset.serialize_data = False
     dataset.full_init()
@@ -190,10 +195,9 @@ def _find_pairs(job: Job) -> dict[str, str | None]:
 def _images_in(folder: str) -> list[str]:
     """Lists all files below a folder whose names end like images."""
     return [
-        os.path.join(at, name)
-        for at, _, names in os.walk(folder, followlinks=True)
-        for name in sorted(names)
-        if name.lower().endswith(ENDINGS) and not name.startswith('.')
+        path
+        for path in files_below(folder)
+        if path.lower().endswith(ENDINGS) and not os.path.basename(path).startswith('.')
     ]
 
 
@@ -237,6 +241,7 @@ def _hint_for_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
 def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
     """Reads images and masks as the pipeline does, and checks their content."""
     sizes = read_images(job, list(pairs))
+    refuse_narrow(job, sizes)
     found = dict(folder=job.dataset.data_prefix['img_path'], images=len(pairs))
     found['images read'] = len(sizes)
     job.report.count('Data', job.split, found | size_rows(sizes.values()))
