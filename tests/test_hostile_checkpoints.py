@@ -17,8 +17,14 @@ from torch import nn
 
 from mmhatnet.checkpoints import contents, files, memory
 from mmhatnet.checkpoints.contents import allowed_content
-from mmhatnet.checkpoints.files import fetch_weights, force_weights_only, read_checkpoint
+from mmhatnet.checkpoints.files import (
+    fetch_weights,
+    force_weights_only,
+    read_checkpoint,
+    read_meta,
+)
 from mmhatnet.checkpoints.loading import verify_resumable
+from mmhatnet.checkpoints.rehearsal import ExcessError
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.errors import CheckpointError
 
@@ -488,6 +494,8 @@ CALLS = {
 def test_few_bytes_do_not_take_all_memory(call, older) -> None:
     save_pickle(entry(CALLS[call]), older=older)
     assert 'asks for more than it holds' in refusal()
+    with pytest.raises(ExcessError):
+        read_meta(Path('file.pth'))
 
 
 def test_shared_entries_do_not_multiply() -> None:

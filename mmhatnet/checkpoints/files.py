@@ -166,6 +166,19 @@ def read_checkpoint(path: str | Path, map_location: MapLocation = 'cpu') -> dict
     return allowed_content(content, path, size)
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """Reads what a checkpoint says about its training. Weights are mapped, not read.
+
+    Raises:
+        Exception: Any that a damaged file raises.
+    """
+    with path.open('rb') as file:
+        rehearse(path, _unpacked_size(path, file.read(4096)))
+    with readable_types():
+        content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
+    return allowed_content({'meta': content['meta']}, path)['meta']
+
+
 def _read_pickle(path: Path, map_location: MapLocation) -> Any:
     if os.environ.get(FORCE) and os.environ.get(FORCE_NOT):
         raise CheckpointError(f'{FORCE} and {FORCE_NOT} contradict each other: unset one of them.')
