@@ -17,8 +17,14 @@ from torch import nn
 
 from mmhatnet.checkpoints import contents, files, memory
 from mmhatnet.checkpoints.contents import allowed_content
-from mmhatnet.checkpoints.files import fetch_weights, force_weights_only, read_checkpoint
+from mmhatnet.checkpoints.files import (
+    fetch_weights,
+    force_weights_only,
+    read_checkpoint,
+    read_meta,
+)
 from mmhatnet.checkpoints.loading import verify_resumable
+from mmhatnet.checkpoints.rehearsal import ExcessError
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.errors import CheckpointError
 
@@ -119,6 +125,7 @@ def history(log: object, count: object, length: object = 10) -> HistoryBuffer:
         ({'meta': {'dataset_meta': {5: 5}}}, 'meta.dataset_meta is a dict'),
         ({'meta': {'dataset_meta': {'classes': 5}}}, 'meta.dataset_meta.classes is 5 instead of a'),
         ({'meta': {'dataset_meta': {'classes': [[]]}}}, 'classes is a list instead of a list of'),
+        ({'meta': {'dataset_meta': {'CLASSES': 5}}}, 'meta.dataset_meta.CLASSES is 5 instead of'),
         ({'meta': {'CLASSES': {}}}, 'meta.CLASSES is a dict instead of a list of names'),
         ({'state_dict': itself()}, 'nested more than 50 levels deep, or contains itself'),
         ({'meta': itself()}, 'nested more than 50 levels deep, or contains itself'),
@@ -274,7 +281,7 @@ def test_a_sound_state_resumes(capsys) -> None:
     [
         dict(args=CODE, epoch=5, best='x'),
         dict(config=CODE, cfg=CODE, hyper_parameters=dict(code=CODE)),
-        dict(optimizer=None, meta=None, message_hub=None, lr_schedulers=[CODE]),
+        dict(optimizer=None, meta=None, message_hub=None, ema_state_dict=None, lr=[CODE]),
         dict(optimizer=[CODE], param_schedulers=CODE),
         dict(meta=dict(config=CODE, cfg=CODE, env_info=CODE, hook_msgs=dict(last_ckpt='x'))),
         dict(message_hub=dict(log_scalars=[], runtime_info=dict(cfg=CODE, code=[CODE]))),
@@ -309,7 +316,7 @@ def test_nothing_but_plain_entries_is_handed_on() -> None:
         resumed_keys=dict(iter=True, code=CODE),
     )
     meta = dict(epoch=1, cfg=CODE, config=CODE, mmengine_version='0.1', time='2', best=0.5)
-    meta['dataset_meta'] = dict(classes=('a', 'b'), palette=[(1, 2, 3)], task='x')
+    meta['dataset_meta'] = dict(classes=('a', 'b'), palette=[(1, 2, 3)] * 2, task='x')
     own = dict(states=[np.arange(3), torch.ones(2)], position=7, name='text')
     torch.save(dict(state_dict=weights, meta=meta, message_hub=hub, mmhatnet=own), 'file.pth')
     content = read_checkpoint('file.pth')
@@ -487,6 +494,65 @@ CALLS = {
 def test_few_bytes_do_not_take_all_memory(call, older) -> None:
     save_pickle(entry(CALLS[call]), older=older)
     assert 'asks for more than it holds' in refusal()
+    with pytest.raises(ExcessError):
+        read_meta(Path('file.pth'))
+
+
+def test_shared_entries_do_not_multiply() -> None:
+    """A few bytes name a tensor again, whose numbers are checked, or a history, which is copied."""
+    weights = torch.ones(50_000)
+    torch.save({f'{number}': weights for number in range(1000)}, 'file.pth')
+    assert 'its tensors are views of each other' in refusal()
+    torch.save({f'{number}': weights for number in range(5)}, 'file.pth')
+    assert len(read_checkpoint('file.pth')) == 5
+    loss = HistoryBuffer(np.ones(1000), np.ones(1000))
+    log = {f'{number}': loss for number in range(1000)}
+    torch.save({'message_hub': {'log_scalars': log}}, 'file.pth')
+    assert 'instead of what fits into the' in refusal()
+
+
+def test_names_and_colors_of_classes_that_others_fail_on() -> None:
+    for meta, expected in (
+        (dict(classes='cat'), dict(classes=('cat',))),
+        (dict(classes=['a'], palette='unknown'), dict(classes=['a'])),
+        (dict(classes=['a'], palette=5), dict(classes=['a'])),
+        (dict(classes=['a'], palette=[(1, 2)]), dict(classes=['a'])),
+        (dict(classes=['a', 'b'], palette=[(1, 2, 3)]), dict(classes=['a', 'b'])),
+        (dict(classes=['a', '\ud800'], task='\ud800'), {}),
+        (dict(classes=('a',), palette=[[1, 2, 3]]), dict(classes=('a',), palette=[[1, 2, 3]])),
+    ):
+        torch.save(dict(state_dict=WEIGHTS, meta=dict(dataset_meta=meta)), 'file.pth')
+        assert Checkpoint('file.pth').meta['dataset_meta'] == expected
+
+
+def test_an_empty_history_is_none() -> None:
+    loss = function('mmengine.logging.history_buffer', 'HistoryBuffer') + b')\x81'
+    log = text('log_scalars') + b'}' + text('loss') + loss + b'ss'
+    save_pickle(b'\x80\x02}' + text('message_hub') + b'}' + log + b's.')
+    assert 'log_scalars.loss is a History instead of a history of numbers' in refusal()
+
+
+@pytest.mark.parametrize('kind', ['?', 'i1', 'u2', 'i4', 'i8', 'f2', 'f4', '>f8', 'c16'])
+def test_arrays_are_read_as_numpy_does(kind) -> None:
+    array = np.arange(6).reshape(2, 3).astype(kind)
+    arrays = [array, array.T, array[:0], array[0, 0], array[1, 2]]
+    torch.save({'mmhatnet': arrays}, 'file.pth')
+    for own, expected in zip(read_checkpoint('file.pth')['mmhatnet'], arrays):
+        np.testing.assert_array_equal(own, expected)
+        assert own.dtype == expected.dtype and type(own) is type(expected)
+        assert own.ndim == 0 or own.flags.writeable
+
+
+def test_the_flags_of_numpy_types_are_not_taken_over() -> None:
+    """They would make NumPy take numbers for addresses of objects."""
+    torch.save({'mmhatnet': np.ones(3)}, 'file.pth')
+    with zipfile.ZipFile('file.pth') as file:
+        saved = next(file.read(name) for name in file.namelist() if name.endswith('data.pkl'))
+    end = b'J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t'
+    assert end in saved
+    save_pickle(saved.replace(end, end[:-2] + b'\x3ft'))
+    array = read_checkpoint('file.pth')['mmhatnet']
+    assert array.tolist() == [1, 1, 1] and not array.dtype.hasobject and array.dtype.flags == 0
 
 
 @pytest.mark.parametrize('older', [False, True])

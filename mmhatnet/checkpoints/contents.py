@@ -8,7 +8,9 @@ out. What passes is rebuilt from exact types, without attributes that a file may
 import math
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,12 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
+from mmhatnet.checkpoints.rehearsal import COPIES, SLACK
 from mmhatnet.errors import CheckpointError
 
 # The state of a training, which holds numbers, tensors and names.
 STATE = ('optimizer', 'param_schedulers', 'mmhatnet')
+NUMBERS = (bool, int, float, complex)
 CLASSES = ('dataset_meta', 'CLASSES', 'PALETTE')
 # The only text in meta and in the runtime info. The config that MMEngine stores is not among it.
 TEXT_IN_META = re.compile(rf'time|exp(eriment)?_name|mmengine|\w+_version|{"|".join(CLASSES)}')
@@ -30,7 +34,6 @@ TEXT_IN_INFO = re.compile(
 MAY_BE_INFINITE = re.compile(r'mask|min_val|max_val')
 
 MAX_DEPTH, MAX_ENTRIES, MAX_NAME = 50, 1_000_000, 1000
-SLACK = 2**20  # bytes by which views of a tensor, such as an expanded one, may exceed its data
 
 _LEFT_OUT = object()
 
@@ -42,6 +45,8 @@ class Record:
     """
 
     stands_for = ''
+    content: Any = None
+    code: object = None
 
     def __new__(cls, *content: object) -> 'Record':
         return super().__new__(cls)
@@ -91,6 +96,52 @@ def allowed_content(content: object, name: object, size: float = math.inf) -> di
     return _Content(name, size).allowed(content)
 
 
+class DataType(Record):
+    """Replaces NumPy's, whose flags a file could set so that numbers are taken for addresses."""
+
+    def __new__(cls, *arguments: object) -> Any:
+        made = super().__new__(cls)
+        made.code = arguments[0] if arguments else None
+        return made
+
+    def read(self) -> np.dtype:
+        if not isinstance(self.code, str) or not re.fullmatch('[biufc][0-9]{1,2}', self.code):
+            raise ValueError(f'{self.code} is no type of numbers')
+        is_swapped = isinstance(self.content, tuple) and self.content[1] == '>'
+        return np.dtype(f'{">" if is_swapped else "<"}{self.code}')
+
+
+class Array(Record):
+    """Replaces NumPy's array while it is read. NumPy's own reader trusts a file."""
+
+    @cached_property
+    def value(self) -> np.ndarray:
+        _, shape, kind, is_fortran, data = self.content
+        array = np.frombuffer(data, kind.read())
+        return array.reshape(shape, order='F' if is_fortran else 'C').copy(order='K')
+
+
+class Scalar(Record):
+    """Replaces NumPy's number."""
+
+    def __new__(cls, *arguments: object) -> Any:
+        made = super().__new__(cls)
+        made.content = arguments
+        return made
+
+    @cached_property
+    def value(self) -> Any:
+        kind, data = self.content
+        return np.frombuffer(data, kind.read()).reshape(())[()]
+
+
+def no_bytes(*content: object) -> bytes:
+    """Replaces the type of bytes, by which a pickle names those of an empty array."""
+    if content:
+        raise UnpicklingError('it makes bytes')
+    return b''
+
+
 def printable(text: str) -> str:
     """Returns a text of a file without what a terminal may obey, such as a line break."""
     return ''.join(letter if letter.isprintable() else '?' for letter in text)
@@ -109,6 +160,8 @@ class _Content:
         self.name = name
         self.size = size
         self.entries = 0
+        self.viewed = 0  # bytes of all tensors, which may share memory
+        self.logged = 0  # bytes of all loss histories, which are copied
         self.storages: dict[int, int] = {}
         self.weights: list[tuple[str, Tensor]] = []
 
@@ -118,9 +171,9 @@ class _Content:
                 f'{self.name} holds a {type(content).__name__} instead of named weights: save them '
                 'with torch.save(model.state_dict(), FILE).'
             )
-        for key in ('state_dict', 'ema_state_dict'):
-            if not isinstance(content.get(key, {}), Mapping):
-                raise self.wrong(key, content[key], 'weights by name')
+        for key, absent in (('state_dict', {}), ('ema_state_dict', None)):
+            if not isinstance(value := content.get(key, absent), Mapping) and value is not absent:
+                raise self.wrong(key, value, 'weights by name')
         readers = dict.fromkeys(STATE, self.plain) | dict(meta=self.meta, message_hub=self.hub)
         others = {key: value for key, value in content.items() if key not in readers}
         allowed = self.tensors(others, '', getattr(content, '_metadata', None))
@@ -196,25 +249,26 @@ class _Content:
             )
         storage = tensor.untyped_storage()
         self.storages[storage.data_ptr()] = storage.nbytes()
-        if tensor.numel() * tensor.element_size() > storage.nbytes() + SLACK:
+        self.viewed += tensor.numel() * tensor.element_size()
+        if self.viewed > COPIES * self.size + SLACK:
             raise CheckpointError(
-                f'{self.name} is damaged: {place} has the shape {tuple(tensor.shape)}, and the '
-                f'file holds {storage.nbytes():,} bytes for it.'
+                f'{self.name} is no checkpoint of a model: its tensors are views of each other, '
+                f'{COPIES} times as large as the file.'
             )
         return tensor
 
     def plain(self, value: object, place: str, text: bool = True, depth: int = 0) -> Any:  # noqa: PLR0911
         """Returns plain data, and _LEFT_OUT for everything else, such as text if it is unwanted."""
         self.enter(place, depth)
+        if isinstance(value, (Array, Scalar)):
+            value = self.numbers(value, place)
         kind: Any = type(value)
-        if value is None or kind in (bool, int, float, complex):
+        if value is None or kind in NUMBERS or isinstance(value, np.generic):
             return value
-        if kind is str:
-            return value if text else _LEFT_OUT
+        if isinstance(value, str):
+            return value if text and _is_text(value) else _LEFT_OUT
         if isinstance(value, Tensor):
             return self.tensor(value, place)
-        if isinstance(value, (np.number, np.bool_)):
-            return value
         if isinstance(value, np.ndarray):
             if kind is not np.ndarray or value.dtype.hasobject:
                 return _LEFT_OUT
@@ -238,6 +292,12 @@ class _Content:
             return kind(entries) if kind in (Counter, OrderedDict) else entries
         return _LEFT_OUT
 
+    def numbers(self, value: Array | Scalar, place: str) -> Any:
+        try:
+            return value.value
+        except Exception as error:  # Any part may have any type.
+            raise self.wrong(place, value, 'numbers') from error
+
     def meta(self, meta: object, place: str) -> dict[str, Any]:
         if not isinstance(meta, Mapping):
             raise self.wrong(place, meta, 'a dict')
@@ -245,17 +305,22 @@ class _Content:
         named = kept.get('dataset_meta', {})
         if not isinstance(named, dict) or not all(isinstance(key, str) for key in named):
             raise self.wrong(f'{place}.dataset_meta', named, 'a dict')
-        for owner, key in ((kept, 'CLASSES'), (named, 'classes')):
-            classes = owner.get(key)
-            if isinstance(classes, str):
-                owner[key] = (classes,)
-            elif classes is not None and not (
-                isinstance(classes, (list, tuple))
-                and all(isinstance(label, (str, int)) for label in classes)
-            ):
-                where = f'{place}.{key}' if owner is kept else f'{place}.dataset_meta.{key}'
-                raise self.wrong(where, classes, 'a list of names')
+        self.check_classes(kept, place, 'CLASSES', 'PALETTE')
+        self.check_classes(named, f'{place}.dataset_meta', 'CLASSES', 'PALETTE')
+        self.check_classes(named, f'{place}.dataset_meta', 'classes', 'palette')
         return kept
+
+    def check_classes(self, owner: dict[str, Any], place: str, names: str, colors: str) -> None:
+        """Raises a CheckpointError if classes have no names, and drops colors that do not fit."""
+        classes, palette = owner.get(names), owner.get(colors)
+        if isinstance(classes, str):
+            owner[names] = classes = (classes,)
+        if not _are_all(classes, lambda label: isinstance(label, (str, int))):
+            raise self.wrong(f'{place}.{names}', classes, 'a list of names')
+        if palette is not None and not (
+            _are_all(palette, _is_color) and len(palette) >= len(classes or ())
+        ):
+            del owner[colors]  # OpenMMLab fails on them, and has others.
 
     def hub(self, hub: object, place: str) -> Any:
         """Returns the history of losses, and what MMEngine's hooks have noted."""
@@ -283,7 +348,10 @@ class _Content:
     def history(self, value: object, place: str) -> HistoryBuffer:
         state = value.content if isinstance(value, History) else vars(value)
         state = state if isinstance(state, Mapping) else {}
-        logs, counts = state.get('_log_history'), state.get('_count_history')
+        logs, counts = (
+            self.numbers(part, place) if isinstance(part, Array) else part
+            for part in (state.get('_log_history'), state.get('_count_history'))
+        )
         length = state.get('max_length')
         if not (
             type(logs) is type(counts) is np.ndarray
@@ -293,7 +361,8 @@ class _Content:
             and length > 0
         ):
             raise self.wrong(place, value, 'a history of numbers')
-        if max(logs.nbytes, counts.nbytes) > self.size:
+        self.logged += logs.nbytes + counts.nbytes
+        if self.logged > self.size:
             raise self.wrong(place, value, f'what fits into the {self.size:,} bytes of the file')
         return HistoryBuffer(logs, counts, length)
 
@@ -318,6 +387,23 @@ class _Content:
                 'from a training that diverged, and every result would be NaN. Use an earlier '
                 'checkpoint.'
             )
+
+
+def _are_all(items: object, fits: Callable[[Any], bool]) -> bool:
+    return items is None or (isinstance(items, (list, tuple)) and all(map(fits, items)))
+
+
+def _is_color(item: object) -> bool:
+    return (
+        isinstance(item, (list, tuple))
+        and len(item) == 3
+        and all(isinstance(value, (int, np.integer)) for value in item)
+    )
+
+
+def _is_text(value: str) -> bool:
+    """Says whether a text can be written; halves of surrogate pairs cannot."""
+    return not re.search('[\ud800-\udfff]', value)
 
 
 def _is_sound(name: str, tensor: Tensor) -> bool:

@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
-from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
@@ -19,14 +18,17 @@ from threading import RLock
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-import numpy as np
 import torch
 
 from mmhatnet.checkpoints.contents import (
+    Array,
+    DataType,
     History,
     Record,
+    Scalar,
     Schedule,
     allowed_content,
+    no_bytes,
     printable,
 )
 from mmhatnet.checkpoints.memory import available_memory, memory_that_lacks, size_text
@@ -50,16 +52,12 @@ def _method(owner: type, name: str) -> object:
     raise UnpicklingError(f'it asks for the attribute {name!r}')
 
 
-# NumPy 1 and 2 name the same module differently.
-_core = 'core' if np.__version__.startswith('1.') else '_core'
-_multiarray = import_module(f'numpy.{_core}.multiarray')
 SETTINGS = ['argparse.Namespace', 'types.SimpleNamespace'] + [
     f'{module}.{pure}{system}Path'
     for module in ('pathlib', 'pathlib._local')
     for pure in ('', 'Pure')
     for system in ('Posix', 'Windows')
 ]
-_numbers = '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
 # MMEngine stores these beside tensors: the loss history, which holds NumPy arrays, and metainfo.
 # With a name of its own for each, no other context that allows or forbids types changes these.
 READABLE: list[Any] = [
@@ -68,19 +66,13 @@ READABLE: list[Any] = [
     (_method, 'builtins.getattr'),
     (dict, 'mmengine.config.config.ConfigDict'),
     (Record, 'builtins.slice'),
-    (np.ndarray, 'numpy.ndarray'),
-    (np.dtype, 'numpy.dtype'),
+    (no_bytes, 'builtins.bytes'),
+    (Record, 'numpy.ndarray'),
+    (DataType, 'numpy.dtype'),
     *(
-        (kind, f'{kind.__module__}.{kind.__qualname__}')
-        for kind in {
-            type(np.dtype(code))
-            for code in '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
-        }
-    ),
-    *(
-        (getattr(_multiarray, name), f'numpy.{core}.multiarray.{name}')
+        (kind, f'numpy.{core}.multiarray.{name}')  # in NumPy 1 and 2
         for core in ('core', '_core')
-        for name in ('_reconstruct', 'scalar')
+        for kind, name in ((Array, '_reconstruct'), (Scalar, 'scalar'))
     ),
     *((Record, name) for name in SETTINGS),
 ]
@@ -172,6 +164,19 @@ def read_checkpoint(path: str | Path, map_location: MapLocation = 'cpu') -> dict
         reason = printable(_describe_file(path, head, error))
         raise CheckpointError(f'{path} {reason}.') from error
     return allowed_content(content, path, size)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Reads what a checkpoint says about its training. Weights are mapped, not read.
+
+    Raises:
+        Exception: Any that a damaged file raises.
+    """
+    with path.open('rb') as file:
+        rehearse(path, _unpacked_size(path, file.read(4096)))
+    with readable_types():
+        content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
+    return allowed_content({'meta': content['meta']}, path)['meta']
 
 
 def _read_pickle(path: Path, map_location: MapLocation) -> Any:

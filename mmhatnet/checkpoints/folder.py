@@ -4,11 +4,8 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from mmhatnet.checkpoints.files import force_weights_only
+from mmhatnet.checkpoints.files import read_meta
 from mmhatnet.errors import CheckpointError
 
 RECORD = 'last_checkpoint'
@@ -72,10 +69,7 @@ def newest_first(folder: Path) -> list[Path]:
 def saved_at(path: Path) -> str:
     """Returns when a checkpoint was saved, as text that sorts by time."""
     try:
-        with force_weights_only():
-            # The weights are mapped, not read.
-            content: Any = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
-        saved = content['meta']['time']
+        saved = read_meta(path)['time']
         time.strptime(saved, TIME)
     except Exception:  # A damaged file may raise anything.
         return time.strftime(TIME, time.localtime(path.stat().st_mtime))

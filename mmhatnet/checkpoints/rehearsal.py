@@ -14,10 +14,9 @@ from typing import Any, BinaryIO, ClassVar
 
 import torch
 
-# Small tensors may repeat their numbers, as an expanded position index does.
-SLACK = 2**20
-# Calls may copy their arguments, and a name may be an argument of many calls.
-COPIES = 10
+# What is in a file may be used more than once: a name in many calls, or a number in an expanded
+# position index.
+COPIES, SLACK = 10, 2**20
 # Functions that make a tensor from another one.
 OF_TENSORS = ('torch._utils._rebuild_', 'torch._tensor._rebuild_', 'torch.nn.parameter.Parameter')
 # The older format starts with the magic number, version, system, content and keys of storages.
@@ -85,6 +84,7 @@ class _Rehearsal(pickle._Unpickler):  # noqa: SLF001
         super().__init__(file, encoding='latin1')
         self.size = size
         self.storages: dict[object, int] = {}
+        self.declared = 0
         self.copied = 0
         self.names: dict[str, type[_StandIn]] = {}
 
@@ -100,11 +100,11 @@ class _Rehearsal(pickle._Unpickler):  # noqa: SLF001
         if pid[0] != 'storage':
             return _Storage(('', '', '', '', 0))  # PyTorch refuses it.
         storage = _Storage(pid)
+        self.declared += storage.length - self.storages.get(storage.key, 0)
         self.storages[storage.key] = storage.length
-        if sum(self.storages.values()) > self.size:
+        if self.declared > self.size:
             raise ExcessError(
-                f'its tensors declare at least {sum(self.storages.values()):,} bytes, and it holds '
-                f'{self.size:,}'
+                f'its tensors declare at least {self.declared:,} bytes, and it holds {self.size:,}'
             )
         return storage
 
@@ -118,8 +118,18 @@ class _Rehearsal(pickle._Unpickler):  # noqa: SLF001
                 self.copied += sum(abs(item) for item in argument if isinstance(item, int))
             elif isinstance(argument, (str, bytes, dict, set)):
                 self.copied += len(argument)
+        self.require_less(f'{name} asks for {self.copied:,} bytes')
+
+    def count_repeated(self, storage: '_Storage', offset: object, shape: tuple[int, ...]) -> None:
+        """Counts the numbers of a tensor beyond those that it has."""
+        self.copied += max(math.prod(shape) - storage.length, 0)
+        self.require_less(
+            f'it has a tensor of the shape {str(shape)[:60]} from {storage.length:,} numbers'
+        )
+
+    def require_less(self, reason: str) -> None:
         if self.copied > COPIES * self.size + SLACK:
-            raise ExcessError(f'{name} asks for {self.copied:,} bytes, and it holds {self.size:,}')
+            raise ExcessError(f'{reason}, and it holds {self.size:,}')
 
 
 class _Storage:
@@ -141,7 +151,7 @@ class _StandIn(dict):
         made = super().__new__(cls)
         if arguments and isinstance(arguments[0], _Storage):
             made.is_tensor = True
-            _require_data(*arguments[:3])
+            cls.rehearsal.count_repeated(*arguments[:3])
         elif cls.name.startswith(OF_TENSORS):
             made.is_tensor = True
             if cls.name.endswith('_rebuild_from_type_v2'):  # calls a function
@@ -167,13 +177,6 @@ class _StandIn(dict):
         """Takes the place of a list's method, which pickle calls."""
 
     extend = add = append
-
-
-def _require_data(storage: _Storage, offset: object, shape: tuple[int, ...]) -> None:
-    if math.prod(shape) > storage.length + SLACK:
-        raise ExcessError(
-            f'it has a tensor of the shape {str(shape)[:60]} from {storage.length:,} numbers'
-        )
 
 
 def _require_harmless(owner: object, attribute: object) -> None:
