@@ -17,6 +17,10 @@ class DataError(MMHATNetError):
     """The data of a job are missing or wrong."""
 
 
+class ImageError(DataError):
+    """An image or a video cannot be predicted. Others of the job can."""
+
+
 class CheckpointError(MMHATNetError):
     """A checkpoint cannot be used."""
 

@@ -6,14 +6,19 @@ import inspect
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import PurePath
+from typing import NamedTuple
 
 import mmcv
 import numpy as np
 from mmengine.config import Config
+from mmengine.dataset import default_collate
+from mmengine.infer import BaseInferencer
 from mmengine.registry import init_default_scope
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.folder import IMG_EXTENSIONS as IMAGES
 
-from mmhatnet.checkpoints.loading import find_checkpoint, load_weights, verify_checkpoint
+from mmhatnet.checkpoints.folder import find_checkpoint
+from mmhatnet.checkpoints.loading import load_weights, verify_checkpoint
 from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.config_checks import (
     build_errors_as_messages,
@@ -21,9 +26,8 @@ from mmhatnet.config_checks import (
     require_known_settings,
 )
 from mmhatnet.config_walk import build_unread, datasets_of
-from mmhatnet.data_checks.images import why_unreadable
-from mmhatnet.data_checks.report import preview
-from mmhatnet.errors import ConfigError, DataError
+from mmhatnet.data_checks.images import files_below, why_unreadable
+from mmhatnet.errors import ConfigError, DataError, ImageError
 from mmhatnet.openmmlab.patches import apply_patches
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
@@ -115,18 +119,102 @@ def build_inferencer(
     return inferencer
 
 
-class Frame(str):
-    """A frame of a video, as a path in a folder that has the video's name.
+class LoadedImage(NamedTuple):
+    """An image, and what the test pipeline makes of it.
 
     Attributes:
-        file (str): The video.
-        reader (mmcv.VideoReader): Reads the frames in order, each once.
+        path (str): The file, or the name of the frame of a video.
+        pixels (np.ndarray): The decoded image, (H, W, 3) in BGR.
+        data (dict): The input of the model.
     """
 
-    def __new__(cls, file: str, number: int, reader: mmcv.VideoReader) -> 'Frame':
-        frame = super().__new__(cls, os.path.join(file, f'{number:06d}'))
-        frame.file, frame.reader = file, reader
-        return frame
+    path: str
+    pixels: np.ndarray
+    data: dict
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The height and width."""
+        return self.pixels.shape[:2]
+
+
+class ImageLoader:
+    """Loads images as an inferencer does, and decodes each once. It works in any process.
+
+    Args:
+        inferencer (object): The result of ``build_inferencer``.
+    """
+
+    def __init__(self, inferencer: object) -> None:
+        self.steps = [*inferencer.pipeline.transforms]
+        if not isinstance(inferencer, BaseInferencer):  # MMPretrain's reads without its pipeline
+            self.steps.insert(0, _read_for_classifier)
+
+    def __call__(self, path: str, pixels: np.ndarray | None = None) -> LoadedImage:
+        """Loads an image.
+
+        Args:
+            path (str): The path of the image.
+            pixels (np.ndarray, optional): The image (H, W, 3) in BGR, if it has been decoded.
+
+        Returns:
+            LoadedImage: The image.
+
+        Raises:
+            ImageError: If it cannot be read, or the test pipeline fails.
+        """
+        data, decoded = path if pixels is None else pixels, None
+        try:
+            for step in self.steps:
+                data = step(data)
+                if decoded is None:
+                    decoded = data['img']
+        except Exception as error:  # each image library has errors of its own
+            if decoded is None and pixels is None:
+                raise ImageError(f'{path} {why_unreadable(path)}') from error
+            reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+            raise ImageError(f'{path} cannot pass the test pipeline ({reason})') from error
+        if decoded.shape[2:] != (3,):  # gray, or with an alpha channel
+            decoded = read_image(path) if pixels is None else pixels
+        return LoadedImage(path, decoded.astype(np.uint8, copy=False), data)
+
+
+def _read_for_classifier(image: str | np.ndarray) -> dict:
+    """Does what ImageClassificationInferencer does before its pipeline."""
+    pixels = mmcv.imread(image)
+    return dict(img=pixels, img_shape=pixels.shape[:2], ori_shape=pixels.shape[:2])
+
+
+def read_image(path: str) -> np.ndarray:
+    """Reads an image.
+
+    Returns:
+        np.ndarray: (H, W, 3) in BGR.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    try:
+        image = mmcv.imread(path)
+    except Exception:  # OpenCV raises an error for empty files
+        image = None
+    if image is None:
+        raise ImageError(f'{path} {why_unreadable(path)}: repair it or remove it.')
+    return image
+
+
+def predict_loaded(inferencer: object, images: Sequence[LoadedImage]) -> list:
+    """Predicts images of one size in one batch.
+
+    Args:
+        inferencer (object): The result of ``build_inferencer``.
+        images (Sequence[LoadedImage]): The images.
+
+    Returns:
+        list: A data sample of the framework for each image.
+    """
+    collate = getattr(inferencer, 'collate_fn', default_collate)
+    return list(inferencer.forward(collate([image.data for image in images])))
 
 
 def predict(inferencer: object, images: Sequence[str | np.ndarray]) -> list:
@@ -138,67 +226,70 @@ def predict(inferencer: object, images: Sequence[str | np.ndarray]) -> list:
 
     Returns:
         list: A data sample of the framework for each image.
+
+    Raises:
+        ImageError: If an image cannot be read, or the test pipeline fails.
     """
-    result = inferencer(list(images), batch_size=len(images), return_datasamples=True)
-    samples = result['predictions'] if isinstance(result, dict) else result
-    return list(samples) if isinstance(samples, (list, tuple)) else [samples]
+    load = ImageLoader(inferencer)
+    loaded = [
+        load(image) if isinstance(image, str) else load(f'image {number}', image)
+        for number, image in enumerate(images)
+    ]
+    return predict_loaded(inferencer, loaded)
 
 
-def find_images(names: Sequence[str], videos: bool = False) -> dict[str, tuple[int, int]]:
-    """Finds images by name, and reads each to check it.
+def find_images(names: Sequence[str], videos: bool = False) -> list[str]:
+    """Finds images by name, without reading them.
 
     Args:
         names (Sequence[str]): Files, folders and patterns such as 'photos/*.jpg'.
         videos (bool): Whether to accept videos as well. Defaults to False.
 
     Returns:
-        dict[str, tuple[int, int]]: The (height, width) of each image, by its path. Each frame of a
-        video has an entry of its own, a ``Frame``, in order.
+        list[str]: The path of each image, once.
 
     Raises:
-        DataError: If a name matches no image, or an image cannot be read.
+        DataError: If a name matches no image.
     """
     paths = []
-    for name in names:
+    for name in map(os.path.expanduser, names):
         if os.path.isdir(name):
-            below = glob.glob(os.path.join(glob.escape(name), '**'), recursive=True)
-            found = sorted(path for path in below if path.lower().endswith(IMG_EXTENSIONS + VIDEOS))
+            found = [path for path in _below(name) if path.lower().endswith(IMAGES + VIDEOS)]
+        elif os.path.isfile(name):
+            found = [name]
         else:
-            found = [name] if os.path.isfile(name) else sorted(glob.glob(name, recursive=True))
-            found = [path for path in found if os.path.isfile(path)]
+            found = sorted(filter(os.path.isfile, _matching(name)))
         if not found:
             place = 'in the folder' if os.path.isdir(name) else 'at'
             raise DataError(f'There is no image {place} {name}: name files, folders or patterns.')
         paths += found
-    sizes = {}
-    for path in paths:
-        is_video = path.lower().endswith(VIDEOS)
-        if is_video and not videos:
-            raise DataError(f'{path} is a video: name an image.')
-        sizes.update(_frames(path) if is_video else {path: _size(path)})
-    if unreadable := [path for path, size in sizes.items() if size is None]:
-        reasons = preview(f'{path} {why_unreadable(path)}' for path in unreadable)
-        raise DataError(
-            f'{len(unreadable)} of {len(sizes)} images cannot be read, {reasons}: repair them or '
-            'remove them.'
-        )
-    return sizes
+    if not videos and (found := [path for path in paths if is_video(path)]):
+        raise DataError(f'{found[0]} is a video: name an image.')
+    return list(dict.fromkeys(paths))
 
 
-def _frames(path: str) -> dict[Frame, tuple[int, int]]:
-    """Returns the frames that can be decoded. A file may state another number of them."""
-    shapes = [frame.shape for frame in mmcv.VideoReader(path)]
-    if not shapes:
-        raise DataError(f'{path} cannot be read as a video: repair it or remove it.')
-    reader = mmcv.VideoReader(path)
-    if len(shapes) < len(reader):
-        print(f'{path} states {len(reader)} frames, of which {len(shapes)} can be read.')
-    return {Frame(path, number, reader): shape[:2] for number, shape in enumerate(shapes)}
+def is_video(path: str) -> bool:
+    return path.lower().endswith(VIDEOS)
 
 
-def _size(path: str) -> tuple[int, int] | None:
-    try:
-        image = mmcv.imread(path)
-    except Exception:  # OpenCV raises an error for empty files
-        return None
-    return None if image is None else image.shape[:2]
+def _below(folder: str) -> list[str]:
+    """Returns the files below a folder that are not hidden."""
+    top = os.path.join(folder, '')
+    return [
+        path
+        for path in files_below(top)
+        if not any(part.startswith('.') for part in path.removeprefix(top).split(os.sep))
+    ]
+
+
+def _matching(pattern: str) -> list[str]:
+    """Returns the files of a pattern. Unlike with ``glob``, links to folders around end."""
+    if '**' not in PurePath(pattern).parts:
+        return glob.glob(pattern)
+    top, _, tail = pattern.partition('**')
+    return [
+        path.removeprefix('' if top else './')
+        for folder in glob.glob(top or './')
+        for path in _below(folder)
+        if PurePath(path).match(tail.strip('/') or '*')
+    ]

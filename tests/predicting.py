@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import cv2
+import mmcv
 import torch
 from experiments import as_text
 from mmengine.config import Config
@@ -31,3 +33,38 @@ def random_job(
         model = MODELS.build(cfg.model)
     torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
     return config, checkpoint
+
+
+def write_film(path: Path, images: list[Path]) -> None:
+    """Writes images as the frames of a video of 160 x 128 pixels."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 5, (160, 128))
+    for image in images:
+        writer.write(mmcv.imresize(mmcv.imread(str(image)), (160, 128)))
+    writer.release()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Returns the content of each file, in which paths are relative to the folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes().replace(f'{folder}/'.encode(), b'')
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
+
+
+# A tool that is killed while it writes its next but KILLED_AFTER record.
+KILLED = """
+import os, runpy, signal
+from mmhatnet.prediction.records import Writer
+
+def add_or_end(writer, **record):
+    global left
+    if left == 0:
+        writer.file.write(b'{"image": "half of a li')
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    add(writer, **record)
+
+left, add, Writer.add = int(os.environ['KILLED_AFTER']), Writer.add, add_or_end
+runpy.run_path(os.environ['TOOL'], run_name='__main__')
+"""

@@ -14,7 +14,7 @@ import mmcv
 from mmhatnet import cli
 from mmhatnet.attention_figure import attention_of_image, draw_figure
 from mmhatnet.errors import ConfigError
-from mmhatnet.inference import find_images
+from mmhatnet.inference import find_images, read_image
 
 FORMATS = ('.pdf', '.png', '.svg')
 
@@ -45,8 +45,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cli.require_writable('--out', Path(args.out).parent)
-    ((path, (height, width)), *others) = find_images([args.image]).items()
-    x, y = args.point
+    path, *others = find_images([args.image])
+    (height, width), (x, y) = read_image(path).shape[:2], args.point
     if others or not (0 <= x < width and 0 <= y < height):
         raise ConfigError(f'--point {x} {y} is outside of {path}, which is {width} x {height}.')
     cfg, device = cli.load_config(args), cli.find_device(args.device)
