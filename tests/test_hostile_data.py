@@ -7,15 +7,22 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mmcv.transforms import Resize
+from mmengine.config import Config
 from PIL import Image
 from pycocotools import mask as pycocotools_mask
 from test_data_checks_detection import Project
 
 from mmhatnet.data_checks.coco_masks import fault_of_mask
 from mmhatnet.data_checks.images import fault_of_shape, why_unreadable
+from mmhatnet.errors import DataError, ImageError
+from mmhatnet.inference import ImageLoader
+from mmhatnet.prediction.merging import ids_of
+from mmhatnet.prediction.outputs import output_names
 
 NAN, INF, HUGE = float('nan'), float('inf'), 10**400
 GIB = 2**30
@@ -244,6 +251,15 @@ def test_files_that_are_no_annotations_are_refused(project, case):
     assert len(error) < 1000
 
 
+@pytest.mark.parametrize('case', [*FILES, 'text'])
+def test_predictions_refuse_files_that_are_no_annotations(tmp_path, case):
+    path = tmp_path / 'ann.json'
+    path.write_text(dict(FILES, text='"images"')[case])
+    with pytest.raises(DataError) as refused:
+        ids_of('mmdet', str(path), ['cat'])
+    assert 'ann.json cannot be read as COCO' in str(refused.value)
+
+
 def test_a_file_that_is_no_text_is_refused(project):
     project.check('val')
     (project.folder / 'train.json').write_bytes(b'\xff\xfe\x80')
@@ -340,3 +356,24 @@ def test_narrow_images_are_refused_by_the_check(project):
     assert not [error for error in project.check('val').errors if 'narrow' in error]
     project.val.pipeline.insert(1, dict(type='Resize', scale=(1333, 800), keep_ratio=True))
     assert '2.jpg, which Resize resizes 3,000 x 1 pixels to 1,333 x 0' in project.error('val')
+
+
+def test_narrow_images_are_named_in_predictions(tmp_path):
+    Image.new('RGB', (3000, 1)).save(path := str(tmp_path / 'a.png'))
+    pipeline = [dict(type='InferencerLoader'), RESIZE]
+    inferencer = SimpleNamespace(
+        pipeline=SimpleNamespace(transforms=[Resize(scale=(1333, 800), keep_ratio=True)]),
+        cfg=Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline)))),
+    )
+    with pytest.raises(ImageError) as refused:
+        ImageLoader(inferencer)(path)
+    message = 'is too narrow: Resize resizes 3,000 x 1 pixels to 1,333 x 0'
+    assert str(refused.value) == f'{path} {message}'
+
+
+def test_results_with_names_of_more_than_255_bytes_are_refused():
+    name = 'n' * 250
+    assert output_names([f'a/{name}.png']) == [name]
+    for paths in ([f'a/{name}.png', f'b/{name}.png'], ['a/' + 'é' * 126 + '.png']):
+        with pytest.raises(DataError, match='the file of its result'):
+            output_names(paths)

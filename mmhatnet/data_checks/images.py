@@ -264,7 +264,7 @@ def fault_of_shape(steps: Sequence[dict] | None, height: int, width: int) -> str
     if max(height, width) < NARROW * min(height, width):
         return None
     # Steps of other kinds, such as padding, may change the shape before.
-    first = next((step for step in steps or () if not type_name(step).startswith('Load')), None)
+    first = next((step for step in steps or () if 'Load' not in type_name(step)), None)
     for _, step in dicts_of(first):
         for w, h in _resized(step, height, width):
             if min(w, h) < 1 or w * h > MOST_RESIZED:
