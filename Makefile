@@ -1,10 +1,11 @@
-# make demo       installs everything, writes synthetic data, trains, tests and visualizes Mask R-CNN
-# make test       installs everything, runs the tests
-# make test-slow  installs everything, runs longer tests: training (SEEDS=5: five seeds), more configs
-# make lint       installs everything, checks style and types
-# make docs       installs everything and the site generator, builds a site of docs/ in site/
-# make env        installs everything, or only what is missing or has changed
-# make clean      removes the virtual environment, data/toy and work_dirs/demo
+# make demo        installs everything, writes synthetic data, trains, tests and visualizes Mask R-CNN
+# make test        installs everything, runs the tests
+# make test-slow   installs everything, runs longer tests: training (SEEDS=5: five seeds), more configs
+# make test-faults installs everything, runs 2,000 cases of the property tests
+# make lint        installs everything, checks style and types
+# make docs        installs everything and the site generator, builds a site of docs/ in site/
+# make env         installs everything, or only what is missing or has changed
+# make clean       removes the virtual environment, data/toy and work_dirs/demo
 #
 # VENV=/a/folder sets the folder of the virtual environment, and PYTHON=python3.12 its interpreter.
 # FAMILY=openmmlab installs the original OpenMMLab packages into an environment of their own.
@@ -21,7 +22,7 @@ config := configs/toy/maskrcnn_hatnet_toy.py
 # would compile the frameworks again, which takes longer than importing them.
 unexport PYTHONPATH PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env clean demo test test-slow lint docs toy-data
+.PHONY: help env clean demo test test-slow test-faults lint docs toy-data
 .DELETE_ON_ERROR:
 
 help:
@@ -39,6 +40,9 @@ test: env
 
 test-slow: env
 	@$(python) -m pytest -m slow
+
+test-faults: env
+	@PROPERTY_CASES=2000 OMP_NUM_THREADS=1 $(python) -m pytest -n auto tests/test_properties.py
 
 lint: env
 	@$(python) -m ruff check

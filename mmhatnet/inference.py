@@ -17,7 +17,8 @@ from mmengine.infer import BaseInferencer
 from mmengine.registry import init_default_scope
 from torchvision.datasets.folder import IMG_EXTENSIONS as IMAGES
 
-from mmhatnet.checkpoints.loading import find_checkpoint, load_weights, verify_checkpoint
+from mmhatnet.checkpoints.folder import find_checkpoint
+from mmhatnet.checkpoints.loading import load_weights, verify_checkpoint
 from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.config_checks import (
     build_errors_as_messages,
@@ -25,7 +26,7 @@ from mmhatnet.config_checks import (
     require_known_settings,
 )
 from mmhatnet.config_walk import build_unread, datasets_of
-from mmhatnet.data_checks.images import files_below, why_unreadable
+from mmhatnet.data_checks.images import fault_of_shape, files_below, why_unreadable
 from mmhatnet.errors import ConfigError, DataError, ImageError
 from mmhatnet.openmmlab.patches import apply_patches
 
@@ -148,6 +149,8 @@ class ImageLoader:
         self.steps = [*inferencer.pipeline.transforms]
         if not isinstance(inferencer, BaseInferencer):  # MMPretrain's reads without its pipeline
             self.steps.insert(0, _read_for_classifier)
+        cfg = getattr(inferencer, 'cfg', None) or inferencer.config  # MMPretrain's
+        self.settings = cfg.test_dataloader.dataset.pipeline
 
     def __call__(self, path: str, pixels: np.ndarray | None = None) -> LoadedImage:
         """Loads an image.
@@ -168,9 +171,13 @@ class ImageLoader:
                 data = step(data)
                 if decoded is None:
                     decoded = data['img']
+                    if fault := fault_of_shape(self.settings, *decoded.shape[:2]):
+                        raise ImageError(f'{path} is too narrow: {fault}')
+        except ImageError:
+            raise
         except Exception as error:  # each image library has errors of its own
             if decoded is None and pixels is None:
-                raise ImageError(f'{path} {why_unreadable(path)}') from error
+                raise ImageError(f'{path} {why_unreadable(path, error)}') from error
             reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
             raise ImageError(f'{path} cannot pass the test pipeline ({reason})') from error
         if decoded.shape[2:] != (3,):  # gray, or with an alpha channel

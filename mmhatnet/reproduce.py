@@ -10,7 +10,7 @@ import yaml
 from rich.table import Table
 
 from mmhatnet.checkpoints.files import fetch_weights
-from mmhatnet.checkpoints.loading import find_checkpoint
+from mmhatnet.checkpoints.folder import find_checkpoint
 from mmhatnet.errors import MMHATNetError
 
 # The frameworks' names for the metrics of the metafile, and the factors that give per cent.

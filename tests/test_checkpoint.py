@@ -25,8 +25,8 @@ from torch import nn
 
 from mmhatnet import HATNet
 from mmhatnet.checkpoints.files import read_checkpoint
+from mmhatnet.checkpoints.folder import find_checkpoint
 from mmhatnet.checkpoints.loading import (
-    find_checkpoint,
     load_weights,
     read_pretrained,
     verify_checkpoint,
@@ -167,11 +167,12 @@ def test_nothing_in_a_checkpoint_is_executed(zipped, tmp_path, monkeypatch) -> N
 
 
 def test_training_records_are_read_after_a_model_is_initialized(tmp_path) -> None:
-    torch.save({'history': HistoryBuffer([0.5], [1])}, tmp_path / 'own.pth')
+    hub = {'log_scalars': {'loss': HistoryBuffer([0.5], [1])}}
+    torch.save({'message_hub': hub}, tmp_path / 'own.pth')
     with load_weights_only():
         HATNet('tiny', out_indices=(0,)).init_weights()
         content = CheckpointLoader.load_checkpoint(str(tmp_path / 'own.pth'))
-    assert content['history'].current() == 0.5
+    assert content['message_hub']['log_scalars']['loss'].current() == 0.5
 
 
 def test_settings_and_records_beside_weights(tmp_path) -> None:
@@ -179,10 +180,12 @@ def test_settings_and_records_beside_weights(tmp_path) -> None:
     content = dict(
         model={'weight': torch.ones(2)},
         args=settings,
-        history=HistoryBuffer([0.5], [1]),
-        scores=np.array([1, 2], dtype='uint8'),
-        best=np.float32(0.25),
-        metainfo=ConfigDict(skeleton=dict(length=3)),
+        message_hub=dict(
+            log_scalars=dict(loss=HistoryBuffer([0.5], [1])),
+            runtime_info=dict(best_score=np.float32(0.25), folder=tmp_path),
+        ),
+        mmhatnet=dict(scores=np.array([1, 2], dtype='uint8'), seeds=('Python', (1, 2))),
+        meta=dict(dataset_meta=ConfigDict(skeleton=dict(length=3))),
     )
     torch.save(content, tmp_path / 'here.pth')
     # NumPy 1 and 2 name their modules differently.
@@ -196,10 +199,14 @@ def test_settings_and_records_beside_weights(tmp_path) -> None:
                         data = data.replace(b'numpy.core.', name)
                     there.writestr(entry.filename, data)
             read = read_checkpoint(tmp_path / f'numpy{version}.pth')
-            assert read['model']['weight'].sum() == 2 and read['history'].current() == 0.5
-            assert read['scores'].tolist() == [1, 2] and read['best'] == 0.25
-            assert read['metainfo'] == dict(skeleton=dict(length=3))
-            assert not isinstance(read['args'], Namespace), 'settings should be omitted'
+            hub = read['message_hub']
+            assert read['model']['weight'].sum() == 2
+            assert hub['log_scalars']['loss'].current() == 0.5
+            assert hub['runtime_info'] == dict(best_score=0.25)
+            assert read['mmhatnet']['scores'].tolist() == [1, 2]
+            assert read['mmhatnet']['seeds'] == ('Python', (1, 2))
+            assert read['meta'] == dict(dataset_meta=dict(skeleton=dict(length=3)))
+            assert 'args' not in read, 'settings should be omitted'
     with pytest.raises(pickle.UnpicklingError):  # plain torch.load still refuses the file
         torch.load(tmp_path / 'here.pth', weights_only=True)
 
@@ -406,23 +413,41 @@ def test_half_precision_fits(tmp_path) -> None:
     assert torch.equal(model.head.weight, source.head.weight.float())
 
 
-def test_the_last_checkpoint_is_found(tmp_path) -> None:
+def test_the_last_checkpoint_is_found(tmp_path, capsys) -> None:
     for name in ('epoch_2.pth', 'epoch_10.pth', 'best_coco_mAP_epoch_11.pth'):
         (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1e9, 1e9))
     record, second = tmp_path / 'last_checkpoint', str(tmp_path / 'epoch_2.pth')
-    assert find_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth'), (
-        'without a record, the last epoch is the last checkpoint'
-    )
+    tenth = str(tmp_path / 'epoch_10.pth')
+    assert find_checkpoint(tmp_path) == tenth, 'the last epoch is the last checkpoint'
     for recorded in (second, '/elsewhere/epoch_2.pth', 'work/epoch_2.pth\n', r'C:\w\epoch_2.pth'):
         record.write_text(recorded)
         assert find_checkpoint(tmp_path) == find_checkpoint(record) == second
+    assert capsys.readouterr().out == ''
+    for garbled in (b'', b'\n', b'\0\0\0', b'\xff\xfe', b'.', b'/', b'../..'):
+        record.write_bytes(garbled)
+        assert find_checkpoint(tmp_path) == find_checkpoint(record) == tenth
     record.write_text('/elsewhere/epoch_3.pth')
-    with pytest.raises(CheckpointError, match='last_checkpoint names /elsewhere/epoch_3.pth'):
-        find_checkpoint(tmp_path)
+    assert find_checkpoint(tmp_path) == tenth
+    assert 'names /elsewhere/epoch_3.pth' in capsys.readouterr().out
     assert find_checkpoint(second) == second and find_checkpoint('http://a/b') == 'http://a/b'
     assert find_checkpoint(tmp_path / 'absent') is None
     (tmp_path / 'new').mkdir()
     assert find_checkpoint(tmp_path / 'new') is None
+    (tmp_path / 'new' / 'last_checkpoint').write_text('/elsewhere/epoch_3.pth')
+    with pytest.raises(CheckpointError, match='last_checkpoint names /elsewhere/epoch_3.pth'):
+        find_checkpoint(tmp_path / 'new')
+
+
+def test_the_newest_checkpoint_says_itself_when_it_was_saved(tmp_path) -> None:
+    """Copying a folder changes the times of its files, so these cannot tell."""
+    for name, saved in (('epoch_3', '20260101_120000'), ('epoch_9', '20250101_120000')):
+        content = dict(state_dict=small_weights(), meta=dict(time=saved))
+        torch.save(content, tmp_path / f'{name}.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_9.pth'))
+    assert find_checkpoint(tmp_path) == str(tmp_path / 'epoch_3.pth')
+    torch.save(dict(content, meta=dict(time='20260101_120001')), tmp_path / 'latest.pth')
+    assert find_checkpoint(tmp_path) == str(tmp_path / 'latest.pth')
 
 
 def test_resuming_needs_a_training_state(tmp_path, capsys) -> None:
@@ -431,7 +456,8 @@ def test_resuming_needs_a_training_state(tmp_path, capsys) -> None:
     message = r'weights but no training state \(epoch, iter, message_hub\).*load_from='
     with pytest.raises(CheckpointError, match=message):
         verify_resumable(Checkpoint(str(path)))
-    state = dict(state_dict={}, meta=dict(epoch=1, iter=9), message_hub={}, optimizer={})
+    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    state = dict(state_dict={}, meta=dict(epoch=1, iter=9), message_hub=hub, optimizer={})
     torch.save(state, path)
     verify_resumable(Checkpoint(str(path)))
     assert capsys.readouterr().out == ''

@@ -113,6 +113,10 @@ WRONG = dict(
         dict(change=lambda: Path('train/dog/0.jpg').write_text('<html>')),
         'train/dog/0.jpg is not an image',
     ),
+    circle=(
+        dict(change=lambda: Path('train/dog/all').symlink_to('..')),
+        'train/dog/all is a link to',
+    ),
     empty=(dict(change=lambda: Path('val/owl/0.jpg').write_text('')), 'val/owl/0.jpg'),
 )
 LISTS = dict(
@@ -154,6 +158,17 @@ def test_what_may_be_intended_is_not_refused(check, arguments, message):
     report = check(**arguments)
     assert report.errors == []
     assert any(message in note for note in report.notes), report.notes
+
+
+def test_folders_that_link_elsewhere_pass(check):
+    def change():
+        write('elsewhere/1.jpg')
+        Path('train/dog/more').symlink_to('../../elsewhere')
+        Path('train/cat/same').symlink_to('../dog')
+
+    report = check(**NAMED, change=change)
+    assert (report.errors, report.notes) == ([], [])
+    assert [row['train'] for row in report.counts['Images'].values()] == [3, 2, 1]
 
 
 def test_images_are_counted(check):

@@ -203,15 +203,20 @@ def test_checks_every_head(project):
     [
         ('annotations', 'area', ..., '1 of 3 annotations (ids 2) lack "area"'),
         ('annotations', 'bbox', ..., 'lack "bbox"'),
-        ('annotations', 'bbox', [1, 2, 3], '"bbox" of 1 annotations is not four numbers, as [1, 2'),
-        ('annotations', 'bbox', ['1', '2', '3', '4'], 'is not four numbers'),
-        ('annotations', 'area', None, '"area" of 1 annotations is not a number, as null'),
+        (
+            'annotations',
+            'bbox',
+            [1, 2, 3],
+            '"bbox" of 1 annotations is not four finite numbers, as [1, 2',
+        ),
+        ('annotations', 'bbox', ['1', '2', '3', '4'], 'is not four finite numbers'),
+        ('annotations', 'area', None, '"area" of 1 annotations is not a finite number, as null'),
         ('annotations', 'id', 1, 'ids of "annotations" occur more than once (1)'),
         ('annotations', 'image_id', '2', '"image_id" of annotations is "2", while'),
         ('annotations', 'category_id', '1', '"category_id" of annotations is "1", while'),
         ('annotations', 'category_id', [1], 'of 1 annotations is not a number or a text, as [1]'),
         ('images', 'width', ..., 'lack "width"'),
-        ('images', 'height', '30', '"height" of 1 images is not a number'),
+        ('images', 'height', '30', '"height" of 1 images is not a finite number'),
         ('images', 'file_name', 7, '"file_name" of 1 images is not a text, as 7'),
         ('images', 'id', 1, 'ids of "images" occur more than once (1)'),
         ('images', 'width', -1, 'the width of 1 of 3 images (ids 2) is -1'),
@@ -234,7 +239,7 @@ def test_accepts_ids_that_are_all_strings(project):
 
 
 def test_names_objects_that_are_left_out(project):
-    project.files['train']['annotations'][0]['bbox'] = [float('nan'), 5, 9, 9]
+    project.files['train']['annotations'][0]['bbox'] = [50, 5, 9, 9]
     assert '1 of 3 objects (annotation ids 1) are left out, as' in project.note('train')
     project.files['train'] = content()
     project.files['train']['annotations'][0]['image_id'] = 9

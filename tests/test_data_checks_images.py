@@ -1,10 +1,14 @@
-"""Files below folders, and why an image cannot be read."""
+"""Files below folders, and reading a sample of them."""
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
-from mmhatnet.data_checks.images import files_below, link_to_itself
+from mmhatnet.data_checks import Report
+from mmhatnet.data_checks.images import files_below, link_to_itself, read_sample
 
 
 @pytest.fixture
@@ -65,3 +69,25 @@ def test_a_deep_tree_of_links_ends_soon(tmp_path):
             (tmp_path / f'{depth}' / name).symlink_to(f'../{depth - 1}')
     assert len(list(files_below(str(tmp_path)))) == 40
     assert link_to_itself(str(tmp_path)) is None
+
+
+def test_large_images_are_read_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmhatnet.data_checks.images.LARGE', 100)
+    monkeypatch.setattr('os.cpu_count', lambda: 8)
+    paths = [str(tmp_path / f'{number}.png') for number in range(8)]
+    for path in paths:
+        Image.new('L', (20, 20)).save(path)
+    now, most = [], []
+
+    def read(path: str) -> int:
+        now.append(path)
+        most.append(len(now))
+        time.sleep(0.01)
+        now.remove(path)
+        return 1
+
+    job = SimpleNamespace(every=True, split='train', report=Report())
+    assert len(read_sample(job, paths, 'images', read)) == 8 and max(most) == 1
+    monkeypatch.setattr('mmhatnet.data_checks.images.LARGE', 1000)
+    read_sample(job, paths, 'images', read)
+    assert max(most) > 1

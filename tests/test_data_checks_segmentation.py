@@ -138,6 +138,10 @@ WRONG = dict(
     text=(dict(metainfo=dict(classes='cat')), "is the text 'cat'"),
     suffix=(dict(img_suffix='.png'), "with .jpg; set img_suffix='.jpg'"),
     no_folder=(dict(data_root='lost'), 'there is no lost/img/train;'),
+    circle=(
+        dict(change=lambda: Path('img/train/all').symlink_to('../..')),
+        'img/train/all is a link to',
+    ),
     no_list=(dict(ann_file='lost.txt'), 'there is no lost.txt;'),
     other_mask=(dict(seg_map_suffix='_mask.png'), "a.png is there: set seg_map_suffix='.png'"),
 )

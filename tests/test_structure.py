@@ -1,6 +1,7 @@
 """Modules depend on each other in one direction, and only tools turn errors into exits."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -22,10 +23,6 @@ MODULES = {
 # The dependencies of the data checks, which could be a distribution of their own.
 OF_DATA_CHECKS = {'mmhatnet.config_walk', 'mmhatnet.errors'}
 FRAMEWORKS = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg', 'numpy', 'PIL', 'rich'}
-STANDARD = {
-    *('collections', 'concurrent', 'contextlib', 'dataclasses', 'difflib', 'functools', 'gc'),
-    *('json', 'logging', 'os', 're', 'sys', 'typing'),
-}
 
 
 def imports(path: Path, everywhere: bool = False) -> Iterator[str]:
@@ -75,7 +72,10 @@ def test_data_checks_import_nothing_of_the_networks() -> None:
         if module.startswith('mmhatnet.data_checks') or module in OF_DATA_CHECKS:
             for name in imports(path, everywhere=True):
                 own = name.startswith('mmhatnet.data_checks') or name in OF_DATA_CHECKS
-                assert own or name.partition('.')[0] in FRAMEWORKS | STANDARD, (module, name)
+                assert own or name.partition('.')[0] in FRAMEWORKS | sys.stdlib_module_names, (
+                    module,
+                    name,
+                )
 
 
 ALONE = """

@@ -7,7 +7,8 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmhatnet import cli
-from mmhatnet.checkpoints.loading import find_checkpoint, verify_checkpoint
+from mmhatnet.checkpoints.folder import find_checkpoint
+from mmhatnet.checkpoints.loading import verify_checkpoint
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.config_checks import build_errors_as_messages, require_complete
 from mmhatnet.errors import ConfigError
@@ -63,7 +64,7 @@ def main() -> None:
     if args.out:
         dump_predictions(cfg, args.out)
     with load_weights_only(checkpoint), build_errors_as_messages(cfg):
-        runner = cli.build_runner(cfg, args, dump=False)
+        runner = cli.build_runner(cfg, args, train=False)
         metainfo = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
         verify_checkpoint(checkpoint, runner.model, None if args.ignore_classes else metainfo)
         runner.test()  # MMEngine loads the content read above, and calls its hooks.

@@ -1,6 +1,9 @@
 """Trains a model of MMDetection, MMSegmentation or MMPretrain, as the config says."""
 
 import argparse
+import shlex
+import signal
+import sys
 from pathlib import Path
 
 from mmengine.config import Config
@@ -8,15 +11,13 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
 from mmhatnet import cli
-from mmhatnet.checkpoints.loading import (
-    find_checkpoint,
-    read_pretrained,
-    verify_checkpoint,
-    verify_resumable,
-)
+from mmhatnet.checkpoints.folder import find_checkpoint
+from mmhatnet.checkpoints.loading import read_pretrained, verify_checkpoint, verify_resumable
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.config_checks import build_errors_as_messages, require_complete
 from mmhatnet.errors import ConfigError
+from mmhatnet.training.hooks import Stopped
+from mmhatnet.training.work_folder import WorkFolder
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,6 +31,12 @@ def parse_args() -> argparse.Namespace:
         help='resume a run: from the given checkpoint, or by default from the latest in the '
         'work folder',
     )
+    parser.add_argument(
+        '--save-every',
+        type=float,
+        metavar='MINUTES',
+        help='also save latest.pth at this interval (default: only as the config says)',
+    )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr',
@@ -39,8 +46,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def apply_options(cfg: Config, args: argparse.Namespace) -> Checkpoint | None:
-    """Applies the options to the config, and reads the checkpoint from which training starts."""
+def apply_options(cfg: Config, args: argparse.Namespace) -> None:
+    """Applies the options to the config."""
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
@@ -55,27 +62,36 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> Checkpoint | None:
                 'auto_scale_lr.base_batch_size=N'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = find_checkpoint(cfg.work_dir if args.resume == 'auto' else args.resume)
-        if cfg.load_from is None and args.resume != 'auto':
-            cfg.load_from = args.resume  # the error below names it
-    if not cfg.get('load_from'):
-        return None
-    checkpoint = Checkpoint(cfg.load_from)
+
+
+def read_checkpoint(cfg: Config, resume: str | None) -> Checkpoint | None:
+    """Reads the checkpoint from which training starts or resumes.
+
+    Without a checkpoint to resume from, training starts as the config says.
+    """
+    checkpoint = None
+    if resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
+        checkpoint = WorkFolder(cfg.work_dir).newest_readable()
+        cfg.resume = checkpoint is not None
+        if checkpoint:
+            cfg.load_from = checkpoint.place
+    elif resume is not None:
+        cfg.resume, cfg.load_from = True, find_checkpoint(resume) or resume
+    if checkpoint is None and cfg.get('load_from'):
+        checkpoint = Checkpoint(cfg.load_from)
     if cfg.get('resume'):
         verify_resumable(checkpoint)
+    elif resume is not None and is_main_process():
+        print(
+            f'There is nothing to resume in {cfg.work_dir}: the training starts from the beginning.'
+        )
     return checkpoint
 
 
 def report_earlier_training(cfg: Config) -> None:
-    """Prints a note if there is nothing to resume, or if files may be overwritten."""
+    """Prints a note if files may be overwritten."""
     earlier = sorted(path.name for path in Path(cfg.work_dir).glob('*.pth'))
-    if cfg.get('resume') and not cfg.get('load_from'):
-        print(
-            f'There is nothing to resume in {cfg.work_dir}: the training starts from the beginning.'
-        )
-    elif earlier and not cfg.get('resume'):
+    if earlier and not cfg.get('resume'):
         print(
             f'{cfg.work_dir} holds {", ".join(earlier)} of an earlier training. This one '
             'overwrites files of the same names: --resume continues the earlier one, --work-dir '
@@ -83,25 +99,55 @@ def report_earlier_training(cfg: Config) -> None:
         )
 
 
+def resume_command() -> str:
+    """Returns the command that resumes this training."""
+    words = iter(sys.argv)
+    kept = []
+    for word in words:
+        if word == '--resume' or word.startswith('--resume='):
+            following = [] if '=' in word else [next(words, '')]
+            kept += [w for w in following if w.startswith('-')]
+        else:
+            kept.append(word)
+    return shlex.join([sys.executable, *kept, '--resume'])
+
+
 @cli.exit_on_error()
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
     require_complete(cfg, 'train', 'val')
-    checkpoint = apply_options(cfg, args)
+    apply_options(cfg, args)
+    checkpoint = read_checkpoint(cfg, args.resume)
     cli.require_sound_job(cfg, args, 'train', 'val')
     with build_errors_as_messages(cfg):
         checkpoints = read_pretrained(cfg)
         if checkpoint:
             checkpoints.append(checkpoint)
+    folder = WorkFolder(cfg.work_dir)
     with load_weights_only(*checkpoints), build_errors_as_messages(cfg):
         if is_main_process():
             report_earlier_training(cfg)
-        runner = cli.build_runner(cfg, args, dump=True)
+            folder.lock()
+            if not cfg.get('resume'):
+                folder.start_anew()
+        runner = cli.build_runner(
+            cfg, args, train=True, resumed=checkpoint if cfg.get('resume') else None
+        )
         if checkpoint and cfg.get('resume'):
             # MMEngine skips weights that do not fit, and then fails on the optimizer state.
             verify_checkpoint(checkpoint, runner.model)
-        runner.train()  # MMEngine loads the content read above, and calls its hooks.
+        try:
+            runner.train()  # MMEngine loads the content read above, and calls its hooks.
+        except Stopped as stopped:
+            name = signal.Signals(stopped.signal).name
+            print(
+                f'{name} stopped the training, and {stopped.checkpoint} holds all of it. '
+                f'It continues with: {resume_command()}'
+            )
+            raise SystemExit(128 + stopped.signal) from None
+        finally:
+            folder.unlock()
 
 
 if __name__ == '__main__':

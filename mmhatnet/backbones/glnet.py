@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmhatnet.backbones.base import Backbone, Stage
 from mmhatnet.backbones.layers import (
+    Conv2d,
     DropPath,
     LayerNorm2d,
     conv,
@@ -156,7 +157,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 
-class CeilPatchConv(nn.Conv2d):
+class CeilPatchConv(Conv2d):
     """Convolution of patches side by side, padded with zeros at the right and bottom."""
 
     def __init__(self, in_channels: int, out_channels: int, size: int) -> None:

@@ -11,9 +11,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def conv(in_channels: int, out_channels: int, kernel_size: int, **kwargs: Any) -> nn.Conv2d:
+class Conv2d(nn.Conv2d):
+    """A convolution with a stride that is right in 16 bits on a CPU, at any width.
+
+    oneDNN, which PyTorch calls there, has two faults that depend on the width. Zeros to the right
+    of the input avoid both (docs/upstream).
+
+    - With a stride, a single output column or the gradient of the weight can be uninitialized.
+      Two columns are right.
+    - Without padding, several columns of few channels count as one column of many, whose weights
+      are not where oneDNN reads them. It does not do so if their number is odd.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H', W')."""
+        if x.device.type != 'cpu' or computing_dtype(x).itemsize != 2:
+            return super().forward(x)
+        width, stride, padding = x.shape[3], self.stride[1], int(self.padding[1])
+        reach = self.dilation[1] * (self.kernel_size[1] - 1) + 1 - 2 * padding
+        needed = max(width, reach + stride) if stride > 1 else width
+        if padding == 0 and self.in_channels < 32 < self.in_channels * self.kernel_size[1]:
+            needed = needed // 2 * 2 + 1
+        elif needed == width:
+            return super().forward(x)
+        out = super().forward(F.pad(x, (0, needed - width)))
+        return to_channels_last(out[..., : (width - reach) // stride + 1])
+
+
+def computing_dtype(x: Tensor) -> torch.dtype:
+    """The type in which a layer computes that autocast covers."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def conv(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **kwargs: Any
+) -> nn.Conv2d:
     """Convolution that keeps the size, or halves it and rounds up with ``stride=2``."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
+    layer = nn.Conv2d if stride == 1 else Conv2d
+    padding = kernel_size // 2
+    return layer(in_channels, out_channels, kernel_size, stride, padding, **kwargs)
 
 
 def depthwise_conv(channels: int, kernel_size: int, **kwargs: Any) -> nn.Conv2d:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmhatnet.backbones.base import Backbone, Stage
 from mmhatnet.backbones.layers import (
+    Conv2d,
     Downsample,
     DropPath,
     LayerNorm2d,
@@ -31,7 +32,7 @@ from mmhatnet.backbones.layers import (
 from mmhatnet.checkpoints.keys import Published
 
 
-class FloorPatchConv(nn.Conv2d):
+class FloorPatchConv(Conv2d):
     """Convolution of the whole patches of an image, side by side.
 
     It ignores the rows and columns that are left at the bottom and right. An input smaller than the

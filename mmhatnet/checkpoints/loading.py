@@ -1,8 +1,7 @@
-"""Finds, verifies and loads the checkpoints of a job."""
+"""Verifies and loads the checkpoints of a job."""
 
 import copy
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,61 +15,39 @@ from torch import nn
 from torch.func import functional_call
 
 from mmhatnet.backbones.base import Backbone
+from mmhatnet.checkpoints.contents import printable
 from mmhatnet.checkpoints.files import fetch_and_read
 from mmhatnet.checkpoints.safe_loader import Checkpoint
+from mmhatnet.checkpoints.training_state import wrong_parts
 from mmhatnet.config_walk import class_of, dicts_of, type_name
 from mmhatnet.errors import CheckpointError
-
-
-def find_checkpoint(place: str | Path) -> str | None:
-    """Finds the checkpoint that a user means.
-
-    Args:
-        place (str | Path): A checkpoint, a work folder, or the file ``last_checkpoint`` in one, in
-            which MMEngine writes the path that the checkpoint had then.
-
-    Returns:
-        str | None: The checkpoint, in a folder the last one. None if there is none.
-
-    Raises:
-        CheckpointError: If the checkpoint that ``last_checkpoint`` names is missing.
-    """
-    record = Path(place, 'last_checkpoint') if os.path.isdir(place) else Path(place)
-    if not record.is_file():
-        numbered = {
-            int(path.stem.rpartition('_')[2]): str(path)
-            for path in Path(place).glob('*_[0-9]*.pth')
-            if re.fullmatch(r'(epoch|iter)_\d+', path.stem)
-        }
-        return numbered[max(numbered)] if numbered else str(place) if '://' in str(place) else None
-    if record.name not in ('last_checkpoint', 'last_checkpoint.txt'):
-        return str(place)
-    recorded = record.read_text().strip()
-    # The folder may have been moved or copied, even from another operating system.
-    for path in (record.with_name(re.split(r'[\\/]', recorded)[-1] or '.'), Path(recorded)):
-        if path.is_file():
-            return str(path)
-    raise CheckpointError(
-        f'{record} names {recorded}, which exists neither there nor in {record.parent}: name the '
-        'checkpoint itself.'
-    )
 
 
 def verify_resumable(checkpoint: Checkpoint) -> None:
     """Checks that training can resume from a checkpoint. An address is not read for this.
 
     Raises:
-        CheckpointError: If a part of the training state that MMEngine needs is missing.
+        CheckpointError: If a part of the training state that MMEngine needs is missing, or is none.
     """
     if '://' in checkpoint.place:
         return
     missing = [name for name in ('epoch', 'iter') if name not in checkpoint.meta]
     missing += [name for name in ('message_hub',) if name not in checkpoint.content]
+    wrong = [] if missing else list(wrong_parts(checkpoint.content))
+    other_way = (
+        f'training cannot resume from it: to start from its weights, leave out --resume and add '
+        f'--cfg-options load_from={checkpoint}'
+    )
     if missing:
         raise CheckpointError(
-            f'{checkpoint} holds weights but no training state ({", ".join(missing)}), so training '
-            'cannot resume from it: to start from its weights, leave out --resume and add '
-            f'--cfg-options load_from={checkpoint}'
+            f'{checkpoint} holds weights but no training state ({", ".join(missing)}), so '
+            f'{other_way}'
+        )
+    if wrong:
+        others = f' and {len(wrong) - 1} other faults' if wrong[1:] else ''
+        raise CheckpointError(
+            f'{checkpoint} holds no training state of MMEngine ({printable(wrong[0])}{others}), so '
+            f'{other_way}'
         )
     if 'optimizer' not in checkpoint.content:
         print(f'{checkpoint} holds no optimizer state: the optimizer starts afresh.')

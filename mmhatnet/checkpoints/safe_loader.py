@@ -12,12 +12,12 @@ from pickle import UnpicklingError
 from threading import Lock
 from typing import Any
 
-import torch
-from mmengine.config import Config
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import print_log
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_http, load_from_local
 
+from mmhatnet.checkpoints.contents import allowed_content
 from mmhatnet.checkpoints.files import (
     MapLocation,
     fetch_and_read,
@@ -25,6 +25,7 @@ from mmhatnet.checkpoints.files import (
     force_weights_only,
     read_checkpoint,
 )
+from mmhatnet.checkpoints.memory import memory_that_lacks
 from mmhatnet.errors import CheckpointError
 
 
@@ -84,8 +85,7 @@ class Checkpoint:
 _lock = Lock()
 _users = 0
 _already_read: dict[str, Checkpoint] = {}
-_texts: dict[str, str] = {}
-_original: dict[str, Any] = {}
+_originals: dict[str, Any] = {}
 
 
 @contextmanager
@@ -94,8 +94,8 @@ def load_weights_only(*checkpoints: Checkpoint) -> Iterator[None]:
 
     A checkpoint that holds more than weights is refused, whatever the environment asks for. The
     training state that MMEngine stores is read, so training can resume. A config inside a
-    checkpoint is Python code, and MMEngine may not evaluate it. Calls of ``torch.load`` elsewhere
-    are not affected. The context may be nested and may be entered by several threads.
+    checkpoint is Python code, and is left out. Calls of ``torch.load`` elsewhere are not affected.
+    The context may be nested and may be entered by several threads.
 
     Args:
         *checkpoints (Checkpoint): Checkpoints that were read already. MMEngine's first read of each
@@ -104,10 +104,10 @@ def load_weights_only(*checkpoints: Checkpoint) -> Iterator[None]:
     global _users
     with _lock:
         if not _users:
-            _original['load'] = CheckpointLoader.__dict__['load_checkpoint']
-            _original['fromstring'] = Config.__dict__['fromstring']
-            CheckpointLoader.load_checkpoint = classmethod(_load_checkpoint)
-            Config.fromstring = staticmethod(_fromstring)
+            for owner, name, replacement in _REPLACEMENTS:
+                if name in vars(owner):
+                    _originals[name] = vars(owner)[name]
+                    setattr(owner, name, replacement)
         _users += 1
         _already_read.update({checkpoint.place: checkpoint for checkpoint in checkpoints})
     try:
@@ -116,11 +116,12 @@ def load_weights_only(*checkpoints: Checkpoint) -> Iterator[None]:
         with _lock:
             _users -= 1
             for checkpoint in checkpoints:
-                _already_read.pop(checkpoint.place, None)
+                if _already_read.get(checkpoint.place) is checkpoint:
+                    del _already_read[checkpoint.place]
             if not _users:
-                CheckpointLoader.load_checkpoint = _original.pop('load')
-                Config.fromstring = _original.pop('fromstring')
-                _texts.clear()
+                for owner, name, _ in _REPLACEMENTS:
+                    if name in _originals:
+                        setattr(owner, name, _originals[name])
 
 
 def _load_checkpoint(
@@ -143,10 +144,12 @@ def _load_checkpoint(
     elif content is None:  # Other schemes, such as torchvision:// and openmmlab://
         try:
             with force_weights_only():
-                content = _original['load'].__func__(cls, filename, map_location, logger)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
+                content = _originals['load_checkpoint'].__func__(
+                    cls, filename, map_location, logger
+                )
         except Exception as error:  # A server, a damaged file or a refused one may raise anything.
+            if needed := memory_that_lacks(error):
+                raise CheckpointError(f'{filename} does not fit into memory: {needed}.') from error
             # MMEngine tries again after a refusal, and a stream is at its end then.
             refusal = error.__context__
             reason = first_reason(refusal if isinstance(refusal, UnpicklingError) else error)
@@ -154,8 +157,15 @@ def _load_checkpoint(
                 f'{filename} cannot be loaded ({reason}): name a local file that holds weights '
                 'alone.'
             ) from error
-    _texts.update({text: filename for text in _texts_in(content)})
+        content = allowed_content(content, filename)
     return content
+
+
+_REPLACEMENTS: list[tuple[Any, str, Any]] = [
+    (CheckpointLoader, 'load_checkpoint', classmethod(_load_checkpoint)),
+    # What OneDL's MMEngine allows PyTorch's weights-only reader to name: getattr, for one.
+    (mmengine_checkpoint, 'get_torch_safe_globals', list),
+]
 
 
 def _read_address(url: str, map_location: MapLocation) -> dict[str, Any]:
@@ -168,22 +178,3 @@ def _read_address(url: str, map_location: MapLocation) -> dict[str, Any]:
         path, content = fetch_and_read(url, hint)
         barrier()
     return content if map_location in (None, 'cpu') else read_checkpoint(path, map_location)
-
-
-def _texts_in(content: object) -> Iterator[str]:
-    """Yields all texts in a checkpoint."""
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, Mapping):
-        for value in content.values():
-            yield from _texts_in(value)
-
-
-def _fromstring(cfg_str: str, file_format: str) -> Config:
-    """Replaces Config.fromstring, by which MMEngine evaluates the config in a checkpoint."""
-    if cfg_str in _texts:
-        raise CheckpointError(
-            f'The config inside {_texts[cfg_str]} is Python code, which is not executed: name a '
-            'config file.'
-        )
-    return _original['fromstring'].__func__(cfg_str, file_format)

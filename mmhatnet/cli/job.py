@@ -14,13 +14,16 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmhatnet.checkpoints.contents import allowed_content
 from mmhatnet.checkpoints.files import force_weights_only
+from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.cli.configs import read_config
 from mmhatnet.cli.options import merge_options
 from mmhatnet.config_checks import require_channels, require_known_settings
 from mmhatnet.config_walk import datasets_of
 from mmhatnet.data_checks import require_sound_data
 from mmhatnet.errors import ConfigError, DataError, MMHATNetError
+from mmhatnet.training.runner import ReliableTraining
 
 # Settings of a single run, which a later training from the dumped config must not repeat.
 OF_ONE_RUN = ('launcher', 'work_dir', 'load_from', 'resume', 'model_wrapper_cfg')
@@ -89,14 +92,17 @@ def find_device(name: str | None) -> str:
     return device
 
 
-def build_runner(cfg: Config, args: argparse.Namespace, dump: bool) -> Runner:
+def build_runner(
+    cfg: Config, args: argparse.Namespace, train: bool, resumed: Checkpoint | None = None
+) -> Runner:
     """Builds the runner of a job.
 
     Args:
         cfg (Config): The config.
         args (argparse.Namespace): The options that ``load_config`` has read.
-        dump (bool): Whether to write the config to the work folder, without the settings of this
-            run alone. The file that it was read from is never overwritten.
+        train (bool): Whether it trains. Its config is then written to the work folder, without the
+            settings of this run alone. The file that it was read from is never overwritten.
+        resumed (Checkpoint | None): The checkpoint from which it resumes. Defaults to None.
 
     Raises:
         ConfigError: If a class of the config does not know a setting.
@@ -109,14 +115,24 @@ def build_runner(cfg: Config, args: argparse.Namespace, dump: bool) -> Runner:
         recipe.update(resume=False, load_from=None)
     target = Path(cfg.work_dir, Path(args.config).name)
 
-    class JobRunner(RUNNERS.get(cfg.get('runner_type', 'Runner'))):
+    base = RUNNERS.get(cfg.get('runner_type', 'Runner'))
+
+    class JobRunner(*((ReliableTraining, base) if train else (base,))):  # type: ignore[misc]
+        save_every = getattr(args, 'save_every', None)
+        resumed_seed = resumed.meta.get('seed') if resumed else None
+
         def dump_config(self) -> None:
             self.cfg = recipe  # checkpoints hold it as well
-            if dump and target.resolve() != Path(args.config).resolve():
+            if train and target.resolve() != Path(args.config).resolve():
                 super().dump_config()
 
         def load_or_resume(self) -> None:
             # Strategies such as DeepSpeed's read without MMEngine's loader.
+            if strategy := getattr(self, 'strategy', None):
+                resume = strategy.resume
+                strategy.resume = lambda file, **options: allowed_content(
+                    resume(file, **options), file
+                )
             with force_weights_only():
                 super().load_or_resume()
 

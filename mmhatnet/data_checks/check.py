@@ -63,6 +63,7 @@ def check_data(
                     f'{settings.get("type")} is not as expected '
                     f'({type(error).__name__}: {error}).'
                 )
+    report.make_printable()
     return report
 
 

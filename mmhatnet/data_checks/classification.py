@@ -19,6 +19,7 @@ from mmhatnet.data_checks.images import (
     read_images,
     refuse_circle,
     refuse_missing,
+    refuse_narrow,
     size_rows,
 )
 from mmhatnet.data_checks.report import Job, preview
@@ -215,6 +216,7 @@ def _check_images(job: Job, paths: list[str], counts: dict) -> None:
     missing = refuse_missing(job, paths, f'images {source}', lambda path: 'replace or remove them')
     sizes = read_images(job, [path for path in paths if path not in missing])
     found = dict(folder=dataset.img_prefix, images=len(paths), classes=len(counts))
+    refuse_narrow(job, sizes)
     most, least = (pick(counts.values(), default=0) for pick in (max, min))
     found |= {'images of a class': f'{least:,} to {most:,}', 'images read': len(sizes)}
     job.report.count('Data', job.split, found | size_rows(sizes.values()))

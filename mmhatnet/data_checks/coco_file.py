@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,17 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from mmdet.datasets import CocoDataset
 
+from mmhatnet.data_checks.images import LONGEST_SIDE, MORE_PIXELS, most_pixels
 from mmhatnet.data_checks.report import Report, preview
 
-NUMBER, TEXT, ID = (int, float), (str,), (int, float, str, type(None))
-BOX = NUMBER * 4
-WANTED = {NUMBER: 'a number', TEXT: 'a text', ID: 'a number or a text', BOX: 'four numbers'}
+# What a field holds, as error messages say it.
+NUMBER, BOX, TEXT, ID = 'a finite number', 'four finite numbers', 'a text', 'a number or a text'
 FIELDS = dict(
     images=dict(id=ID, file_name=TEXT, width=NUMBER, height=NUMBER),
     categories=dict(id=ID, name=TEXT),
     annotations=dict(id=ID, image_id=ID, category_id=ID, bbox=BOX, area=NUMBER),
 )
-HINTS = dict(area='fill in width * height of each box', iscrowd='fill in 0')
+HINTS = dict(area='fill in width * height of each box', iscrowd='fill in 0 or 1')
 
 
 @dataclass
@@ -46,6 +47,8 @@ def read_coco(path: str, report: Report) -> CocoFile:
     try:
         with report.busy(f'Reading {path}'), open(path) as file:
             content = json.load(file)
+    except RecursionError:
+        raise ValueError(f'{path} is nested too deep to be read: export it again') from None
     except ValueError as error:
         raise ValueError(f'{path} is not JSON ({error})') from None
     finally:
@@ -56,7 +59,9 @@ def read_coco(path: str, report: Report) -> CocoFile:
             '"annotations" and "categories": export it again'
         )
     coco = CocoFile(path, **{name: content.get(name, []) for name in FIELDS})
-    if faults := list(_faults_of_fields(coco)) or list(_faults_of_ids(coco, report)):
+    # Later checks rely on those before.
+    checks = _faults_of_fields(coco), _faults_of_ids(coco, report), _faults_of_sizes(coco)
+    if faults := next(filter(None, map(list, checks)), None):
         raise ValueError(f'{path}: {"; ".join(faults)}')
     return coco
 
@@ -76,15 +81,28 @@ def _faults_of_fields(file: CocoFile) -> Iterator[str]:
             yield from lacking(file, name, field, (e for e in entries if field not in e))
             if bad := [e for e in entries if field in e and not _is(e[field], wanted)]:
                 yield (
-                    f'"{field}" of {len(bad):,} {name} is not {WANTED[wanted]}, as '
-                    f'{json.dumps(bad[0][field])} of id {bad[0].get("id")}: export it again'
+                    f'"{field}" of {len(bad):,} {name} is not {wanted}, as '
+                    f'{short(bad[0][field])} of id {short(bad[0].get("id"))}: export it again'
                 )
 
 
-def _is(value, wanted: tuple) -> bool:
-    if wanted is not BOX:
-        return isinstance(value, wanted)
-    return isinstance(value, list) and len(value) == 4 and all(isinstance(v, NUMBER) for v in value)
+def short(value: object) -> str:
+    """Returns a value of a JSON file, cut off where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f'{text[:100]}...'
+
+
+def is_number(value: object) -> bool:
+    """Returns whether a value of a JSON file is a number that a float can hold, except infinity."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _is(value: object, wanted: str) -> bool:
+    if wanted is BOX:
+        return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+    if wanted is ID and (value is None or isinstance(value, str)):
+        return True
+    return isinstance(value, str) if wanted is TEXT else is_number(value)
 
 
 def lacking(file: CocoFile, name: str, field: str, entries: Iterable[dict]) -> Iterator[str]:
@@ -104,6 +122,11 @@ def _faults_of_ids(file: CocoFile, report: Report) -> Iterator[str]:
                 f'ids of "{name}" occur more than once ({preview(twice)}), of which MMDetection '
                 'keeps one: number them anew'
             )
+        kinds = {isinstance(i, str) + 2 * (i is None): i for i in seen}
+        # The metric sorts those of images and categories.
+        if name != 'annotations' and len(kinds) > 1:
+            values = ' and '.join(map(short, kinds.values()))
+            yield f'ids of "{name}" are of several types, as {values}: number them anew'
     for field, name in (('image_id', 'images'), ('category_id', 'categories')):
         known = {entry['id'] for entry in getattr(file, name)}
         used = Counter(a[field] for a in file.annotations)
@@ -120,6 +143,24 @@ def _faults_of_ids(file: CocoFile, report: Report) -> Iterator[str]:
                 f'{file.path}: {sum(used[i] for i in unknown):,} of {len(file.annotations):,} '
                 f'annotations are left out, as "{name}" has no id {preview(unknown)}.'
             )
+
+
+def _faults_of_sizes(file: CocoFile) -> Iterator[str]:
+    most = most_pixels()
+    large = [
+        image
+        for image in file.images
+        if max(image['width'], image['height']) > LONGEST_SIDE
+        or image['width'] * image['height'] > most
+    ]
+    if large:
+        image = large[0]
+        yield (
+            f'the size of {len(large):,} of {len(file.images):,} images (ids '
+            f'{preview(one["id"] for one in large)}), {image["width"]} x {image["height"]}, is '
+            f'more than OpenCV reads, {LONGEST_SIDE:,} a side and {most:,} pixels: correct it, or '
+            f'{MORE_PIXELS}'
+        )
 
 
 class Objects:

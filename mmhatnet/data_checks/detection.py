@@ -14,7 +14,15 @@ from mmengine.registry import METRICS
 from PIL import ExifTags, Image
 
 from mmhatnet.config_walk import class_of, datasets_of, dicts_of, type_name
-from mmhatnet.data_checks.coco_file import NUMBER, CocoFile, Objects, lacking, read_coco
+from mmhatnet.data_checks.coco_file import (
+    CocoFile,
+    Objects,
+    is_number,
+    lacking,
+    read_coco,
+    short,
+)
+from mmhatnet.data_checks.coco_masks import FAR, NO_MASK, NO_POLYGON, fault_of_mask
 from mmhatnet.data_checks.images import (
     check_number,
     datasets_of_training,
@@ -22,12 +30,15 @@ from mmhatnet.data_checks.images import (
     paths_exist,
     read_images,
     refuse_missing,
+    refuse_narrow,
     size_rows,
 )
 from mmhatnet.data_checks.report import Job as AnyJob
 from mmhatnet.data_checks.report import preview
 
 HEAD = re.compile(r'\.(bbox|mask|mask_iou|panoptic|query)_head(\[\d+\])?$')
+# Bytes that a process rarely has to spare.
+MUCH_MEMORY = 4 * 2**30
 
 
 class Job(AnyJob):
@@ -75,6 +86,7 @@ def check_detection(job: AnyJob) -> None:
         _check_training_agrees(job)
         _check_evaluators(job, file)
         _check_something_is_left(job, file, objects)
+    _check_far_boxes(job, file, objects)
     _check_boxes(job, file, objects)
     _check_masks(job, file, objects)
     _count(job, file, objects, _check_images(job, [file.images[i] for i in objects.kept]))
@@ -176,9 +188,15 @@ def _check_evaluators(job: Job, file: CocoFile) -> None:
         elif is_local(path, metric.get('backend_args')):
             same = os.path.realpath(path) == os.path.realpath(file.path)
             try:
-                _check_answers(job, file if same else _read_answers(job, file, path))
+                answers = file if same else _read_answers(job, file, path)
             except ValueError as error:
                 job.report.errors.append(f'{where}.ann_file: {error}: {set_it}')
+                continue
+            _check_answers(job, answers)
+            if not same:
+                objects = Objects(answers, job.dataset)
+                _check_far_boxes(job, answers, objects)
+                _check_masks(job, answers, objects)
 
 
 def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
@@ -216,11 +234,11 @@ def _check_answers(job: Job, file: CocoFile) -> None:
     """Checks what pycocotools needs of the ground truth."""
     named = {c['id'] for c in file.categories if c['name'] in job.classes}
     answers = [a for a in file.annotations if a['category_id'] in named]
-    without = (a for a in answers if not isinstance(a.get('iscrowd'), int))
+    without = (a for a in answers if a.get('iscrowd') not in (0, 1))
     for fault in lacking(file, 'annotations', 'iscrowd', without):
         job.refuse(f'{file.path}: {fault}')
     ids = [a['id'] for a in answers]
-    if wrong := [i for i in ids if i == 0 or not (isinstance(i, NUMBER) or str(i).isdigit())]:
+    if wrong := [i for i in ids if i == 0 or not (is_number(i) or str(i).isdigit())]:
         job.refuse(
             f'{file.path} has an annotation with id {wrong[0]!r}, but pycocotools needs numbers, '
             'and takes 0 for no match, so that AP would be too low: number annotations from 1'
@@ -234,13 +252,26 @@ def _check_answers(job: Job, file: CocoFile) -> None:
         )
 
 
+def _check_far_boxes(job: Job, file: CocoFile, objects: Objects) -> None:
+    """Refuses boxes that cannot be meant."""
+    reach = FAR * objects.room.max(axis=1, initial=0, keepdims=True)
+    far = (objects.low < -reach) | (objects.high > objects.room + reach)
+    found = np.flatnonzero(objects.named & (objects.room > 0).all(1) & far.any(1))
+    if len(found):
+        box, (width, height) = file.annotations[found[0]]['bbox'], objects.room[found[0]]
+        job.refuse(
+            f'{file.path}: {objects.preview(found)} have a box far outside of their image, as '
+            f'{short(box)} of {width:g} x {height:g} pixels: correct them'
+        )
+
+
 def _check_boxes(job: Job, file: CocoFile, objects: Objects) -> None:
     lost = np.flatnonzero(objects.named & ~objects.used)
     if len(lost):
         missed = ' and count as missed' if any(job.metrics()) else ''
         job.note(
             f'{file.path}: {objects.preview(lost)} are left out{missed}, as their box is outside '
-            'of the image, thinner than a pixel or not a number, or their area is 0'
+            'of the image or thinner than a pixel, or their area is 0'
         )
     beyond = (objects.low < -1) | (objects.high > objects.room + 1)
     reaching = np.flatnonzero(objects.used & beyond.any(1))
@@ -252,38 +283,46 @@ def _check_boxes(job: Job, file: CocoFile, objects: Objects) -> None:
 
 
 def _check_masks(job: Job, file: CocoFile, objects: Objects) -> None:
-    judged = job.judges_masks()
-    if not judged and not any(t.get('with_mask') for t in job.transforms):
+    judged, loaded = job.judges_masks(), any(t.get('with_mask') for t in job.transforms)
+    if not judged and not loaded:
         return
-    faults = {}
-    for i in np.flatnonzero(objects.named if judged else objects.used):
-        size = objects.room[i][::-1].tolist()
-        if fault := _fault_of_mask(file.annotations[i].get('segmentation'), size):
+    if loaded:
+        _check_memory(job, file, objects)
+    # Evaluators read objects that are marked as to ignore as well.
+    read = (objects.label >= 0) & (objects.image >= 0) if judged else objects.used
+    faults, values = {}, {}
+    for i in np.flatnonzero(read):
+        width, height = objects.room[i].tolist()
+        mask = file.annotations[i].get('segmentation')
+        if found := fault_of_mask(mask, height, width, judged):
+            fault, value = found
             faults.setdefault(fault, []).append(i)
+            values.setdefault(fault, value and f', as {value}')
     reader = f'the metric segm of {job.split}_evaluator' if judged else 'the model'
     for fault, found in faults.items():
-        text = f'{file.path}: {objects.preview(found)} have {fault}'
-        if fault.startswith('no polygon') and not judged:
+        text = f'{file.path}: {objects.preview(found)} have {fault}{values[fault]}'
+        if fault == NO_POLYGON and not judged:
             job.note(f'{text}: training takes no notice of them')
-        else:
+        elif fault in (NO_MASK, NO_POLYGON):
             job.refuse(
                 f'{text}, which {reader} needs: give them polygons, remove them, or train a '
                 'detector of boxes, such as configs/retinanet_hatnet.py'
             )
+        else:
+            job.refuse(f'{text}, which {reader} cannot decode: correct them, or remove them')
 
 
-def _fault_of_mask(mask: object, size: list[float]) -> str | None:
-    if not mask:
-        return 'no mask'
-    if isinstance(mask, list) and all(isinstance(polygon, list) for polygon in mask):
-        usable = any(len(p) >= 6 and len(p) % 2 == 0 for p in mask)
-        return None if usable else 'no polygon of three points or more'
-    counts = mask.get('counts') if isinstance(mask, dict) else None
-    if not isinstance(counts, (list, str)) or not isinstance(mask.get('size'), list):
-        return 'a mask that is neither a list of polygons nor RLE'
-    if mask['size'] != size or (isinstance(counts, list) and sum(counts) != size[0] * size[1]):
-        return 'an RLE mask whose size, [height, width], or counts are not those of its image'
-    return None
+def _check_memory(job: Job, file: CocoFile, objects: Objects) -> None:
+    """Notes an image whose masks take much memory, a byte per pixel and object."""
+    objects_of = np.bincount(objects.image[objects.used], minlength=len(objects.sizes))
+    needed = objects_of * objects.sizes.prod(axis=1)
+    if needed.max(initial=0) > MUCH_MEMORY:
+        image, number = file.images[needed.argmax()], objects_of[needed.argmax()]
+        job.note(
+            f'{file.path}: the masks of the {number:,} objects of {image["file_name"]}, '
+            f'{image["width"]} x {image["height"]} pixels, take {needed.max() / 2**30:,.0f} GiB in '
+            'each process that loads them: cut the image into tiles if the memory is smaller'
+        )
 
 
 def _check_something_is_left(job: Job, file: CocoFile, objects: Objects) -> None:
@@ -298,7 +337,7 @@ def _check_something_is_left(job: Job, file: CocoFile, objects: Objects) -> None
             'objects are left out: write the sizes of the images into the file'
         )
     elif job.split == 'train' and named.any() and not objects.used.any():
-        reason = 'is outside of its image, thinner than a pixel, not a number, or of area 0'
+        reason = 'is outside of its image, thinner than a pixel or of area 0'
         if (objects.high[named] <= 2).all():
             reason = 'is given in fractions of the image, not in pixels'
         job.refuse(
@@ -322,6 +361,7 @@ def _check_images(job: Job, images: list[dict]) -> int:
     if not paths_exist(job, {'data_prefix=dict(img=FOLDER)': folder}):
         return 0
     sizes = {os.path.join(folder, i['file_name']): (i['height'], i['width']) for i in images}
+    refuse_narrow(job, {path: size for path, size in sizes.items() if min(size) > 0})
     missing = refuse_missing(job, list(sizes), 'images', lambda path: _hint_for_path(job, path))
     read = read_images(job, [path for path in sizes if path not in missing])
     _check_sizes(job, read, sizes)

@@ -1,19 +1,39 @@
 """Checks of files and images that all frameworks share."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from threading import Lock
 
+from mmcv import rescale_size
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from PIL import Image, UnidentifiedImageError
 
-from mmhatnet.config_walk import build_unread, datasets_of, type_name
+from mmhatnet.config_walk import build_unread, datasets_of, dicts_of, type_name
 from mmhatnet.data_checks.report import Job, preview
 
 # The number of files of each dataset that are read by default.
 SAMPLE = 200
+# OpenCV's limits of a side and of all pixels, and how to lift the latter.
+LONGEST_SIDE = 2**20
+MORE_PIXELS = (
+    'cut the image into tiles, or set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS to more'
+)
+# Larger images are decoded one after another, as each needs six bytes per pixel for a moment.
+LARGE, MOST_THREADS = 2**26, 16
+# The quotient of the sides from which on resizing may fail, and the pixels after it.
+NARROW, MOST_RESIZED = 100, 2**28
+
+
+def most_pixels() -> int:
+    """Returns how many pixels an image may have that OpenCV reads."""
+    setting = os.environ.get('OPENCV_IO_MAX_IMAGE_PIXELS') or '1024MB'
+    number, unit = re.fullmatch(r'(\d+)(.*)', setting).groups()
+    return int(number) * dict(KB=2**10, MB=2**20).get(unit.upper(), 1)
 
 
 def files_below(folder: str) -> Iterator[str]:
@@ -58,7 +78,7 @@ def refuse_circle(job: Job, folder: str) -> bool:
     """Refuses a folder that links into itself, which frameworks follow without end."""
     if link := link_to_itself(folder):
         job.refuse(
-            f'{link} is a link to {os.path.realpath(link)}, which it is in, so that the files there '
+            f'{link} is a link to {os.path.realpath(link)}, which it is in, so that files there '
             'are read again and again; remove the link'
         )
     return bool(link)
@@ -118,23 +138,40 @@ def read_sample(
     if not (every or job.every) and len(paths) > SAMPLE:
         paths = [paths[i * len(paths) // SAMPLE] for i in range(SAMPLE)]
 
+    alone = Lock()
+
     def attempt(path: str) -> object:
         try:
-            return read(path)
+            with alone if _is_large(path) else nullcontext():
+                return read(path)
         except Exception as error:  # each image library has errors of its own
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as threads:
         doing = f'Reading {what} of {job.split}'
         found = job.report.track(threads.map(attempt, paths), len(paths), doing)
         found = dict(zip(paths, found))
-    bad = [f'{path} {why_unreadable(path)}' for path in found if isinstance(found[path], Exception)]
+    bad = [
+        f'{path} {why_unreadable(path, one)}'
+        for path, one in found.items()
+        if isinstance(one, Exception)
+    ]
     if bad:
         job.refuse(
             f'{len(bad):,} of {len(found):,} {what} that were read cannot be: {preview(bad, 3)}; '
             'replace them, or take them out of the data'
         )
     return {path: one for path, one in found.items() if not isinstance(one, Exception)}
+
+
+def _is_large(path: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.width * image.height > LARGE
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # loaders may know more formats
+        return False
 
 
 def read_images(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -152,22 +189,111 @@ def read_images(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     return {path: size for path, size in found.items() if size}
 
 
-def why_unreadable(path: str) -> str:
-    """Returns why a file cannot be read as an image."""
+def why_unreadable(path: str, error: Exception | None = None) -> str:
+    """Returns why a file cannot be read as an image.
+
+    Args:
+        path (str): The file.
+        error (Exception, optional): The error of the image's loader, if it is known.
+
+    Returns:
+        str: The reason, which completes a sentence that begins with the file.
+    """
+    if not os.path.isfile(path):
+        return 'is not a file, or a link to none'
     try:
         with open(path, 'rb') as file:
             head = file.read(64)
-            if not head:
-                return 'is empty'
-            if head.startswith(b'version https://git-lfs'):
-                return 'is a pointer of Git LFS ("git lfs pull" fetches the file itself)'
-        with Image.open(path) as image:
-            image.load()
+        if not head:
+            return 'is empty'
+        if head.startswith(b'version https://git-lfs'):
+            return 'is a pointer of Git LFS ("git lfs pull" fetches the file itself)'
+        return _why_not_decoded(path, error)
     except UnidentifiedImageError:
         return 'is not an image'
-    except Exception as error:
-        return f'is damaged or cut off ({error})'
-    return f'is {image.format}, which its loader does not know'
+    except Exception as failure:  # each format has errors of its own
+        return f'is damaged or cut off ({failure})'
+
+
+def _why_not_decoded(path: str, error: Exception | None) -> str:
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # Before it is decoded.
+            if reason := _why_too_large(width * height, max(image.size), error):
+                return reason
+            image.load()
+    except Image.DecompressionBombError as bomb:
+        pixels = int(re.search(r'\d+', str(bomb)).group())
+        damaged = f'has {pixels:,} pixels, and is damaged, cut off or too large for the memory'
+        return _why_too_large(pixels, 0, error) or damaged
+    return f'is {image.format} of {width:,} x {height:,} pixels, which its loader cannot read'
+
+
+def _why_too_large(pixels: int, side: int, error: Exception | None) -> str | None:
+    """Returns why a sound image of this size cannot be read, or None if it can."""
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * Image.MAX_IMAGE_PIXELS
+        return (
+            f'has {pixels:,} pixels, more than the {most:,} that Pillow reads: set '
+            "imdecode_backend='cv2' where it is loaded, or cut the image into tiles"
+        )
+    if isinstance(error, MemoryError) or 'Insufficient memory' in str(error):
+        return f'has {pixels:,} pixels, for which the memory is too small: cut the image into tiles'
+    if pixels > (most := most_pixels()):
+        return f'has {pixels:,} pixels, more than the {most:,} that OpenCV reads: {MORE_PIXELS}'
+    if side > LONGEST_SIDE:
+        return (
+            f'has a side of {side:,} pixels, more than the {LONGEST_SIDE:,} that OpenCV reads: cut '
+            'the image into tiles'
+        )
+    return None
+
+
+def fault_of_shape(steps: Sequence[dict] | None, height: int, width: int) -> str | None:
+    """Returns what becomes of an image that is too narrow for a pipeline.
+
+    Args:
+        steps (Sequence[dict] | None): The settings of the pipeline.
+        height (int): The height of the image in pixels.
+        width (int): Its width in pixels.
+
+    Returns:
+        str | None: The fault, as what the steps do; or None if they can resize the image.
+    """
+    if max(height, width) < NARROW * min(height, width):
+        return None
+    # Steps of other kinds, such as padding, may change the shape before.
+    first = next((step for step in steps or () if 'Load' not in type_name(step)), None)
+    for _, step in dicts_of(first):
+        for w, h in _resized(step, height, width):
+            if min(w, h) < 1 or w * h > MOST_RESIZED:
+                return f'{type_name(step)} resizes {width:,} x {height:,} pixels to {w:,} x {h:,}'
+    return None
+
+
+def _resized(step: dict, height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yields the smallest (width, height) that a step of a pipeline resizes an image to."""
+    name, scales = type_name(step), step.get('scales') or step.get('scale')
+    if name == 'ResizeEdge' and isinstance(scales, int):
+        edges = dict(short=min(height, width), long=max(height, width), width=width, height=height)
+        factor = scales / edges[step.get('edge', 'short')]
+        yield int(width * factor), int(height * factor)
+    elif 'Resize' in name and step.get('keep_ratio') and isinstance(scales, (list, tuple)):
+        least = min(step.get('ratio_range') or [1])
+        for scale in scales if isinstance(scales[0], (list, tuple)) else [scales]:
+            yield rescale_size((width, height), tuple(least * edge for edge in scale))
+
+
+def refuse_narrow(job: Job, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuses images whose (height, width) the pipeline cannot resize."""
+    steps = job.settings.get('pipeline')
+    faults = {path: fault_of_shape(steps, *size) for path, size in sizes.items()}
+    if found := [path for path, fault in faults.items() if fault]:
+        job.refuse(
+            f'{len(found):,} of {len(sizes):,} images are too narrow, as {found[0]}, which '
+            f'{faults[found[0]]}; remove them, cut them, or pad them'
+        )
 
 
 def size_rows(sizes: Sequence[tuple[int, int]]) -> dict[str, str]:

@@ -46,6 +46,11 @@ class Report:
         """Shows a spinner while something of unknown length is done."""
         return self.console.status(doing) if self.console else nullcontext()
 
+    def make_printable(self) -> None:
+        """Escapes characters of names in files and folders that terminals cannot show."""
+        for texts in (self.errors, self.notes, self.facts):
+            texts[:] = map(_printable, texts)
+
     def show(self, console: Console) -> None:
         """Prints tables, then notes, then errors."""
         for title, rows in self.counts.items():
@@ -80,7 +85,11 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence]) -> Table
 def _cell(value) -> str:
     if isinstance(value, int):
         return f'{value:,}' if value else '[dim]0[/]'
-    return escape(str(value))
+    return '\n'.join(escape(_printable(line)) for line in str(value).split('\n'))
+
+
+def _printable(text: str) -> str:
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 @dataclass
@@ -117,6 +126,8 @@ class Job:
 
 def preview(values: Iterable, most: int = 5) -> str:
     """Returns the first few values, and the number of the others."""
-    values = [str(value) for value in values]
+    texts = [str(value) for value in values]
+    # Longer than any path.
+    values = [text if len(text) <= 4096 else f'{text[:4096]}...' for text in texts]
     more = f' and {len(values) - most:,} more' if len(values) > most else ''
     return ', '.join(values[:most]) + more

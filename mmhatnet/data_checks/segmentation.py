@@ -27,6 +27,7 @@ from mmhatnet.data_checks.images import (
     read_sample,
     refuse_circle,
     refuse_missing,
+    refuse_narrow,
     size_rows,
 )
 from mmhatnet.data_checks.report import preview
@@ -240,6 +241,7 @@ def _hint_for_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
 def _check_files(job: Job, pairs: dict[str, str | None]) -> None:
     """Reads images and masks as the pipeline does, and checks their content."""
     sizes = read_images(job, list(pairs))
+    refuse_narrow(job, sizes)
     found = dict(folder=job.dataset.data_prefix['img_path'], images=len(pairs))
     found['images read'] = len(sizes)
     job.report.count('Data', job.split, found | size_rows(sizes.values()))

@@ -52,7 +52,7 @@ def coco_content(path: Path) -> dict | None:
     try:
         content = json.loads(path.read_text(encoding='utf-8-sig'))
         return content if {'images', 'annotations', 'categories'} <= {*content} else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return None
 
 

@@ -51,7 +51,7 @@ class Annotated:
                 for tail in _tails(image['file_name']):
                     self.by_tail[tail] = AMBIGUOUS if tail in self.by_tail else image
             categories = {category['name']: category for category in content['categories']}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f'--ann-file {ann_file} cannot be read as COCO: {error!r}.') from error
         self._require('category', [name for name in classes if name not in categories])
         self.categories = [categories[name] for name in classes]

@@ -10,7 +10,7 @@ import cv2
 import mmcv
 import numpy as np
 
-from mmhatnet.errors import ImageError
+from mmhatnet.errors import DataError, ImageError
 from mmhatnet.inference import LoadedImage
 from mmhatnet.prediction.coco import detections
 from mmhatnet.prediction.files import complete_or_absent
@@ -147,9 +147,19 @@ def visualized_video(path: Path, place: Path, fps: float) -> Iterator[Callable[[
 
 
 def output_names(paths: Sequence[str]) -> list[str]:
-    """Returns file names without suffixes, or relative paths where names repeat."""
+    """Returns file names without suffixes, or relative paths where names repeat.
+
+    Raises:
+        DataError: If a name is too long for a file.
+    """
     names = [Path(path).stem for path in paths]
-    if len({*names}) == len(names):
-        return names
-    folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
-    return [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]
+    if len({*names}) < len(names):
+        folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
+        names = [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]
+    for path, name in zip(paths, names):
+        if len(os.fsencode(os.path.basename(f'{name}.jpg'))) > 255:
+            raise DataError(
+                f'{path}: the file of its result, {os.path.basename(name)}.jpg, has a name of more '
+                'than the 255 bytes that file systems allow; rename the image.'
+            )
+    return names

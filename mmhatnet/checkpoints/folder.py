@@ -1,0 +1,101 @@
+"""Finds the checkpoint that a user means, in a work folder the newest one."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+from mmhatnet.checkpoints.files import read_meta
+from mmhatnet.errors import CheckpointError
+
+RECORD = 'last_checkpoint'
+LATEST = 'latest.pth'
+TIME = '%Y%m%d_%H%M%S'  # as MMEngine writes it
+
+
+def find_checkpoint(place: str | Path) -> str | None:
+    """Finds the checkpoint that a user means.
+
+    Args:
+        place (str | Path): A checkpoint, a work folder, or the file ``last_checkpoint`` in one.
+
+    Returns:
+        str | None: The checkpoint, in a folder the newest one. None if there is none.
+
+    Raises:
+        CheckpointError: If the checkpoint that ``last_checkpoint`` names is missing, and there is
+            no other.
+    """
+    place = os.path.expanduser(place)
+    if not os.path.exists(place):
+        return place if '://' in place else None
+    folder = Path(place)
+    if not folder.is_dir():
+        if folder.name not in (RECORD, f'{RECORD}.txt'):
+            return place
+        folder = folder.parent
+    recorded, found = _recorded(folder), newest_first(folder)
+    if recorded and not any(_is_named(path, recorded) for path in found):
+        missing = f'{folder / RECORD} names {recorded}, which exists neither there nor in {folder}'
+        if not found:
+            raise CheckpointError(f'{missing}: name the checkpoint itself.')
+        print(f'{missing}: {found[0]} is used.')
+    return str(found[0]) if found else None
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Returns the checkpoints of a work folder from which training can resume, the newest first.
+
+    A checkpoint says when it was saved, so copies of a folder and a file ``last_checkpoint`` that
+    is older, empty or garbled do not matter.
+
+    Args:
+        folder (Path): The folder.
+
+    Returns:
+        list[Path]: The checkpoints, including those that cannot be read.
+    """
+    recorded = _recorded(folder)
+    places = [folder / (_name(recorded) or '.'), Path(recorded or '.')]
+    last = next((path for path in places if path.is_file()), None)
+    found = {path for path in folder.glob('*.pth') if _number(path) is not None}
+    if last:
+        found.add(last)
+    return sorted(
+        found, key=lambda path: (saved_at(path), path == last, _number(path) or 0), reverse=True
+    )
+
+
+def saved_at(path: Path) -> str:
+    """Returns when a checkpoint was saved, as text that sorts by time."""
+    try:
+        saved = read_meta(path)['time']
+        time.strptime(saved, TIME)
+    except Exception:  # A damaged file may raise anything.
+        return time.strftime(TIME, time.localtime(path.stat().st_mtime))
+    return str(saved)
+
+
+def _recorded(folder: Path) -> str:
+    try:
+        text = (folder / RECORD).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ''
+    return text if text.isprintable() else ''
+
+
+def _name(recorded: str) -> str:
+    """Returns a file name. The folder may have been copied from another operating system."""
+    return re.split(r'[\\/]', recorded)[-1]
+
+
+def _is_named(path: Path, recorded: str) -> bool:
+    return path.name == _name(recorded)
+
+
+def _number(path: Path) -> int | None:
+    """Returns the number in the name of a checkpoint that training writes; None for others."""
+    if path.name == LATEST:
+        return 0
+    found = re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem)
+    return int(found[1]) if found else None

@@ -1,0 +1,1 @@
+"""Training that survives: whole checkpoints, signals, and resuming as if nothing had happened."""
