@@ -4,8 +4,10 @@ import json
 import re
 import resource
 import shutil
-from collections.abc import Callable
-from fcntl import LOCK_EX, flock
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,26 @@ from mmhatnet.prediction.records import Records, Writer
 
 PREDICT = Path(__file__).parents[1] / 'tools' / 'predict.py'
 JOBS = ('maskrcnn', 'semfpn', 'imagenet')
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Locks a file in another process."""
+    code = (
+        'import sys; from mmhatnet.locks import lock_file; '
+        'file = open(sys.argv[1], "w"); print(lock_file(file.fileno()), flush=True); input()'
+    )
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, str(file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == 'True\n'
+    try:
+        yield
+    finally:
+        process.communicate('\n')
 
 
 @pytest.fixture(scope='module')
@@ -234,8 +256,7 @@ def test_an_unfinished_prediction_is_not_mixed_with_another(
     assert re.search(f'that did not finish, with another checkpoint: {hint}', run(other, images))
     assert f'with another --no-drawn: {hint}' in run(checkpoint, images, '--no-drawn')
     assert 'has predictions of 4 other images, ' in run(checkpoint, images / 'val2017')
-    with (out / 'unfinished' / 'lock').open('w') as lock:
-        flock(lock, LOCK_EX)
+    with locked(out / 'unfinished' / 'lock'):
         assert 'Another process writes to ' in run(checkpoint, images)
     assert files_of(out) == before
 

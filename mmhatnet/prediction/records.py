@@ -10,7 +10,6 @@ has no complete line was not predicted. A line is one of
 - ``{"image": path, "failed": reason}``, also for a video
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from mmhatnet.errors import DataError
+from mmhatnet.locks import lock_file
 from mmhatnet.prediction.files import complete_or_absent, names_the_file
 
 
@@ -154,15 +154,12 @@ class Records:
     def _lock(self) -> None:
         """Holds a lock until the file is closed, at the latest by the end of this process."""
         self.lock = (self.folder / 'lock').open('w')
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f'Another process writes to {self.folder}: wait for it, or name another --out-dir. '
-                'Processes that are to share the images need --launcher.'
-            ) from None
-        except OSError:  # not every network file system has locks
-            pass
+        with suppress(OSError):  # not every network file system has locks
+            if not lock_file(self.lock.fileno()):
+                raise DataError(
+                    f'Another process writes to {self.folder}: wait for it, or name another '
+                    '--out-dir. Processes that are to share the images need --launcher.'
+                )
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob('*.jsonl'))
