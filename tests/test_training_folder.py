@@ -142,7 +142,7 @@ def hold(folder: Path, ready: Any, never: Any) -> None:
 def test_two_trainings_in_one_folder(work, resume) -> None:
     """A process that was killed leaves no obstacle."""
     ready, never = FORKSERVER.Event(), FORKSERVER.Event()
-    other = FORKSERVER.Process(target=hold, args=(work, ready, never))
+    other = FORKSERVER.Process(target=hold, args=(work, ready, never), daemon=True)
     other.start()
     ready.wait()
     before = {path: path.stat().st_mtime_ns for path in work.iterdir()}
