@@ -94,6 +94,17 @@ def test_a_checkpoint_that_was_cut_off_is_left_out(size, work, resume) -> None:
     assert torch.load(newest, weights_only=False)['meta']['epoch'] == 2
 
 
+def test_a_refused_resume_changes_nothing(work, job, resume) -> None:
+    dumped = work / job.name
+    dumped.write_text('earlier = True')
+    before = {path: path.read_bytes() for path in work.iterdir()}
+    rate = 'optim_wrapper.optimizer.lr=0.5'
+    refused = resume(work, '--cfg-options', 'train_cfg.max_epochs=3', rate)
+    assert refused.returncode == 1
+    assert 'lr (in all ' in refused.stderr and '--reapply-settings' in refused.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_without_a_readable_checkpoint_training_starts(work, resume) -> None:
     for path in work.glob('*.pth'):
         path.write_bytes(b'')

@@ -132,8 +132,6 @@ def build_runner(
 
         def dump_config(self) -> None:
             self.cfg = recipe  # checkpoints hold it as well
-            if train and target.resolve() != Path(args.config).resolve():
-                super().dump_config()
 
         def load_or_resume(self) -> None:
             # Strategies such as DeepSpeed's read without MMEngine's loader.
@@ -144,6 +142,9 @@ def build_runner(
                 )
             with force_weights_only():
                 super().load_or_resume()
+            # A training that cannot resume leaves the config of the earlier one.
+            if train and target.resolve() != Path(args.config).resolve():
+                super().dump_config()
 
     return JobRunner.from_cfg(cfg)
 

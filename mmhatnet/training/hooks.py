@@ -9,7 +9,14 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size, is_main_process
+from mmengine.dist import (
+    all_gather_object,
+    all_reduce,
+    barrier,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch.utils import _pytree
@@ -260,6 +267,7 @@ class StopHook(Hook):
 
     def _save(self, runner: Runner, meta: dict[str, int]) -> None:
         self._path = save_resumable(runner, runner.work_dir, LATEST, meta=meta, by_epoch=False)
+        barrier()  # A launcher ends all processes when the first one ends.
         self._saved = time.monotonic()
 
     def _stop(self, number: int) -> NoReturn:
