@@ -127,6 +127,34 @@ def test_checks_wrapped_datasets_and_skips_unknown_ones(project):
     assert 'CocoPanopticDataset' in project.note('train')
 
 
+def test_refuses_datasets_whose_labels_mean_different_things(project):
+    other = copy.deepcopy(project.train)
+    joined = dict(type='ConcatDataset', datasets=[project.train, other])
+    project.cfg.train_dataloader.dataset = joined
+    assert not project.check('train').errors
+    other.metainfo.classes = ('dog',)
+    for head in project.cfg.model.roi_head.values():
+        head.num_classes = 1
+    project.cfg.train_dataloader.dataset.datasets[1] = other
+    errors = project.check('train').errors
+    (error,) = [error for error in errors if 'of its datasets' in error]
+    assert 'train_dataloader: the classes of its datasets differ, (cat, dog) and (dog)' in error
+    # Texts that come with each image name its labels.
+    for dataset in project.cfg.train_dataloader.dataset.datasets:
+        dataset.return_classes = True
+    assert not any('of its datasets' in error for error in project.check('train').errors)
+
+
+def test_refuses_datasets_without_common_metainfo(project):
+    other = copy.deepcopy(project.train)
+    other.metainfo.palette = [(0, 0, 0), (1, 1, 1)]
+    joined = dict(type='ConcatDataset', datasets=[project.train, other])
+    project.cfg.train_dataloader.dataset = joined
+    assert "metainfo['palette'] of its datasets differs" in project.error('train')
+    project.cfg.train_dataloader.dataset.ignore_keys = 'palette'
+    assert not project.check('train').errors
+
+
 def test_names_settings_that_point_to_no_files(project):
     project.train.ann_file = ['train.json', 'more.json']
     assert 'ann_file is a list' in project.error('train')
