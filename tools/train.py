@@ -12,7 +12,12 @@ from mmengine.dist import is_main_process
 
 from mmhatnet import cli
 from mmhatnet.checkpoints.folder import find_checkpoint
-from mmhatnet.checkpoints.loading import read_pretrained, verify_checkpoint, verify_resumable
+from mmhatnet.checkpoints.loading import (
+    read_pretrained,
+    verify_checkpoint,
+    verify_resumable,
+    verify_start,
+)
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.config_checks import build_errors_as_messages, require_complete
 from mmhatnet.errors import ConfigError
@@ -134,9 +139,9 @@ def main() -> None:
         runner = cli.build_runner(
             cfg, args, train=True, resumed=checkpoint if cfg.get('resume') else None
         )
-        if checkpoint and cfg.get('resume'):
-            # MMEngine skips weights that do not fit, and then fails on the optimizer state.
-            verify_checkpoint(checkpoint, runner.model)
+        if checkpoint:
+            # MMEngine skips weights that do not fit. It fails on the optimizer state only then.
+            (verify_checkpoint if cfg.get('resume') else verify_start)(checkpoint, runner.model)
         try:
             runner.train()  # MMEngine loads the content read above, and calls its hooks.
         except Stopped as stopped:
