@@ -134,14 +134,15 @@ def main() -> None:
         if is_main_process():
             report_earlier_training(cfg)
             folder.lock()
-            if not cfg.get('resume'):
-                folder.start_anew()
         runner = cli.build_runner(
             cfg, args, train=True, resumed=checkpoint if cfg.get('resume') else None
         )
         if checkpoint:
             # MMEngine skips weights that do not fit. It fails on the optimizer state only then.
             (verify_checkpoint if cfg.get('resume') else verify_start)(checkpoint, runner.model)
+        # A training that is refused leaves the earlier one to be resumed.
+        if is_main_process() and not cfg.get('resume'):
+            folder.start_anew()
         try:
             runner.train()  # MMEngine loads the content read above, and calls its hooks.
         except Stopped as stopped:
