@@ -1,6 +1,7 @@
 """Exports models to files that run without this package: ONNX and PyTorch's exported programs."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +72,9 @@ class FromPixels(nn.Module):
         converted = getattr(preprocessor, '_channel_conversion', False)
         converted = converted or getattr(preprocessor, 'to_rgb', False)
         self.channel_order = 'RGB' if converted else 'BGR'
+        # MMSegmentation compares the sigmoid of a single output for two classes with a threshold.
+        share = getattr(getattr(model, 'decode_head', None), 'threshold', None)
+        self.threshold = None if share is None else _logit(share)
 
     @staticmethod
     def gives_logits(model: nn.Module) -> bool:
@@ -88,6 +92,9 @@ class FromPixels(nn.Module):
         elif hasattr(self.model, 'encode_decode'):
             # Logits at the size of the images, before MMSegmentation takes the argmax.
             outputs = self.model.encode_decode(x, [dict(img_shape=x.shape[2:])])
+            if self.threshold is not None and outputs.shape[1] == 1:
+                # The larger one is the class, as where there is an output for each of both.
+                outputs = torch.cat([torch.zeros_like(outputs), outputs - self.threshold], dim=1)
         else:
             outputs = self.model(x)
         return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
@@ -127,6 +134,9 @@ def export_model(
     else:
         names = [f'feature_{index}' for index in range(len(expected))]
     metadata = dict(part=part, channel_order=module.channel_order, outputs=names, classes=classes)
+    if part == 'model':
+        # From this score on, a classifier of several labels names a class.
+        metadata['threshold'] = getattr(getattr(model, 'head', None), 'thr', None)
     own = module.named_buffers(recurse=False)
     metadata.update((name, values.flatten().tolist()) for name, values in own)
     metadata = {key: json.dumps(value) for key, value in metadata.items() if value is not None}
@@ -241,6 +251,11 @@ def compare_speed(
                 for name, run in functions.items()
             ]
         )
+
+
+def _logit(share: float) -> float:
+    share = min(max(share, 1e-30), 1 - 1e-15)  # Those of 0 and 1 are infinite.
+    return math.log(share / (1 - share))
 
 
 def _image(model: nn.Module, batch: int, height: int, width: int) -> Tensor:

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -31,6 +32,7 @@ from mmhatnet.checkpoints.loading import (
     read_pretrained,
     verify_checkpoint,
     verify_resumable,
+    verify_start,
 )
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.errors import CheckpointError
@@ -402,6 +404,40 @@ def test_a_test_needs_all_weights_and_the_same_classes(
         'verification changed the model'
     )
     assert all(isinstance(value, nn.Parameter) for value in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ('saved', 'said'),
+    [
+        ({}, r'starts from 25 of 25 weights of the model, those of .*\.pth\.$'),
+        (
+            {'head.weight': torch.ones(3, 8), 'head.bias': torch.ones(3)},
+            r'23 of 25 .*; 2 are of another shape there, such as head.weight\.$',
+        ),
+        (
+            {'bn.running_var': None, 'head.bias': torch.ones(3)},
+            r'23 of 25 .*; 1 are not in it, such as bn.running_var; 1 are of another shape',
+        ),
+    ],
+)
+def test_training_says_how_many_weights_it_starts_from(saved, said, tmp_path, capsys) -> None:
+    weights = {**Classifier().state_dict(), **saved}
+    path = str(tmp_path / 'start.pth')
+    torch.save({k: v for k, v in weights.items() if v is not None}, path)
+    model = Classifier()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    verify_start(Checkpoint(path), Flipped(model))
+    assert re.search(said, capsys.readouterr().out.strip())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not model._load_state_dict_post_hooks
+
+
+def test_training_does_not_start_from_a_file_that_fits_nothing(tmp_path) -> None:
+    path = tmp_path / 'backbone.pth'
+    torch.save(small().state_dict(), path)
+    message = f'load_from={path} holds none of the 25 weights .* init_cfg=dict.* instead of load_'
+    with pytest.raises(CheckpointError, match=message):
+        verify_start(Checkpoint(str(path)), Classifier())
 
 
 def test_half_precision_fits(tmp_path) -> None:

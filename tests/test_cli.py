@@ -1,5 +1,6 @@
 """Impossible configs and options end with an error message; unusual ones that work do not."""
 
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -49,6 +50,37 @@ def test_unreadable(name: str, text: str, message: str, tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert read(tmp_path / 'a.py', 'a = 1\n', 'utf-8-sig').a == 1
+
+
+def test_imports_of_inherited_configs_are_kept(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ('base_part', 'own_part', 'gone_part'):
+        (tmp_path / f'{name}.py').write_text('')
+    (tmp_path / 'old.py').write_text("custom_imports = dict(imports='gone_part')\n")
+    (tmp_path / 'base.py').write_text(
+        '_base_ = "old.py"\ncustom_imports = dict(imports=["base_part"])\n'
+    )
+    text = '_base_ = "base.py"\ncustom_imports = dict(imports=["own_part"])\n'
+    cfg = read(tmp_path / 'own.py', text)
+    assert {'base_part', 'own_part', 'gone_part'} <= {*sys.modules}
+    assert cfg.custom_imports.imports == ['gone_part', 'base_part', 'own_part']
+    cfg.dump(tmp_path / 'written.py')
+    assert read_config(str(tmp_path / 'written.py')).custom_imports == cfg.custom_imports
+    # One that was replaced need not be there, but the config's own has to be.
+    monkeypatch.delitem(sys.modules, 'gone_part')
+    (tmp_path / 'gone_part.py').unlink()
+    assert read(tmp_path / 'own.py', text).custom_imports.imports == ['base_part', 'own_part']
+    with pytest.raises(ConfigError, match='no_part'):
+        read(tmp_path / 'own.py', text.replace('own_part', 'no_part'))
+
+
+def test_a_config_with_imports_of_its_own_builds_our_head(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'own_hook.py').write_text('')
+    base = CONFIGS / 'toy' / 'imagenet_hatnet_toy.py'
+    text = f'_base_ = {str(base)!r}\ncustom_imports = dict(imports=["own_hook"])\n'
+    cfg = read(tmp_path / 'own.py', text)
+    assert 'mmhatnet.openmmlab.cls_head' in cfg.custom_imports.imports
 
 
 def options(*words: str) -> dict:

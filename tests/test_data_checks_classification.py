@@ -176,3 +176,19 @@ def test_images_are_counted(check):
     names = ('cat', 'dog', 'owl')
     assert counts['Images'] == {f'{name}: {name}': dict(train=1, val=1) for name in names}
     assert counts['Data']['largest image'] == dict(train='16 x 12', val='16 x 12')
+
+
+def test_training_folders_that_number_the_classes_otherwise_are_refused(check):
+    load = dict(type='LoadImageFromFile')
+    both = [dict(type='CustomDataset', data_prefix=f, pipeline=[load]) for f in ('train', 'more')]
+    joined = dict(type='ConcatDataset', datasets=both)
+
+    def more(*names: str) -> None:
+        shutil.rmtree('more', ignore_errors=True)
+        for name in names:
+            write(f'more/{name}/0.jpg')
+
+    assert check(change=lambda: more('cat', 'dog', 'owl'), **joined).errors == []
+    error = check(change=lambda: more('cat', 'owl'), **joined).errors[0]
+    assert error.startswith('train_dataloader') and 'dog' in error
+    assert 'the folders of more differ from those of training' in error

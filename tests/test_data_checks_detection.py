@@ -1,93 +1,13 @@
 """Data checks of a detector: sound data pass, and messages name what is wrong."""
 
 import copy
-import json
 
-import numpy as np
 import pytest
-from mmengine.config import Config
+from coco_project import Project, content, image
 from PIL import Image
 
 from mmhatnet.data_checks import check_data, require_sound_data
 from mmhatnet.errors import DataError
-
-
-def image(path, width=40, height=30, orientation=None):
-    exif = Image.Exif()
-    if orientation:
-        exif[0x0112] = orientation
-    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path, exif=exif)
-
-
-def content(names=('cat', 'dog')):
-    def annotation(number):
-        polygon = [5, 5, 25, 5, 25, 20, 5, 20]
-        return dict(id=number, image_id=number, category_id=2 - number % 2, bbox=[5, 5, 20, 15],
-                    area=300, iscrowd=0, segmentation=[polygon])  # fmt: skip
-
-    return dict(
-        images=[dict(id=i, file_name=f'{i}.jpg', width=40, height=30) for i in (1, 2, 3)],
-        annotations=[annotation(i) for i in (1, 2, 3)],
-        categories=[dict(id=i + 1, name=name) for i, name in enumerate(names)],
-    )
-
-
-class Project:
-    """A sound job with three images per split, for tests to break."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.files = dict(train=content(), val=content())
-        self.files['val']['annotations'][0]['bbox'] = [6, 5, 20, 15]
-        for split in self.files:
-            (folder / split).mkdir()
-            for i in (1, 2, 3):
-                image(folder / split / f'{i}.jpg')
-        self.cfg = Config(dict(default_scope='mmdet', model=dict(roi_head=dict())))
-        for head in ('bbox_head', 'mask_head'):
-            self.cfg.model.roi_head[head] = dict(num_classes=2)
-        pipeline = [dict(type='LoadImageFromFile'),
-                    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-                    dict(type='PackDetInputs')]  # fmt: skip
-        for split in self.files:
-            self.cfg[f'{split}_dataloader'] = dict(
-                dataset=dict(
-                    type='CocoDataset',
-                    data_root=str(folder),
-                    ann_file=f'{split}.json',
-                    data_prefix=dict(img=split),
-                    metainfo=dict(classes=('cat', 'dog')),
-                    filter_cfg=dict(filter_empty_gt=True, min_size=8),
-                    test_mode=split == 'val',
-                    pipeline=copy.deepcopy(pipeline),
-                )
-            )
-        ann_file = str(folder / 'val.json')
-        self.cfg.val_evaluator = dict(type='CocoMetric', ann_file=ann_file, metric=['bbox', 'segm'])
-
-    def __getattr__(self, name):
-        if name in ('train', 'val'):
-            return self.cfg[f'{name}_dataloader'].dataset
-        raise AttributeError(name)
-
-    def check(self, *splits):
-        for split, text in self.files.items():
-            text = text if isinstance(text, str) else json.dumps(text)
-            (self.folder / f'{split}.json').write_text(text)
-        return check_data(self.cfg, *(splits or ('train', 'val')))
-
-    def error(self, *splits):
-        """Returns the only error."""
-        (error,) = self.check(*splits).errors
-        assert error.endswith('.') and '\n' not in error
-        return error
-
-    def note(self, *splits):
-        """Returns the only note, if there are no errors."""
-        report = self.check(*splits)
-        assert not report.errors
-        (note,) = report.notes
-        return note
 
 
 @pytest.fixture
@@ -125,6 +45,34 @@ def test_checks_wrapped_datasets_and_skips_unknown_ones(project):
     assert 'CrowdHumanDataset' in report.notes[0]
     project.cfg.train_dataloader.dataset = dict(type='CocoPanopticDataset', ann_file='/nowhere')
     assert 'CocoPanopticDataset' in project.note('train')
+
+
+def test_refuses_datasets_whose_labels_mean_different_things(project):
+    other = copy.deepcopy(project.train)
+    joined = dict(type='ConcatDataset', datasets=[project.train, other])
+    project.cfg.train_dataloader.dataset = joined
+    assert not project.check('train').errors
+    other.metainfo.classes = ('dog',)
+    for head in project.cfg.model.roi_head.values():
+        head.num_classes = 1
+    project.cfg.train_dataloader.dataset.datasets[1] = other
+    errors = project.check('train').errors
+    (error,) = [error for error in errors if 'of its datasets' in error]
+    assert 'train_dataloader: the classes of its datasets differ, (cat, dog) and (dog)' in error
+    # Texts that come with each image name its labels.
+    for dataset in project.cfg.train_dataloader.dataset.datasets:
+        dataset.return_classes = True
+    assert not any('of its datasets' in error for error in project.check('train').errors)
+
+
+def test_refuses_datasets_without_common_metainfo(project):
+    other = copy.deepcopy(project.train)
+    other.metainfo.palette = [(0, 0, 0), (1, 1, 1)]
+    joined = dict(type='ConcatDataset', datasets=[project.train, other])
+    project.cfg.train_dataloader.dataset = joined
+    assert "metainfo['palette'] of its datasets differs" in project.error('train')
+    project.cfg.train_dataloader.dataset.ignore_keys = 'palette'
+    assert not project.check('train').errors
 
 
 def test_names_settings_that_point_to_no_files(project):
@@ -318,11 +266,11 @@ def test_ignores_images_that_are_not_used(project):
 
 
 def test_guesses_where_images_are(project):
-    for image in project.files['train']['images']:
-        image['file_name'] = 'train/' + image['file_name']
+    for entry in project.files['train']['images']:
+        entry['file_name'] = 'train/' + entry['file_name']
     assert 'set data_prefix=dict(img="")' in project.error('train')
-    for image in project.files['train']['images']:
-        image['file_name'] = image['file_name'].replace('train/', 'C:\\export\\')
+    for entry in project.files['train']['images']:
+        entry['file_name'] = entry['file_name'].replace('train/', 'C:\\export\\')
     assert 'write file_name without folders' in project.error('train')
 
 

@@ -238,3 +238,21 @@ def test_classes_are_counted(check, value, name):
     shares = check(mask=np.where(np.eye(16), value, HALVES)).counts['Pixels of the masks read']
     shown = {name: split['train'] for name, split in shares.items()}
     assert shown == {'cat': '46.9 %', 'dog': '46.9 %', name: '6.2 %'}
+
+
+def images(*names: str) -> Callable[[], None]:
+    return lambda: [write(f'img/train/{name}', np.zeros((16, 16, 3))) for name in names]
+
+
+def test_a_suffix_that_leaves_out_most_images_is_refused(check):
+    (error,) = check(change=images('c.png', 'd.JPG', 'e.jpeg')).errors
+    assert "img_suffix='.jpg' leaves out 3 images in img/train (" in error and 'keeps 2' in error
+
+
+@pytest.mark.parametrize(
+    'names', [('a_1.png', 'a_2.png', 'b_1.png'), ('a.png', 'b.png', 'a.tif', 'c.png'), ('c.png',)]
+)
+def test_images_beside_those_that_are_used_are_not_refused(check, names):
+    report = check(change=images(*names))
+    assert report.errors == []
+    assert any('files in img/train are left out' in note for note in report.notes)

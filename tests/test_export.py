@@ -163,8 +163,7 @@ def export_settings(config: Path) -> dict:
 FPN_HEAD = dict(type='FPNHead', in_index=[0, 1], feature_strides=[4, 8], channels=8, num_classes=3)
 
 
-@pytest.fixture
-def segmentor() -> nn.Module:
+def segmentor_with(**head: object) -> nn.Module:
     settings = dict(
         type='EncoderDecoder',
         data_preprocessor=dict(type='SegDataPreProcessor'),
@@ -174,10 +173,30 @@ def segmentor() -> nn.Module:
             dilations=(1, 1),
             out_indices=(0, 1),
         ),
-        decode_head=FPN_HEAD | dict(in_channels=[8, 16]),
+        decode_head=FPN_HEAD | dict(in_channels=[8, 16]) | head,
         test_cfg=ConfigDict(mode='whole'),
     )
     return build('mmseg', settings)
+
+
+@pytest.fixture
+def segmentor() -> nn.Module:
+    return segmentor_with()
+
+
+@pytest.mark.parametrize('threshold', [0.3, 0.5, 0.9])
+@torch.no_grad()
+def test_a_single_output_becomes_one_for_each_class(threshold: float) -> None:
+    loss = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    model = segmentor_with(num_classes=2, out_channels=1, threshold=threshold, loss_decode=loss)
+    model.decode_head.conv_seg.weight.data.mul_(10)
+    images = rgb_images(2, 64, 96)
+    (logits,) = export.FromPixels(model, 'model')(images)
+    assert logits.shape == (2, 2, 64, 96) and logits.isfinite().all()
+    predicted = model.predict(images)
+    expected = torch.cat([one.pred_sem_seg.data for one in predicted])
+    assert len(expected.unique()) == 2
+    assert torch.equal(logits.argmax(dim=1), expected.long())
 
 
 def test_upsampling_in_a_head_takes_any_size(segmentor, tmp_path: Path) -> None:

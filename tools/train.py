@@ -13,7 +13,12 @@ from mmengine.device import get_device
 
 from mmhatnet import cli
 from mmhatnet.checkpoints.folder import find_checkpoint
-from mmhatnet.checkpoints.loading import read_pretrained, verify_checkpoint, verify_resumable
+from mmhatnet.checkpoints.loading import (
+    read_pretrained,
+    verify_checkpoint,
+    verify_resumable,
+    verify_start,
+)
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.config_checks import build_errors_as_messages, require_complete
 from mmhatnet.errors import ConfigError
@@ -147,14 +152,15 @@ def main() -> None:
         if first:
             report_earlier_training(cfg)
             folder.lock()
-            if not cfg.get('resume'):
-                folder.start_anew()
         runner = cli.build_runner(
             cfg, args, train=True, resumed=checkpoint if cfg.get('resume') else None
         )
-        if checkpoint and cfg.get('resume'):
-            # MMEngine skips weights that do not fit, and then fails on the optimizer state.
-            verify_checkpoint(checkpoint, runner.model)
+        if checkpoint:
+            # MMEngine skips weights that do not fit. It fails on the optimizer state only then.
+            (verify_checkpoint if cfg.get('resume') else verify_start)(checkpoint, runner.model)
+        # A training that is refused leaves the earlier one to be resumed.
+        if is_main_process() and not cfg.get('resume'):
+            folder.start_anew()
         try:
             runner.train()  # MMEngine loads the content read above, and calls its hooks.
         except Stopped as stopped:

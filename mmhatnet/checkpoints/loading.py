@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS
 from torch import nn
@@ -151,26 +153,17 @@ def verify_checkpoint(
         CheckpointError: If weights of the model are missing or differ in shape, or the checkpoint
             was trained for other classes or for another order of them. Case does not matter.
     """
-    if not isinstance(model, nn.Module):
-        model = MODELS.build(copy.deepcopy(model))
-    model = _unwrapped(model)
+    model = _built(model)
     other_classes = _other_classes(checkpoint.meta, dataset_meta or {})
-    try:
-        missing = _missing_keys(model, checkpoint.weights)
-    except CheckpointError as error:
-        raise CheckpointError(f'{checkpoint}: {error}') from error
-    except RuntimeError as error:
-        if not str(error).startswith('Error(s) in loading state_dict'):
-            raise
-        differences = [line.strip() for line in str(error).splitlines()[1:]]
+    missing, differences = _rehearse(model, checkpoint)
+    if differences:
         raise CheckpointError(
             f'{checkpoint} belongs to another model: {differences[0].rstrip(".")} '
             f'({len(differences)} differences)'
             f'{other_classes and f", and it {other_classes}"}; name the config with which it was '
             'trained.'
-        ) from error
-    learned = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    learned += [name for name, _ in model.named_buffers() if '.running_' in f'.{name}']
+        )
+    learned = _learned(model)
     lacking = [name for name in learned if name in missing]
     if lacking:
         raise CheckpointError(
@@ -184,6 +177,38 @@ def verify_checkpoint(
             'the names and the order of the checkpoint, or test nevertheless with '
             '--ignore-classes.'
         )
+
+
+def verify_start(checkpoint: Checkpoint, model: nn.Module | ConfigDict) -> None:
+    """Checks that training can start from the weights of a checkpoint, and prints how many fit.
+
+    A model may start from part of them, such as those before a head for other classes.
+
+    Args:
+        checkpoint (Checkpoint): The checkpoint.
+        model (nn.Module | ConfigDict): As for ``verify_checkpoint``. It keeps its own weights.
+
+    Raises:
+        CheckpointError: If none fits, so that all weights of the model would stay random.
+    """
+    model = _built(model)
+    missing, differences = _rehearse(model, checkpoint)
+    other = set(re.findall(r'^size mismatch for (\S+):', '\n'.join(differences), re.M))
+    learned = _learned(model)
+    fitting = [name for name in learned if name not in missing | other]
+    if not fitting:
+        raise CheckpointError(
+            f'load_from={checkpoint} holds none of the {len(learned)} weights of this model, which '
+            'would all stay random: name a checkpoint of such a model. If it holds weights of the '
+            "backbone alone, set init_cfg=dict(type='Pretrained', checkpoint=...) in "
+            'model.backbone instead of load_from.'
+        )
+    if is_main_process():
+        text = f'{len(fitting)} of {len(learned)} weights of the model, those of {checkpoint}'
+        for names, why in ((missing, 'not in it'), (other, 'of another shape there')):
+            if rest := [name for name in learned if name in names]:
+                text += f'; {len(rest)} are {why}, such as {rest[0]}'
+        print(f'Training starts from {text}.')
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -203,6 +228,19 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def _built(model: nn.Module | ConfigDict) -> nn.Module:
+    """Returns a model without wrappers, which is built if only its settings are given."""
+    if not isinstance(model, nn.Module):
+        model = MODELS.build(copy.deepcopy(model))
+    return _unwrapped(model)
+
+
+def _learned(model: nn.Module) -> list[str]:
+    """Returns the names of what a model has learned: parameters, and statistics of norms."""
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    return names + [name for name, _ in model.named_buffers() if '.running_' in f'.{name}']
+
+
 class _Loading(nn.Module):
     """Loading as a forward pass, which ``functional_call`` can run with other tensors."""
 
@@ -210,24 +248,45 @@ class _Loading(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, weights: dict[str, Any]) -> set[str]:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', message='.*copying from a non-meta parameter')
-            return set(self.model.load_state_dict(weights, strict=False).missing_keys)
+    def forward(self, weights: dict[str, Any]) -> tuple[set[str], list[str]]:
+        missing: set[str] = set()
+        # PyTorch raises its error before it would return the missing keys.
+        hook = self.model.register_load_state_dict_post_hook(
+            lambda _, keys: missing.update(keys.missing_keys)
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings('ignore', message='.*copying from a non-meta parameter')
+                self.model.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            if not str(error).startswith('Error(s) in loading state_dict'):
+                raise
+            return missing, [line.strip() for line in str(error).splitlines()[1:]]
+        finally:
+            hook.remove()
+        return missing, []
 
 
-def _missing_keys(model: nn.Module, weights: dict[str, Any]) -> set[str]:
-    """Returns the keys that would be missing after loading.
+def _rehearse(model: nn.Module, checkpoint: Checkpoint) -> tuple[set[str], list[str]]:
+    """Returns the keys that loading would miss, and the differences that PyTorch would name.
 
     Only loading itself knows, because modules rename keys in their hooks. It runs with tensors on
     the meta device in place of the model's, to which PyTorch copies nothing.
+
+    Raises:
+        CheckpointError: If the weights are of another variant of a backbone.
     """
     loading = _Loading(model)
     tensors: dict[str, torch.Tensor] = dict(loading.named_parameters(remove_duplicate=False))
     tensors.update(loading.named_buffers(remove_duplicate=False))
     on_meta = {name: tensor.detach().to('meta') for name, tensor in tensors.items()}
-    missing: set[str] = functional_call(loading, on_meta, (weights,), tie_weights=False)
-    return missing
+    try:
+        found: tuple[set[str], list[str]] = functional_call(
+            loading, on_meta, (checkpoint.weights,), tie_weights=False
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from error
+    return found
 
 
 def _other_classes(meta: Mapping[str, Any], dataset_meta: Mapping[str, Any]) -> str:

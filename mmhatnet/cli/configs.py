@@ -4,11 +4,12 @@ import functools
 import os
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mmengine
 from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
 
 from mmhatnet.errors import ConfigError
 from mmhatnet.openmmlab.patches import apply_patches
@@ -37,8 +38,9 @@ def read_config(path: str) -> Config:
         raise ConfigError(f'{path} is {what}: name a {", ".join(CONFIGS)} file.')
     apply_patches()
     try:
-        with _errors_with_files():
+        with _errors_with_files() as named:
             cfg = Config.fromfile(path)
+        _import_all(cfg, named)
     except Exception as error:  # a config is code, which may raise anything
         raise ConfigError(f'The config cannot be read: {_reason(error, path)}.') from error
     try:
@@ -60,26 +62,51 @@ class _FileError(Exception):
         self.files = [file]
 
 
+def _import_all(cfg: Config, named: list[dict]) -> None:
+    """Imports what a config and those that it inherits name in ``custom_imports``.
+
+    MMEngine imports only the last list, which replaces those before it. One that was replaced need
+    not be there any more.
+    """
+    names: dict[str, None] = {}
+    for settings in named:
+        imports = settings.get('imports') or []
+        for name in [imports] if isinstance(imports, str) else imports:
+            with suppress(ImportError):
+                import_modules_from_strings(name)
+                names[name] = None
+    if names:
+        # The config that is written needs them, too.
+        cfg.custom_imports = dict(cfg.get('custom_imports') or {}, imports=list(names))
+
+
 @contextmanager
-def _errors_with_files() -> Iterator[None]:
-    """Makes MMEngine name the file of an error, and skip the byte order mark of Windows."""
+def _errors_with_files() -> Iterator[list[dict]]:
+    """Makes MMEngine name the file of an error, and skip the byte order mark of Windows.
+
+    Yields:
+        list[dict]: The ``custom_imports`` of the files, inherited ones first.
+    """
     module, parsers = mmengine.config.config, {name: Config.__dict__[name] for name in PARSERS}
+    named: list[dict] = []
     module.open = _open_without_mark
     for name, parser in parsers.items():
-        setattr(Config, name, staticmethod(_with_file(parser.__func__)))
+        setattr(Config, name, staticmethod(_with_file(parser.__func__, named)))
     try:
-        yield
+        yield named
     finally:
         del module.open
         for name, parser in parsers.items():
             setattr(Config, name, parser)
 
 
-def _with_file(parse: Callable) -> Callable:
+def _with_file(parse: Callable, named: list[dict]) -> Callable:
     @functools.wraps(parse)
-    def parse_file(filename: str, *args: object, **settings: object) -> object:
+    def parse_file(filename: str, *args: object, **settings: object) -> tuple:
         try:
-            return parse(filename, *args, **settings)
+            result = parse(filename, *args, **settings)
+            named.append(dict(result[0].get('custom_imports') or {}))
+            return result
         except _FileError as error:
             error.files.insert(0, filename)
             raise

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.logging import print_log
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from rich.console import Console
 
-from mmhatnet.config_walk import build_unread, datasets_of
-from mmhatnet.data_checks.report import Job, Report
+from mmhatnet.config_walk import build_unread, class_of, datasets_of, dicts_of
+from mmhatnet.data_checks.report import Job, Report, preview
 from mmhatnet.errors import DataError
 
 
@@ -46,11 +47,14 @@ def check_data(
             report.facts.append(f'{split} reads what {same[0]} reads.')
             continue
         seen[split] = reads
+        datasets = []
         for settings in datasets_of(cfg, split):
             where = f'{split}_dataloader.dataset'
             try:
                 dataset = build_unread(settings)
-                if wrong := _text_instead_of_names(where, dataset.metainfo.get('classes')):
+                wrong = _text_instead_of_names(where, dataset.metainfo.get('classes'))
+                datasets.append(dataset)
+                if wrong:
                     report.errors.append(wrong)
                 else:
                     check(Job(cfg, split, settings, dataset, report, every))
@@ -63,8 +67,38 @@ def check_data(
                     f'{settings.get("type")} is not as expected '
                     f'({type(error).__name__}: {error}).'
                 )
+        if wrong := _why_not_joined(cfg, split, datasets):
+            report.errors.append(wrong)
     report.make_printable()
     return report
+
+
+def _why_not_joined(cfg: Config, split: str, datasets: list[BaseDataset]) -> str | None:
+    """Returns why the datasets of a split cannot be one ConcatDataset."""
+    where = f'{split}_dataloader'
+    wrappers = [part for _, part in dicts_of(cfg[where].dataset) if 'datasets' in part]
+    classes = [class_of(DATASETS, part) for part in wrappers]
+    if not all(found and issubclass(found, ConcatDataset) for found in classes):
+        return None
+    # Where each image says what its labels mean, they may differ.
+    metas = [one.metainfo for one in datasets if not getattr(one, 'return_classes', False)]
+    names = [list(meta['classes']) for meta in metas if meta.get('classes') is not None]
+    if other := next((one for one in names if one != names[0]), None):
+        of_files = ', and each file all of these categories' * (cfg.default_scope == 'mmdet')
+        return (
+            f'{where}: the classes of its datasets differ, ({preview(names[0], 8)}) and '
+            f'({preview(other, 8)}), so that a label means something else in each; give all the '
+            f'same metainfo=dict(classes=...){of_files}.'
+        )
+    ignored = [part.get('ignore_keys') or [] for part in wrappers]
+    ignored = [key for keys in ignored for key in ([keys] if isinstance(keys, str) else keys)]
+    for key in dict.fromkeys(key for meta in metas for key in meta if key not in ignored):
+        if len({repr(meta.get(key)) for meta in metas}) > 1:
+            return (
+                f'{where}: metainfo[{key!r}] of its datasets differs, so that they have none in '
+                f'common; give all the same, or the ConcatDataset ignore_keys={[*ignored, key]}.'
+            )
+    return None
 
 
 def _why_not_built(scope: str, where: str, settings: ConfigDict) -> str | None:

@@ -117,7 +117,7 @@ def _check_folders(job: Job, counts: dict[str, int]) -> list[str]:
             f'{preview(strays)} in {root} would be a class, as each folder there is; remove it'
         )
     folders = list(filter(_is_class, counts))
-    trained = _folders_of_training(job.cfg) if job.split != 'train' else []
+    trained = _folders_of_training(job.cfg)
     if trained and folders != trained:
         job.refuse(
             f'the folders of {root} differ from those of training, which number the classes: '

@@ -5,24 +5,24 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from functools import cached_property
 
 import numpy as np
 from mmdet.datasets import CocoDataset
-from mmdet.evaluation import CocoMetric
+from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
 from mmengine.config import ConfigDict
-from mmengine.registry import METRICS
+from mmengine.registry import EVALUATOR, METRICS
 from PIL import ExifTags, Image
 
 from mmhatnet.config_walk import class_of, datasets_of, dicts_of, type_name
 from mmhatnet.data_checks.coco_file import (
     CocoFile,
     Objects,
-    is_number,
-    lacking,
     read_coco,
     short,
 )
 from mmhatnet.data_checks.coco_masks import FAR, NO_MASK, NO_POLYGON, fault_of_mask
+from mmhatnet.data_checks.coco_metric import check_answers, check_names, check_room, check_settings
 from mmhatnet.data_checks.images import (
     check_number,
     datasets_of_training,
@@ -52,10 +52,29 @@ class Job(AnyJob):
     def transforms(self) -> list[ConfigDict]:
         return [part for _, part in dicts_of(self.settings.get('pipeline'))]
 
+    @cached_property
+    def place(self) -> int:
+        """The place of the dataset among those of the split."""
+        return [one is self.settings for one in datasets_of(self.cfg, self.split)].index(True)
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether the evaluators judge no other dataset."""
+        return self._of_each() or len(list(datasets_of(self.cfg, self.split))) == 1
+
+    def _of_each(self) -> bool:
+        """Returns whether each dataset has an evaluator of its own."""
+        given = self.cfg.get(f'{self.split}_evaluator')
+        found = isinstance(given, dict) and class_of(EVALUATOR, given)
+        return bool(found) and issubclass(found, MultiDatasetsEvaluator)
+
     def metrics(self) -> Iterator[tuple[str, ConfigDict]]:
-        """Yields the evaluators of this split that compare with annotations."""
+        """Yields the evaluators of this dataset that compare with annotations."""
         name = f'{self.split}_evaluator'
-        for path, metric in dicts_of(self.cfg.get(name), name):
+        given = self.cfg.get(name)
+        if self._of_each():
+            name, given = f'{name}.metrics[{self.place}]', given.metrics[self.place]
+        for path, metric in dicts_of(given, name):
             found = class_of(METRICS, metric)
             if found and issubclass(found, CocoMetric) and not metric.get('format_only'):
                 yield path, metric
@@ -84,7 +103,7 @@ def check_detection(job: AnyJob) -> None:
     if _check_names(job, file):
         _check_heads(job)
         _check_training_agrees(job)
-        _check_evaluators(job, file)
+        _check_evaluators(job, file, objects)
         _check_something_is_left(job, file, objects)
     _check_far_boxes(job, file, objects)
     _check_boxes(job, file, objects)
@@ -177,10 +196,22 @@ def _check_training_agrees(job: Job) -> None:
         )
 
 
-def _check_evaluators(job: Job, file: CocoFile) -> None:
-    for where, metric in job.metrics():
+def _check_evaluators(job: Job, file: CocoFile, objects: Objects) -> None:
+    metrics = list(job.metrics())
+    check_names(job, metrics)
+    if metrics:
+        _check_images_differ(job, file, objects)
+        _check_all_are_tested(job, file, objects)
+    for where, metric in metrics:
+        check_settings(job, where, metric)
         path = metric.get('ann_file')
         set_it = f'set it to {file.path}, which {job.where} reads.'
+        if not job.alone:
+            set_it = (
+                'it judges all datasets of the split, so merge their files into one with an id for '
+                'each image, test one of them, or give each an evaluator of its own with '
+                "type='MultiDatasetsEvaluator'."
+            )
         if path is None:
             packs = [t for t in job.transforms if str(t.get('type')).endswith('PackDetInputs')]
             if packs and not any('instances' in pack.get('meta_keys', ()) for pack in packs):
@@ -192,30 +223,75 @@ def _check_evaluators(job: Job, file: CocoFile) -> None:
             except ValueError as error:
                 job.report.errors.append(f'{where}.ann_file: {error}: {set_it}')
                 continue
-            _check_answers(job, answers)
+            compared = objects if same else Objects(answers, job.dataset)
+            check_answers(job, answers, metric)
+            check_room(job, answers, metric, compared)
+            _check_none_is_left(job, answers)
             if not same:
-                objects = Objects(answers, job.dataset)
-                _check_far_boxes(job, answers, objects)
-                _check_masks(job, answers, objects)
+                _check_far_boxes(job, answers, compared)
+                _check_masks(job, answers, compared)
+
+
+def _check_images_differ(job: Job, file: CocoFile, objects: Objects) -> None:
+    """Refuses images of several datasets with the same id, which evaluators take for one image."""
+    if job.alone:
+        return
+    ids = [file.images[i]['id'] for i in objects.kept]
+    tested = job.report.tested.setdefault(job.split, {})
+    if common := [i for i in ids if i in tested]:
+        job.refuse(
+            f'{len(common):,} of its images (ids {preview(common)}) have the ids of images of '
+            f'{tested[common[0]]}, and an evaluator takes both for one image: number them anew, '
+            "and merge the files, or give each an evaluator with type='MultiDatasetsEvaluator'"
+        )
+    tested.update(dict.fromkeys(ids, file.path))
+
+
+def _check_none_is_left(job: Job, answers: CocoFile) -> None:
+    """Notes images of an evaluator that no dataset has, once all of them are known."""
+    if job.alone or job.place < len(list(datasets_of(job.cfg, job.split))) - 1:
+        return
+    ids = [image['id'] for image in answers.images]
+    if left := [i for i in ids if i not in job.report.tested[job.split]]:
+        job.note(
+            f'{answers.path}: {len(left):,} of {len(ids):,} images are in none of the datasets '
+            f'(ids {preview(left)}), and their objects count as missed, so that AP will be too low'
+        )
+
+
+def _check_all_are_tested(job: Job, file: CocoFile, objects: Objects) -> None:
+    """Notes that a dataset leaves out images of its file."""
+    if left := len(file.images) - len(objects.kept):
+        reason = f'filter_cfg={dict(job.dataset.filter_cfg or {})} without test_mode=True leaves'
+        if job.dataset._indices is not None:
+            reason = f'indices={job.dataset._indices} leaves'
+        job.note(
+            f'{reason} out {left:,} of {len(file.images):,} images, whose objects the evaluator '
+            'counts as missed, so that AP will be wrong'
+        )
 
 
 def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
     """Reads an evaluator's own file; raises a ValueError if it does not fit the dataset."""
+    answers = read_coco(path, job.report)
+    own = {image['id'] for image in file.images}
 
     def compared(file: CocoFile) -> tuple[set, list, list]:
         return (
             {(image['id'], image['file_name']) for image in file.images},
             [(c['id'], c['name']) for c in file.categories if c['name'] in job.classes],
-            sorted(f'{a["image_id"]} {a["category_id"]} {a["bbox"]}' for a in file.annotations),
+            sorted(
+                f'{a["image_id"]} {a["category_id"]} {a["bbox"]}'
+                for a in file.annotations
+                if job.alone or a['image_id'] in own
+            ),
         )
 
-    answers = read_coco(path, job.report)
-    if len(list(datasets_of(job.cfg, job.split))) > 1:
-        job.note(f'the evaluator reads {path} for several datasets, so that it is not compared')
-        return answers
     (images, categories, boxes), wanted = compared(answers), compared(file)
-    common = len(images & wanted[0])
-    if not common == len(answers.images) == len(file.images):
+    # A file for several datasets may name images by longer paths.
+    ids = {image['id'] for image in answers.images}
+    common = len(images & wanted[0]) if job.alone else len(ids & own)
+    if common < len(file.images) or (job.alone and common < len(answers.images)):
         raise ValueError(
             f'{path} has {len(answers.images):,} images, of which {common:,} are among the '
             f'{len(file.images):,} that are read'
@@ -226,30 +302,10 @@ def _read_answers(job: Job, file: CocoFile, path: str) -> CocoFile:
         trained = [os.path.realpath(train.ann_file) for train in datasets_of_training(job.cfg)]
         if os.path.realpath(path) in trained:
             raise ValueError(f'{path} holds the training data')
+        if not job.alone:
+            raise ValueError(f'{path} has other annotations than {file.path}')
         job.note(f'the evaluator reads {path}, with other annotations than {file.path}')
     return answers
-
-
-def _check_answers(job: Job, file: CocoFile) -> None:
-    """Checks what pycocotools needs of the ground truth."""
-    named = {c['id'] for c in file.categories if c['name'] in job.classes}
-    answers = [a for a in file.annotations if a['category_id'] in named]
-    without = (a for a in answers if a.get('iscrowd') not in (0, 1))
-    for fault in lacking(file, 'annotations', 'iscrowd', without):
-        job.refuse(f'{file.path}: {fault}')
-    ids = [a['id'] for a in answers]
-    if wrong := [i for i in ids if i == 0 or not (is_number(i) or str(i).isdigit())]:
-        job.refuse(
-            f'{file.path} has an annotation with id {wrong[0]!r}, but pycocotools needs numbers, '
-            'and takes 0 for no match, so that AP would be too low: number annotations from 1'
-        )
-    if not answers:
-        job.note(f'{file.path} has no objects of the classes to compare with: AP will be -1')
-    elif job.dataset._indices is not None:
-        job.note(
-            f'indices={job.dataset._indices} leaves out images whose objects the evaluator '
-            'counts as missed, so that AP will be too low'
-        )
 
 
 def _check_far_boxes(job: Job, file: CocoFile, objects: Objects) -> None:

@@ -22,6 +22,8 @@ class Report:
     facts: list[str] = field(default_factory=list)
     # By title, row and column: {'Objects': {'cat': {'train': 12, 'val': 3}}}.
     counts: dict[str, dict[str, dict[str, int | str]]] = field(default_factory=dict)
+    # The ids of tested images by split, and where they are from.
+    tested: dict[str, dict[object, str]] = field(default_factory=dict)
     # Where progress is shown; without it the check is silent.
     console: Console | None = None
 

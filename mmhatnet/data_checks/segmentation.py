@@ -214,6 +214,15 @@ def _say_left_out(job: Job, used: set[str], folder: str, masks: str | None = Non
             f'{preview(ends) or "-"}; {hint}'
         )
         return
+    kept = {os.path.normpath(path) for path in left[folder]} & used
+    lost = _without_companions(job.dataset.img_suffix, kept, left[folder], used)
+    if len(lost) > len(kept):
+        job.refuse(
+            f'{suffixes} leaves out {len(lost):,} images in {folder} ({preview(lost, 3)}), and '
+            f'keeps {len(kept):,}; convert them to one format, or move those that are not meant to '
+            'another folder'
+        )
+        return
     if masks and not os.path.samefile(folder, masks):
         # Cityscapes has other files beside the masks.
         ending = job.dataset.seg_map_suffix
@@ -222,6 +231,17 @@ def _say_left_out(job: Job, used: set[str], folder: str, masks: str | None = Non
     for root, paths in left.items():
         if names := [os.path.basename(p) for p in paths if os.path.normpath(p) not in used]:
             job.note(f'{len(names):,} files in {root} are left out by {suffixes}: {preview(names)}')
+
+
+def _without_companions(suffix: str, kept: set[str], paths: list[str], used: set[str]) -> list[str]:
+    """Returns the images that are neither used nor named after one that is, as masks are."""
+    stems = {path.removesuffix(suffix) for path in kept}
+    lost = []
+    for path in map(os.path.normpath, paths):
+        ends = [i for i in range(len(path)) if not path[i].isalnum()]
+        if path not in used and not any(path[:end] in stems for end in ends):
+            lost.append(path)
+    return lost
 
 
 def _hint_for_file(dataset: BaseSegDataset, is_mask: bool, path: str) -> str:
