@@ -189,7 +189,7 @@ def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> No
     """
     require_writable('--work-dir', cfg.work_dir)
     require_datasets(cfg, *splits)
-    require_known_settings(cfg)
+    require_known_settings(cfg, *splits)
     require_channels(cfg, *splits)
     if not args.no_check:
         require_sound_data(cfg, *splits)

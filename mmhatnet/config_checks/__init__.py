@@ -3,15 +3,29 @@
 from mmhatnet.config_checks.building import build_errors_as_messages
 from mmhatnet.config_checks.channels import require_channels
 from mmhatnet.config_checks.settings import (
+    PACKAGES,
     parameters_of,
     require_complete,
     require_known_settings,
 )
+from mmhatnet.config_checks.unread import (
+    loader_of,
+    require_read,
+    successor_of,
+    top_level_of,
+    users_of,
+)
 
 __all__ = [
+    'PACKAGES',
     'build_errors_as_messages',
+    'loader_of',
     'parameters_of',
     'require_channels',
     'require_complete',
     'require_known_settings',
+    'require_read',
+    'successor_of',
+    'top_level_of',
+    'users_of',
 ]

@@ -1,4 +1,4 @@
-"""Checks whether a config has the settings that a job needs, and its classes those of the config."""
+"""Checks whether the settings that a job needs are there, and known to their classes."""
 
 import inspect
 
@@ -6,6 +6,7 @@ import mmengine
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from mmhatnet.config_checks.unread import require_read
 from mmhatnet.config_walk import class_of
 from mmhatnet.errors import ConfigError
 
@@ -61,12 +62,19 @@ def require_complete(cfg: Config, *splits: str) -> None:
             )
 
 
-def require_known_settings(cfg: Config) -> None:
-    """Checks that the classes of a model's main modules have the settings in the config.
+def require_known_settings(cfg: Config, *splits: str) -> None:
+    """Checks that the settings of a config are read.
+
+    Those are the settings at its top, and those of the model's main modules.
+
+    Args:
+        cfg (Config): The config.
+        splits (str): 'train', 'val' or 'test'. A prediction, with none, reads the test pipeline.
 
     Raises:
-        ConfigError: If one does not.
+        ConfigError: If nothing reads one, or a class does not know it.
     """
+    require_read(cfg, *(splits or ('test',)))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     parts = [('model', cfg.model)]
     for where, part in parts:
