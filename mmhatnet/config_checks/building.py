@@ -9,9 +9,10 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 
 from mmhatnet.config_checks.settings import NO_SETTING, PACKAGES
-from mmhatnet.errors import ConfigError
+from mmhatnet.config_walk import type_name
+from mmhatnet.errors import ConfigError, MMHATNetError
 
-BUILD_ERRORS = (AssertionError, KeyError, TypeError, ValueError)
+BUILD_ERRORS = (AssertionError, ImportError, KeyError, TypeError, ValueError)
 
 
 @contextmanager
@@ -35,7 +36,11 @@ def build_errors_as_messages(cfg: Config) -> Iterator[None]:
             )
             missing = re.search(r'\w+\.__init__\(\) missing .*', message)
             nowhere = re.search(r'(\S+) is not in the (\S+) registry', message)
-            if unknown and what:
+            if isinstance(error, MMHATNetError) and what:
+                reason = message
+            elif isinstance(error, ImportError) and message and _is_raised_by_packages(error):
+                reason = f'{what}: {message}' if what else message
+            elif unknown and what:
                 reason = NO_SETTING.format(*unknown.groups())
             elif nowhere and what:
                 reason = (
@@ -46,6 +51,13 @@ def build_errors_as_messages(cfg: Config) -> Iterator[None]:
             else:
                 raise
             raise ConfigError(f'{cfg.filename}: {reason}.') from error
+
+
+def _is_raised_by_packages(error: ImportError) -> bool:
+    """Returns whether a package asks for another one, and not code of the user."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [frame.f_globals.get('__name__', '').partition('.')[0] for frame in frames]
+    return [name for name in modules if name != 'importlib'][-1] in (*PACKAGES, 'torch')
 
 
 @contextmanager
@@ -64,7 +76,7 @@ def _recorded_build_errors() -> Iterator[dict[Exception, str | None]]:
                 frames = traceback.walk_tb(error.__traceback__)
                 modules = {frame.f_globals['__name__'].partition('.')[0] for frame, _ in frames}
                 failed.clear()  # an earlier error was caught
-                failed[error] = str(settings.get('type')) if modules <= {*PACKAGES} else None
+                failed[error] = type_name(settings) if modules <= {*PACKAGES} else None
             raise
 
     Registry.build = recording_build
