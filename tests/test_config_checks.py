@@ -1,5 +1,7 @@
 """Settings without effect, and parts that do not fit together, end a job before it starts."""
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,99 @@ def test_options_that_code_of_the_user_may_read(tmp_path: Path) -> None:
     cfg.custom_imports.imports.append('own_hooks')
     merge_options(cfg, options('own_setting.a=4', 'sync_bn=torch'))
     assert cfg.own_setting.a == 4
+
+
+SEMANTIC_FPN = CONFIGS / 'toy' / 'semfpn_hatnet_toy.py'
+BY_EPOCH = "train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=2)"
+BY_ITERATION = "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8)"
+
+
+@pytest.mark.parametrize(
+    ('base', 'text', 'message'),
+    [
+        (SEMANTIC_FPN, BY_EPOCH, r"train_dataloader\.sampler is an InfiniteSampler: .*'DefaultSam"),
+        (
+            SEMANTIC_FPN,
+            'train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=2)',
+            r'an epoch of train_cfg never ends',
+        ),
+        (
+            MASK_RCNN,
+            "val_dataloader = dict(sampler=dict(_delete_=True, type='InfiniteSampler'))",
+            'the loop of val never ends',
+        ),
+        (
+            MASK_RCNN,
+            f"{BY_ITERATION}\nparam_scheduler = [dict(type='MultiStepLR', milestones=[1, 2])]",
+            r'before the end: param_scheduler: MultiStepLR, default_hooks\.checkpoint',
+        ),
+    ],
+)
+def test_loops_and_what_counts_otherwise(base, text, message, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_checks.require_fitting_loops(inheriting(tmp_path, text, base), 'train', 'val')
+
+
+@pytest.mark.parametrize(
+    ('base', 'text'),
+    [
+        (SEMANTIC_FPN, f"{BY_EPOCH}\ntrain_dataloader=dict(sampler=dict(type='DefaultSampler'))"),
+        (
+            MASK_RCNN,
+            f'{BY_ITERATION}\ndefault_hooks = dict(checkpoint=dict(by_epoch=False))\n'
+            "param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='coco/bbox_mAP'), "
+            "dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True)]",
+        ),
+    ],
+)
+def test_loops_that_count_alike(base: Path, text: str, tmp_path: Path) -> None:
+    config_checks.require_fitting_loops(inheriting(tmp_path, text, base), 'train', 'val')
+
+
+@pytest.mark.parametrize('schedule', ['None', "[dict(type='CosineAnnealingLR', by_epoch=True)]"])
+def test_an_epoch_without_batches(schedule, run_tool_captured, tmp_path) -> None:
+    text = 'train_dataloader = dict(batch_size=64, drop_last=True)'
+    base = CONFIGS / 'toy' / 'imagenet_hatnet_toy.py'
+    inheriting(tmp_path, f'{text}\nparam_scheduler = {schedule}', base)
+    done = run_tool_captured('train', tmp_path / 'own.py', '--work-dir', tmp_path / 'work')
+    assert done.returncode == 1 and not [*tmp_path.rglob('*.pth')]
+    assert 'images make no batch of 64, and drop_last=True drops the rest' in done.stderr
+
+
+def test_data_loaders_without_workers(run_tool_captured, tmp_path: Path) -> None:
+    text = 'default_hooks = dict(checkpoint=dict(save_optimizer=False))\n'
+    text += 'train_dataloader = dict(num_workers=0, prefetch_factor=2, timeout=5)\n'
+    text += 'train_cfg = dict(max_epochs=1)\nval_cfg = val_dataloader = val_evaluator = None'
+    inheriting(tmp_path, text, CONFIGS / 'toy' / 'imagenet_hatnet_toy.py')
+    done = run_tool_captured('train', tmp_path / 'own.py', '--work-dir', tmp_path / 'work')
+    assert done.returncode == 0 and (tmp_path / 'work' / 'epoch_1.pth').exists()
+
+
+def test_schedules_that_end_after_the_training_are_reported(capsys) -> None:
+    schedules = [
+        dict(type='LinearLR', by_epoch=False, end=500),
+        dict(type='MultiStepLR', end=12),
+        dict(type='StepLR'),
+    ]
+    config_checks.report_long_schedules(schedules, 12, 100)
+    said = ''.join(capsys.readouterr())
+    assert 'LinearLR ends after 500 iterations, but the training ends after 100' in said
+    assert 'MultiStepLR' not in said and 'StepLR' not in said
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (
+            "visualizer = dict(vis_backends=[dict(type='WandbVisBackend')])",
+            'own.py: .*pip install wandb',
+        ),
+        ("train_dataloader = dict(dataset=dict(type='LVISV1Dataset'))", 'LVIS.* lvis'),
+    ],
+)
+def test_packages_that_are_missing(text, message, run_tool_captured, tmp_path, monkeypatch) -> None:
+    for package in ('wandb', 'lvis'):
+        monkeypatch.setitem(sys.modules, package, None)
+    inheriting(tmp_path, text)
+    done = run_tool_captured('train', tmp_path / 'own.py', '--work-dir', tmp_path / 'work')
+    assert done.returncode == 1 and re.search(message, done.stderr.splitlines()[-1])

@@ -2,6 +2,12 @@
 
 from mmhatnet.config_checks.building import build_errors_as_messages
 from mmhatnet.config_checks.channels import require_channels
+from mmhatnet.config_checks.loops import (
+    drop_worker_settings,
+    report_long_schedules,
+    require_batches,
+    require_fitting_loops,
+)
 from mmhatnet.config_checks.settings import (
     PACKAGES,
     parameters_of,
@@ -19,10 +25,14 @@ from mmhatnet.config_checks.unread import (
 __all__ = [
     'PACKAGES',
     'build_errors_as_messages',
+    'drop_worker_settings',
     'loader_of',
     'parameters_of',
+    'report_long_schedules',
+    'require_batches',
     'require_channels',
     'require_complete',
+    'require_fitting_loops',
     'require_known_settings',
     'require_read',
     'successor_of',

@@ -1,6 +1,7 @@
 """Checks whether the settings that a job needs are there, and known to their classes."""
 
 import inspect
+from collections.abc import Iterator
 
 import mmengine
 from mmengine.config import Config
@@ -87,3 +88,10 @@ def require_known_settings(cfg: Config, *splits: str) -> None:
             if key in ('backbone', 'neck', 'data_preprocessor') or key.endswith('head'):
                 several = value if isinstance(value, (list, tuple)) else [value]
                 parts += [(f'{where}.{key}', one) for one in several if isinstance(one, dict)]
+
+
+def hooks_of(cfg: Config) -> Iterator[tuple[str, dict]]:
+    """Yields the dicts of the hooks of a config with their paths."""
+    hooks = {f'default_hooks.{key}': hook for key, hook in (cfg.get('default_hooks') or {}).items()}
+    hooks |= {f'custom_hooks.{i}': hook for i, hook in enumerate(cfg.get('custom_hooks') or [])}
+    yield from ((where, hook) for where, hook in hooks.items() if isinstance(hook, dict))
