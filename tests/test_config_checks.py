@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from experiments import TOY, identify
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from PIL import Image
 from test_cli import options
 
 from mmhatnet import config_checks
@@ -164,7 +167,8 @@ def test_an_epoch_without_batches(schedule, run_tool_captured, tmp_path) -> None
 
 def test_data_loaders_without_workers(run_tool_captured, tmp_path: Path) -> None:
     text = 'default_hooks = dict(checkpoint=dict(save_optimizer=False))\n'
-    text += 'train_dataloader = dict(num_workers=0, prefetch_factor=2, timeout=5)\n'
+    text += 'train_dataloader = dict(batch_size=2, num_workers=0, prefetch_factor=2, timeout=5, '
+    text += 'dataset=dict(indices=2))\n'
     text += 'train_cfg = dict(max_epochs=1)\nval_cfg = val_dataloader = val_evaluator = None'
     inheriting(tmp_path, text, CONFIGS / 'toy' / 'imagenet_hatnet_toy.py')
     done = run_tool_captured('train', tmp_path / 'own.py', '--work-dir', tmp_path / 'work')
@@ -199,3 +203,200 @@ def test_packages_that_are_missing(text, message, run_tool_captured, tmp_path, m
     inheriting(tmp_path, text)
     done = run_tool_captured('train', tmp_path / 'own.py', '--work-dir', tmp_path / 'work')
     assert done.returncode == 1 and re.search(message, done.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (
+            "default_hooks = dict(checkpoint=dict(save_best='bbox_mAP', rule='greater'))",
+            r"save_best='bbox_mAP' is no metric .*'coco/bbox_mAP' is meant\. It reports",
+        ),
+        (
+            "custom_hooks = [dict(type='EarlyStoppingHook', monitor='coco/segm_mIoU')]",
+            r"custom_hooks\.0\.monitor='coco/segm_mIoU' is no metric",
+        ),
+        (
+            "param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='mAP')]",
+            r"param_scheduler\.0\.monitor='mAP'",
+        ),
+        ('model = dict(roi_head=dict(mask_head=None))', r"metric has 'segm', .*metric='bbox'"),
+    ],
+)
+def test_metrics_of_a_detector_that_are_not_there(text: str, message: str, tmp_path: Path) -> None:
+    cfg = inheriting(tmp_path, text)
+    init_default_scope('mmdet')
+    with pytest.raises(ConfigError, match=message):
+        config_checks.require_fitting_metrics(cfg, 'train', 'val')
+
+
+@pytest.mark.parametrize(
+    ('base', 'names'),
+    [
+        (MASK_RCNN, ['coco/bbox_mAP', 'coco/segm_mAP_50', 'coco/kite_precision']),
+        (SEMANTIC_FPN, ['mIoU', 'aAcc']),
+        (CONFIGS / 'toy' / 'imagenet_hatnet_toy.py', ['accuracy/top1']),
+    ],
+)
+def test_metrics_that_evaluators_report(base, names, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = f'default_hooks = dict(checkpoint=dict(save_best={names}))'
+    if base == MASK_RCNN:
+        text += '\nval_evaluator = dict(classwise=True, outfile_prefix="results")'
+    cfg = inheriting(tmp_path, text, base)
+    init_default_scope(cfg.default_scope)
+    capsys.readouterr()
+    config_checks.require_fitting_metrics(cfg, 'train', 'val')
+    assert {*names} <= {*config_checks.metrics_of(cfg, 'val')}
+    assert [path.name for path in tmp_path.iterdir()] == ['own.py']
+    assert 'mAP' not in ''.join(capsys.readouterr())
+
+
+def test_metrics_of_an_evaluator_of_the_user_are_unknown(tmp_path: Path) -> None:
+    text = "val_evaluator = dict(_delete_=True, type='Own')\n"
+    text += "default_hooks = dict(checkpoint=dict(save_best='own/metric', rule='less'))"
+    config_checks.require_fitting_metrics(inheriting(tmp_path, text), 'train', 'val')
+
+
+@pytest.mark.parametrize('evaluator', ['', 'test_evaluator = dict(format_only=True)'])
+def test_a_segmentor_is_tested_on_images_without_masks(evaluator: str, tmp_path: Path) -> None:
+    text = (
+        "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]\n"
+        'test_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n'
+    )
+    cfg = inheriting(tmp_path, text + evaluator, SEMANTIC_FPN)
+    init_default_scope('mmseg')
+    config_checks.require_fitting_metrics(cfg, 'train', 'val')
+    if evaluator:
+        config_checks.require_fitting_metrics(cfg, 'test')
+        return
+    with pytest.raises(ConfigError, match='test_dataloader loads no masks.*format_only=True'):
+        config_checks.require_fitting_metrics(cfg, 'test')
+
+
+DINO = CONFIGS / 'hatnet' / 'dino-4scale_hatnet-s_8xb2-12e_coco.py'
+MASK2FORMER = CONFIGS / 'hatnet' / 'mask2former_hatnet-s_8xb2-lsj-50e_coco.py'
+
+
+@pytest.mark.parametrize(
+    ('base', 'text', 'message'),
+    [
+        (
+            MASK_RCNN,
+            'model = dict(roi_head=dict(bbox_head=dict(loss_cls=dict(class_weight=[1.0] * 4))))',
+            r'bbox_head\.loss_cls\.class_weight has 4 numbers, but num_classes=4 needs 5',
+        ),
+        (
+            CONFIGS / 'toy' / 'imagenet_hatnet_toy.py',
+            "model = dict(head=dict(loss=dict(_delete_=True, type='CrossEntropyLoss', "
+            'class_weight=[1.0] * 7)))',
+            r'head\.loss\.class_weight has 7 numbers, but num_classes=\d+ needs',
+        ),
+        (
+            DINO,
+            'model = dict(num_queries=50, bbox_head=dict(num_classes=4))',
+            r'max_per_img=300, but 50 queries of 4 classes give 200 .*set it to 200 or less',
+        ),
+        (
+            MASK2FORMER,
+            'model = dict(panoptic_head=dict(num_queries=20), '
+            'panoptic_fusion_head=dict(num_things_classes=3))',
+            r'max_per_image=100, but 20 queries of 3 classes give 60',
+        ),
+        (
+            SEMANTIC_FPN,
+            "model = dict(test_cfg=dict(mode='slide', crop_size=128, stride=85))",
+            r'needs two pairs, .*but crop_size is 128',
+        ),
+        (
+            SEMANTIC_FPN,
+            "model = dict(test_cfg=dict(mode='slide', crop_size=(128, 128)))",
+            'but stride is None',
+        ),
+        (
+            SEMANTIC_FPN,
+            "model = dict(test_cfg=dict(mode='slide', crop_size=(64, 64), stride=(64, 65)))",
+            r'stride=\(64, 65\) leaves gaps',
+        ),
+    ],
+)
+def test_heads_whose_settings_do_not_fit(base, text, message, tmp_path) -> None:
+    cfg = inheriting(tmp_path, text, base)
+    init_default_scope(cfg.default_scope)
+    with pytest.raises(ConfigError, match=message):
+        config_checks.require_fitting_heads(cfg)
+
+
+@pytest.mark.parametrize(
+    ('base', 'text'),
+    [
+        (
+            MASK_RCNN,
+            'model = dict(roi_head=dict(bbox_head=dict(loss_cls=dict(class_weight=[1.0] * 5))))',
+        ),
+        (DINO, 'model = dict(num_queries=75, bbox_head=dict(num_classes=4))'),
+        (
+            SEMANTIC_FPN,
+            "model = dict(test_cfg=dict(mode='slide', crop_size=(64, 64), stride=(64, 32)))",
+        ),
+    ],
+)
+def test_heads_whose_settings_fit(base: Path, text: str, tmp_path: Path) -> None:
+    cfg = inheriting(tmp_path, text, base)
+    init_default_scope(cfg.default_scope)
+    config_checks.require_fitting_heads(cfg)
+
+
+@pytest.mark.parametrize('transform', ['Mosaic', 'CachedMosaic'])
+@pytest.mark.parametrize('masks', [True, False])
+def test_transforms_that_move_no_masks(transform: str, masks: bool, tmp_path: Path) -> None:
+    load = f"dict(type='LoadAnnotations', with_bbox=True, with_mask={masks})"
+    text = (
+        "train_dataloader = dict(dataset=dict(_delete_=True, type='MultiImageMixDataset', "
+        f"dataset=dict(type='CocoDataset', pipeline=[dict(type='LoadImageFromFile'), {load}]), "
+        f"pipeline=[dict(type={transform!r}, img_scale=(128, 160)), dict(type='PackDetInputs')]))"
+    )
+    cfg = inheriting(tmp_path, text)
+    init_default_scope('mmdet')
+    if transform == 'Mosaic' and masks:
+        with pytest.raises(ConfigError, match='Mosaic moves boxes but not masks: use CachedMosaic'):
+            config_checks.require_masks_kept(cfg, 'train')
+    else:
+        config_checks.require_masks_kept(cfg, 'train')
+
+
+@pytest.mark.parametrize('fixed', [True, False])
+def test_batches_of_a_segmentor_have_one_shape(fixed, run_tool_captured, tmp_path) -> None:
+    for number, size in enumerate([(160, 128), (128, 160)]):
+        for folder, mode, suffix in (('images', 'RGB', 'jpg'), ('annotations', 'L', 'png')):
+            path = tmp_path / folder / 'validation' / f'{number}.{suffix}'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new(mode, size, 1).save(path)
+    text = f'val_dataloader = dict(batch_size=2, dataset=dict(data_root={str(tmp_path)!r}))\n'
+    if fixed:
+        text += (
+            '_base_.test_pipeline[1].keep_ratio = False\n'
+            "val_dataloader['dataset']['pipeline'] = _base_.test_pipeline"
+        )
+    cfg = inheriting(tmp_path, text, SEMANTIC_FPN)
+    init_default_scope('mmseg')
+    if fixed:
+        config_checks.require_equal_shapes(cfg, 'train', 'val')
+        return
+    done = run_tool_captured('train', tmp_path / 'own.py', '--work-dir', tmp_path / 'work')
+    assert done.returncode == 1 and not (tmp_path / 'work').exists()
+    assert 'batch_size=2, but images have the shapes (128, 160) ' in done.stderr
+
+
+@pytest.mark.parametrize('path', [*TOY.values(), DINO, MASK2FORMER], ids=identify)
+def test_nothing_is_refused_that_fits(path: Path, capsys) -> None:
+    cfg = read_config(str(path))
+    config_checks.require_known_settings(cfg, 'train', 'val', 'test')
+    for check in (
+        config_checks.require_masks_kept,
+        config_checks.require_fitting_loops,
+        config_checks.require_fitting_metrics,
+    ):
+        check(cfg, 'train', 'val', 'test')
+    config_checks.require_fitting_heads(cfg)
+    assert 'reads' not in ''.join(capsys.readouterr())

@@ -25,8 +25,12 @@ from mmhatnet.config_checks import (
     report_long_schedules,
     require_batches,
     require_channels,
+    require_equal_shapes,
+    require_fitting_heads,
     require_fitting_loops,
+    require_fitting_metrics,
     require_known_settings,
+    require_masks_kept,
 )
 from mmhatnet.config_walk import datasets_of
 from mmhatnet.data_checks import require_sound_data
@@ -210,8 +214,12 @@ def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> No
     require_datasets(cfg, *splits)
     require_known_settings(cfg, *splits)
     require_channels(cfg, *splits)
+    require_fitting_heads(cfg)
+    require_masks_kept(cfg, *splits)
     require_fitting_loops(cfg, *splits)
+    require_fitting_metrics(cfg, *splits)
     if not args.no_check:
+        require_equal_shapes(cfg, *splits)
         require_sound_data(cfg, *splits)
 
 

@@ -2,12 +2,15 @@
 
 from mmhatnet.config_checks.building import build_errors_as_messages
 from mmhatnet.config_checks.channels import require_channels
+from mmhatnet.config_checks.heads import require_fitting_heads
 from mmhatnet.config_checks.loops import (
     drop_worker_settings,
     report_long_schedules,
     require_batches,
     require_fitting_loops,
 )
+from mmhatnet.config_checks.metrics import metrics_of, require_fitting_metrics
+from mmhatnet.config_checks.pipelines import require_equal_shapes, require_masks_kept
 from mmhatnet.config_checks.settings import (
     PACKAGES,
     parameters_of,
@@ -27,13 +30,18 @@ __all__ = [
     'build_errors_as_messages',
     'drop_worker_settings',
     'loader_of',
+    'metrics_of',
     'parameters_of',
     'report_long_schedules',
     'require_batches',
     'require_channels',
     'require_complete',
+    'require_equal_shapes',
+    'require_fitting_heads',
     'require_fitting_loops',
+    'require_fitting_metrics',
     'require_known_settings',
+    'require_masks_kept',
     'require_read',
     'successor_of',
     'top_level_of',
