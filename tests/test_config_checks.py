@@ -400,3 +400,29 @@ def test_nothing_is_refused_that_fits(path: Path, capsys) -> None:
         check(cfg, 'train', 'val', 'test')
     config_checks.require_fitting_heads(cfg)
     assert 'reads' not in ''.join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ('base', 'text', 'message'),
+    [
+        (SEMANTIC_FPN, BY_EPOCH, 'never ends'),
+        (
+            MASK_RCNN,
+            "default_hooks = dict(checkpoint=dict(save_best='bbox_mAP'))",
+            'is no metric of val_evaluator',
+        ),
+        (SEMANTIC_FPN, "model = dict(test_cfg=dict(mode='slide'))", 'crop_size is None'),
+        (
+            MASK_RCNN,
+            "_base_.train_dataloader.dataset.pipeline[2] = dict(type='RandomShift')\n"
+            'train_dataloader = _base_.train_dataloader',
+            'RandomShift moves boxes but not masks',
+        ),
+        (MASK_RCNN, "train_pipeline = [dict(type='LoadImageFromFile')]", 'nothing reads'),
+    ],
+)
+def test_a_training_that_is_refused(base, text, message, run_tool_captured, tmp_path) -> None:
+    inheriting(tmp_path, text, base)
+    done = run_tool_captured('train', tmp_path / 'own.py', '--work-dir', tmp_path / 'work')
+    assert done.returncode == 1 and not (tmp_path / 'work').exists()
+    assert message in done.stderr
