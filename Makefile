@@ -1,7 +1,7 @@
 # make demo        installs everything, writes synthetic data, trains, tests and visualizes Mask R-CNN
 # make test        installs everything, runs the tests
 # make test-slow   installs everything, runs longer tests: training (SEEDS=5: five seeds), more configs
-# make test-faults installs everything, runs 2,000 cases of the property tests
+# make test-faults installs everything, runs 2,000 cases of the property tests, kills trainings
 # make lint        installs everything, checks style and types
 # make docs        installs everything and the site generator, builds a site of docs/ in site/
 # make env         installs everything, or only what is missing or has changed
@@ -43,6 +43,7 @@ test-slow: env
 
 test-faults: env
 	@PROPERTY_CASES=2000 OMP_NUM_THREADS=1 $(python) -m pytest -n auto tests/test_properties.py
+	@OMP_NUM_THREADS=1 $(python) -m pytest -n auto -m faults tests/test_kills.py
 
 lint: env
 	@$(python) -m ruff check

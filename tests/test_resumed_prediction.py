@@ -4,8 +4,10 @@ import json
 import re
 import resource
 import shutil
-from collections.abc import Callable
-from fcntl import LOCK_EX, flock
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,32 @@ from predicting import KILLED, files_of, random_job, write_film
 from processes import Script
 from test_distributed import free_port
 
+import mmhatnet.prediction.job
+from mmhatnet.prediction.loading import batches_of
 from mmhatnet.prediction.records import Records, Writer
 
 PREDICT = Path(__file__).parents[1] / 'tools' / 'predict.py'
 JOBS = ('maskrcnn', 'semfpn', 'imagenet')
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Locks a file in another process."""
+    code = (
+        'import sys; from mmhatnet.locks import lock_file; '
+        'file = open(sys.argv[1], "w"); print(lock_file(file.fileno()), flush=True); input()'
+    )
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, str(file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == 'True\n'
+    try:
+        yield
+    finally:
+        process.communicate('\n')
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +88,8 @@ def test_killed_equals_never_killed(
         variables = dict(KILLED_AFTER=str(number), TOOL=str(PREDICT))
         run = Script(script, *args, log=tmp_path / 'log.txt', cwd=tmp_path, **variables)
         run.process.join()
-        assert run.process.exitcode == -9 and not (out / 'predictions.json').exists()
+        assert run.process.exitcode == -9
+        assert not (out / 'predictions.json').exists() and not [*out.glob('drawn/*.mp4')]
         last = (out / 'unfinished' / '0.jsonl').read_text().splitlines()[-1]
         assert last == '{"image": "half of a li'
     result = run_tool_captured('predict', *args)
@@ -148,6 +173,69 @@ def test_unreadable_images_are_listed_and_the_others_are_predicted(
     assert files_of(tmp_path / 'out') == files_of(tmp_path / 'expected')
 
 
+def test_images_beyond_the_memory_of_the_gpu_are_listed(
+    jobs, images: Path, run_tool_captured, tmp_path: Path, monkeypatch
+) -> None:
+    def predict_small(inferencer: object, loaded: list) -> list:
+        if any('000000500003' in image.path for image in loaded):
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory.')
+        return predict_loaded(inferencer, loaded)
+
+    predict_loaded = mmhatnet.prediction.job.predict_loaded
+    args = arguments(jobs['imagenet'], images, tmp_path / 'out', '--no-drawn')
+    with monkeypatch.context() as here:
+        here.setattr(mmhatnet.prediction.job, 'predict_loaded', predict_small)
+        result = run_tool_captured('predict', *args)
+    assert '500003.jpg needs more memory than the GPU has, in a batch of 1 ' in result.stderr
+    assert result.returncode == 1 and run_tool_captured('predict', *args).returncode == 0
+    assert len(json.loads((tmp_path / 'out' / 'predictions.json').read_text())) == 11
+
+
+def test_damaged_records_and_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    settings = dict(checkpoint='a')
+    with Records(tmp_path / 'unfinished') as records:
+        records.begin(settings, overwrite=False)
+        with records.open(0) as writer:
+            for number in range(3):
+                writer.add(image=str(number), size=(1, 2), results=[number])
+            writer.add(image='3', size=(1, 2), results=[float('nan')])
+            for number in range(2):
+                writer.add(video='film', frame=number, image=f'film/{number}', results=[])
+            writer.add(video='film', frames=2, stated=3)
+        file = tmp_path / 'unfinished' / '0.jsonl'
+        file.write_bytes(file.read_bytes().replace(b'{"image": "1"', b'\0' * 13) + b'{"ima')
+    with Records(tmp_path / 'unfinished') as records:
+        records.begin(settings, overwrite=False)
+        index = records.index()
+    assert index.failed == {'3': 'has predictions that are not finite'}
+    assert [*index.places] == ['0', '2', 'film']
+    read = [record['image'] for record in index.read(['film', '2', '1', '0'])]
+    assert read == ['film/0', 'film/1', '2', '0']
+    assert 'states 3 frames, of which 2' in index.notes['film']
+    # Records without settings are those of a job that was killed while it deleted them.
+    (tmp_path / 'unfinished' / 'settings.json').unlink()
+    with Records(tmp_path / 'unfinished') as records:
+        records.begin(dict(checkpoint='b'), overwrite=False)
+        assert not records.index().places
+
+
+def test_batches_do_not_depend_on_what_is_done(images: Path) -> None:
+    paths = [str(path) for path in sorted(images.rglob('*.jpg'))]
+    batches = list(batches_of(paths, 2, ()))
+    assert sorted(path for batch in batches for path in batch) == paths
+    for done in {paths[0]}, {*batches[0]}, {*paths[2:5]}, {*paths}:
+        left = [batch for batch in batches if not done.issuperset(batch)]
+        assert list(batches_of(paths, 2, done)) == left
+
+
+def test_results_among_the_images_are_not_predicted(
+    jobs, images: Path, run_tool, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        run_tool('predict', *arguments(jobs['semfpn'], images, images))
+        assert len(json.loads((images / 'predictions.json').read_text())) == 11
+
+
 def test_an_unfinished_prediction_is_not_mixed_with_another(
     jobs, images: Path, run_tool_captured, tmp_path: Path
 ) -> None:
@@ -168,8 +256,7 @@ def test_an_unfinished_prediction_is_not_mixed_with_another(
     assert re.search(f'that did not finish, with another checkpoint: {hint}', run(other, images))
     assert f'with another --no-drawn: {hint}' in run(checkpoint, images, '--no-drawn')
     assert 'has predictions of 4 other images, ' in run(checkpoint, images / 'val2017')
-    with (out / 'unfinished' / 'lock').open('w') as lock:
-        flock(lock, LOCK_EX)
+    with locked(out / 'unfinished' / 'lock'):
         assert 'Another process writes to ' in run(checkpoint, images)
     assert files_of(out) == before
 

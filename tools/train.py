@@ -4,11 +4,12 @@ import argparse
 import shlex
 import signal
 import sys
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
 
 from mmhatnet import cli
 from mmhatnet.checkpoints.folder import find_checkpoint
@@ -33,9 +34,15 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--save-every',
-        type=float,
+        type=minutes,
         metavar='MINUTES',
         help='also save latest.pth at this interval (default: only as the config says)',
+    )
+    parser.add_argument(
+        '--reapply-settings',
+        action='store_true',
+        help="with --resume: use the config's optimizer settings and schedules where the "
+        'checkpoint has others',
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
@@ -44,6 +51,13 @@ def parse_args() -> argparse.Namespace:
         help="scale the learning rate by the batch size over the config's auto_scale_lr",
     )
     return parser.parse_args()
+
+
+def minutes(text: str) -> float:
+    number = float(text)
+    if not 0 < number < inf:
+        raise ValueError
+    return number
 
 
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
@@ -64,14 +78,16 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.auto_scale_lr.enable = True
 
 
-def read_checkpoint(cfg: Config, resume: str | None) -> Checkpoint | None:
+def read_checkpoint(
+    cfg: Config, resume: str | None, say: Callable[[str], object]
+) -> Checkpoint | None:
     """Reads the checkpoint from which training starts or resumes.
 
     Without a checkpoint to resume from, training starts as the config says.
     """
     checkpoint = None
     if resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
-        checkpoint = WorkFolder(cfg.work_dir).newest_readable()
+        checkpoint = WorkFolder(cfg.work_dir).newest_readable(say)
         cfg.resume = checkpoint is not None
         if checkpoint:
             cfg.load_from = checkpoint.place
@@ -81,8 +97,8 @@ def read_checkpoint(cfg: Config, resume: str | None) -> Checkpoint | None:
         checkpoint = Checkpoint(cfg.load_from)
     if cfg.get('resume'):
         verify_resumable(checkpoint)
-    elif resume is not None and is_main_process():
-        print(
+    elif resume is not None:
+        say(
             f'There is nothing to resume in {cfg.work_dir}: the training starts from the beginning.'
         )
     return checkpoint
@@ -99,14 +115,15 @@ def report_earlier_training(cfg: Config) -> None:
         )
 
 
-def resume_command() -> str:
-    """Returns the command that resumes this training."""
-    words = iter(sys.argv)
-    kept = []
+def resume_command(launcher: str) -> str:
+    """Says how this training is resumed."""
+    if launcher != 'none':  # Its own command line is not known.
+        return 'the same command and --resume'
+    words, kept = iter(sys.argv), []
     for word in words:
-        if word == '--resume' or word.startswith('--resume='):
-            following = [] if '=' in word else [next(words, '')]
-            kept += [w for w in following if w.startswith('-')]
+        if word.startswith('--res'):  # argparse accepts the beginning of an option
+            following = next(words, '') if '=' not in word else ''
+            kept += [following] if following.startswith('-') else []
         else:
             kept.append(word)
     return shlex.join([sys.executable, *kept, '--resume'])
@@ -118,7 +135,8 @@ def main() -> None:
     cfg = cli.load_config(args)
     require_complete(cfg, 'train', 'val')
     apply_options(cfg, args)
-    checkpoint = read_checkpoint(cfg, args.resume)
+    first = cli.is_first_process(cfg)
+    checkpoint = read_checkpoint(cfg, args.resume, print if first else lambda text: None)
     cli.require_sound_job(cfg, args, 'train', 'val')
     with build_errors_as_messages(cfg):
         checkpoints = read_pretrained(cfg)
@@ -126,7 +144,7 @@ def main() -> None:
             checkpoints.append(checkpoint)
     folder = WorkFolder(cfg.work_dir)
     with load_weights_only(*checkpoints), build_errors_as_messages(cfg):
-        if is_main_process():
+        if first:
             report_earlier_training(cfg)
             folder.lock()
             if not cfg.get('resume'):
@@ -140,11 +158,12 @@ def main() -> None:
         try:
             runner.train()  # MMEngine loads the content read above, and calls its hooks.
         except Stopped as stopped:
-            name = signal.Signals(stopped.signal).name
-            print(
-                f'{name} stopped the training, and {stopped.checkpoint} holds all of it. '
-                f'It continues with: {resume_command()}'
-            )
+            if first:
+                print(
+                    f'{signal.Signals(stopped.signal).name} stopped the training, and '
+                    f'{stopped.checkpoint} holds all of it. It continues with: '
+                    f'{resume_command(cfg.launcher)}'
+                )
             raise SystemExit(128 + stopped.signal) from None
         finally:
             folder.unlock()

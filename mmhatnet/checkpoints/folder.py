@@ -1,5 +1,6 @@
 """Finds the checkpoint that a user means, in a work folder the newest one."""
 
+import math
 import os
 import re
 import time
@@ -10,7 +11,6 @@ from mmhatnet.errors import CheckpointError
 
 RECORD = 'last_checkpoint'
 LATEST = 'latest.pth'
-TIME = '%Y%m%d_%H%M%S'  # as MMEngine writes it
 
 
 def find_checkpoint(place: str | Path) -> str | None:
@@ -58,22 +58,25 @@ def newest_first(folder: Path) -> list[Path]:
     recorded = _recorded(folder)
     places = [folder / (_name(recorded) or '.'), Path(recorded or '.')]
     last = next((path for path in places if path.is_file()), None)
-    found = {path for path in folder.glob('*.pth') if _number(path) is not None}
-    if last:
-        found.add(last)
+    found = {last} if last else set()
+    for place in {folder, last.parent if last else folder}:  # CheckpointHook's out_dir
+        found |= {path for path in place.glob('*.pth') if _number(path) is not None}
     return sorted(
         found, key=lambda path: (saved_at(path), path == last, _number(path) or 0), reverse=True
     )
 
 
-def saved_at(path: Path) -> str:
-    """Returns when a checkpoint was saved, as text that sorts by time."""
+def saved_at(path: Path) -> float:
+    """Returns when a checkpoint was saved, in seconds since 1970."""
     try:
-        saved = read_meta(path)['time']
-        time.strptime(saved, TIME)
+        meta = read_meta(path)
+        if 'saved' in meta:  # by mmhatnet.training
+            saved = float(meta['saved'])
+        else:  # MMEngine's own, in local time
+            saved = time.mktime(time.strptime(meta['time'], '%Y%m%d_%H%M%S'))
     except Exception:  # A damaged file may raise anything.
-        return time.strftime(TIME, time.localtime(path.stat().st_mtime))
-    return str(saved)
+        saved = math.nan
+    return saved if math.isfinite(saved) else path.stat().st_mtime
 
 
 def _recorded(folder: Path) -> str:

@@ -88,6 +88,12 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def is_first_process(cfg: Config) -> bool:
+    """Returns whether this process is the first of its job. They need not be connected yet."""
+    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    return os.environ.get(ranks.get(cfg.launcher, ''), '0') == '0'
+
+
 def find_device(name: str | None) -> str:
     """Returns the device that ``--device`` names, or by default a GPU if there is one.
 
@@ -126,18 +132,19 @@ def build_runner(
     recipe.update(args.given)
     if recipe.get('resume'):
         recipe.update(resume=False, load_from=None)
+    if resumed and cfg.get('randomness', {}).get('seed') is None:
+        # The order of the data follows from the seed.
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=resumed.meta.get('seed'))
     target = Path(cfg.work_dir, Path(args.config).name)
 
     base = RUNNERS.get(cfg.get('runner_type', 'Runner'))
 
     class JobRunner(*((ReliableTraining, base) if train else (base,))):  # type: ignore[misc]
         save_every = getattr(args, 'save_every', None)
-        resumed_seed = resumed.meta.get('seed') if resumed else None
+        reapply_settings = getattr(args, 'reapply_settings', False)
 
         def dump_config(self) -> None:
             self.cfg = recipe  # checkpoints hold it as well
-            if train and target.resolve() != Path(args.config).resolve():
-                super().dump_config()
 
         @staticmethod
         def build_dataloader(*args, **kwargs) -> DataLoader:
@@ -158,6 +165,9 @@ def build_runner(
                 )
             with force_weights_only():
                 super().load_or_resume()
+            # A training that cannot resume leaves the config of the earlier one.
+            if train and target.resolve() != Path(args.config).resolve():
+                super().dump_config()
 
     return JobRunner.from_cfg(cfg)
 

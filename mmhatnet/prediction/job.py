@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from mmhatnet.prediction.records import Records, Writer
 
 # Among the images of this many batches, those of one size are put together.
 BATCHES_IN_WINDOW = 8
+# Folders of images that are no input.
+WRITTEN = ('drawn', 'labels', 'unfinished')
 
 
 def write_predictions(
@@ -75,6 +78,9 @@ def write_predictions(
             predicted first.
     """
     out_dir, (rank, number) = Path(out_dir), rank_and_number()
+    # The folder of the results may be among the images.
+    written = tuple(os.path.abspath(out_dir / name) + os.sep for name in WRITTEN)
+    paths = [path for path in paths if not os.path.abspath(path).startswith(written)]
 
     def begin() -> tuple[list[str], set[str]]:
         if isinstance(ids := ids_of(cfg.default_scope, ann_file, inferencer.classes), Annotated):
@@ -169,6 +175,9 @@ class Share:
     batch_size: int
     workers: int
 
+    def __post_init__(self) -> None:
+        self.load = ImageLoader(self.inferencer)
+
     def predict(self, pieces: Sequence[list[str]], visible: bool) -> None:
         """Predicts images and videos.
 
@@ -176,7 +185,6 @@ class Share:
             pieces (Sequence[list[str]]): Some of ``pieces()``.
             visible (bool): Whether to show the progress.
         """
-        self.load = ImageLoader(self.inferencer)
         windows = [piece for piece in pieces if not is_video(piece[0])]
         total = sum(path not in self.done for window in windows for path in window)
         with Progress(disable=not visible) as progress:

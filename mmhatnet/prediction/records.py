@@ -10,8 +10,8 @@ has no complete line was not predicted. A line is one of
 - ``{"image": path, "failed": reason}``, also for a video
 """
 
-import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from mmhatnet.errors import DataError
+from mmhatnet.locks import lock_file
 from mmhatnet.prediction.files import complete_or_absent, names_the_file
 
 
@@ -130,14 +131,18 @@ class Records:
                     path.unlink()
                 self._lock()
         file = self.folder / 'settings.json'
-        try:
-            earlier = json.loads(file.read_text())
-        except (OSError, ValueError):  # the job was killed before it predicted anything
-            earlier = None
-        if earlier is None:
-            with complete_or_absent(file, self.folder / 'new') as partial:
-                partial.write_text(json.dumps(settings))
-        elif others := [name for name in settings if earlier.get(name) != settings[name]]:
+        if not file.exists():
+            for left in self._files():  # of a job that was killed while it deleted its records
+                left.unlink()
+            with (
+                complete_or_absent(file, self.folder / 'new') as partial,
+                partial.open('w') as stream,
+            ):
+                json.dump(settings, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+        earlier = json.loads(file.read_text())
+        if others := [name for name in settings if earlier.get(name) != settings[name]]:
             raise DataError(
                 f'{self.folder} is of a prediction that did not finish, with another '
                 f'{" and another ".join(others)}: finish it with the same settings, name another '
@@ -149,15 +154,12 @@ class Records:
     def _lock(self) -> None:
         """Holds a lock until the file is closed, at the latest by the end of this process."""
         self.lock = (self.folder / 'lock').open('w')
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f'Another process writes to {self.folder}: wait for it, or name another --out-dir. '
-                'Processes that are to share the images need --launcher.'
-            ) from None
-        except OSError:  # not every network file system has locks
-            pass
+        with suppress(OSError):  # not every network file system has locks
+            if not lock_file(self.lock.fileno()):
+                raise DataError(
+                    f'Another process writes to {self.folder}: wait for it, or name another '
+                    '--out-dir. Processes that are to share the images need --launcher.'
+                )
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob('*.jsonl'))
@@ -177,8 +179,9 @@ class Records:
         return Writer(self.folder / f'{process}.jsonl')
 
     def remove(self) -> None:
-        """Deletes the records."""
+        """Deletes the records, the settings first: without them the others are worth nothing."""
         self.lock.close()  # NFS keeps files that are open
+        (self.folder / 'settings.json').unlink()
         shutil.rmtree(self.folder)
 
 

@@ -19,10 +19,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from mmhatnet.training.random_state import seeded
 
 
-class SeededBatch:
+class SeededBatch(Sequence):
     """The indices of a batch. Random numbers are seeded while a sample is loaded.
 
     Iterating over it yields the indices, which the data loader uses to load samples.
+
+    Args:
+        indices (Sequence): The indices.
+        *numbers (int): Non-negative numbers from which the random numbers follow.
     """
 
     def __init__(self, indices: Sequence[Any], *numbers: int) -> None:
@@ -31,6 +35,9 @@ class SeededBatch:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.indices[place]
 
     def __iter__(self) -> Iterator[Any]:
         for place, index in enumerate(self.indices):

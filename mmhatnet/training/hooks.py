@@ -9,19 +9,32 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.dist import (
+    all_gather_object,
+    all_reduce,
+    barrier,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch.utils import _pytree
 
 from mmhatnet.checkpoints.folder import LATEST
-from mmhatnet.errors import CheckpointError
 from mmhatnet.training.loops import EpochLoop, PlacedIterator
 from mmhatnet.training.random_state import random_state, restore_random_state
+from mmhatnet.training.resume_settings import (
+    reapply_settings,
+    require_same_settings,
+    settings_of,
+)
 from mmhatnet.training.saving import save_resumable
+from mmhatnet.training.schedules import drop_functions
 
 STATE = 'mmhatnet'  # the entry of a checkpoint that holds what MMEngine does not save
 SIGNALS = ('SIGTERM', 'SIGUSR1', 'SIGINT')
+SAME_SIGNAL = 1.0  # the seconds within which further signals are taken for the first one
 
 
 class ResumeHook(Hook):
@@ -32,63 +45,90 @@ class ResumeHook(Hook):
 
     Attributes:
         needed (int): The bytes of the tensors in the last checkpoint.
+        validating (bool): Whether the next checkpoint is saved in the middle of a validation, which
+            is then repeated when training resumes.
     """
 
     priority = 'LOWEST'
 
     def __init__(self) -> None:
         self.needed = 0
+        self.validating = False
         self._before_validation: dict[str, torch.Tensor] | None = None
-        self._resumed: Mapping[str, Any] = {}
+        self._meta: dict[str, Any] = {}
         self._states: list[dict[str, torch.Tensor]] = []
+        self._resumed: dict[str, Any] = {}
 
-    def collect(self) -> None:
-        """Collects the random states of all processes for the next checkpoint."""
-        # A training that resumes from here does not validate first.
-        states: list[Any] = all_gather_object(self._before_validation or random_state())
-        self._states = states
+    def prepare(self, meta: dict[str, Any] | None, resumable: bool) -> None:
+        """Prepares for the next checkpoint. All processes call it.
+
+        Args:
+            meta (dict[str, Any] | None): The epoch and the iteration. FlexibleRunner forgets them.
+            resumable (bool): Whether training can resume from it.
+        """
+        self._meta = dict(meta or {})
+        if resumable:
+            # A training that resumes from here starts before the validation or after it.
+            states: list[Any] = all_gather_object(self._before_validation or random_state())
+            self._states = states
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Adds the state to a checkpoint from which training can resume."""
-        leaves = _pytree.tree_leaves(checkpoint)
-        self.needed = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+        # The local time that MMEngine stores is not the same everywhere, and not always monotonic.
+        checkpoint['meta'].update(self._meta, saved=time.time())
         if self._states:
             done = getattr(runner.train_loop, 'done', 0)
-            checkpoint[STATE] = dict(random=self._states, done=done)
+            checkpoint[STATE] = dict(
+                random=self._states,
+                done=done,
+                validating=self.validating,
+                settings=settings_of(runner),
+            )
+            drop_functions(checkpoint)
             self._states = []
+        leaves = _pytree.tree_leaves(checkpoint)
+        self.needed = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Keeps the state of a checkpoint until training starts."""
+        """Compares the settings, and keeps the state of a checkpoint until training starts.
+
+        Raises:
+            CheckpointError: If the settings differ.
+        """
+        if not runner._resume:
+            return
+        compare = reapply_settings if runner.reapply_settings else require_same_settings
+        checkpoint.update(compare(runner, checkpoint))
         state = checkpoint.get(STATE)
-        self._resumed = state if isinstance(state, Mapping) else {}
+        self._resumed = dict(state) if isinstance(state, Mapping) else {}
 
     def before_train(self, runner: Runner) -> None:
         """Moves the loop to the place in the data where training resumes."""
-        if not runner._resume or not runner.iter:  # noqa: SLF001
+        if not runner._resume or not runner.iter:
             return
-        loop = runner.train_loop
-        done = self._resumed.get('done')
+        loop, order = runner.train_loop, runner.order
+        iterator = getattr(loop, 'dataloader_iterator', None)
         if isinstance(loop, EpochLoop):
-            loop.done = done if type(done) is int else _done_in_epoch(runner)
+            done = self._resumed.get('done')
+            if type(done) is not int:  # MMEngine's own checkpoints do not say it.
+                done = runner.iter - runner.epoch * len(loop.dataloader)
+            loop.done = max(done, 0)
+        elif not isinstance(iterator, PlacedIterator):  # a loop of somebody else's
+            if order:
+                order.first = runner.iter
         # MMEngine's option not to return to the place in the data is for slow data loaders.
-        elif not getattr(loop, 'fast_forward_on_resume', False):
-            iterator = getattr(loop, 'dataloader_iterator', None)
-            if isinstance(iterator, PlacedIterator):
-                iterator.start_at(runner.iter)
+        elif getattr(loop, 'fast_forward_on_resume', False):
+            order.first = runner.iter
+        else:
+            iterator.start_at(runner.iter)
+        if self._resumed.get('validating') and runner.val_loop is not None:
+            self._restore(runner)
+            runner.val_loop.run()
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Restores the random state."""
-        states = self._resumed.get('random')
+        self._restore(runner)
         self._resumed = {}
-        if not runner._resume or states is None:  # noqa: SLF001
-            return
-        if not isinstance(states, list) or len(states) != get_world_size():
-            runner.logger.warning(
-                f'The checkpoint holds random states of {len(states)} processes, and this training '
-                f'has {get_world_size()}: the random numbers start afresh.'
-            )
-            return
-        restore_random_state(states[get_rank()])
 
     def before_val(self, runner: Runner) -> None:
         """Keeps the random state of training."""
@@ -100,22 +140,17 @@ class ResumeHook(Hook):
             restore_random_state(self._before_validation)
             self._before_validation = None
 
-
-def _done_in_epoch(runner: Runner) -> int:
-    """Returns how many batches of the epoch a checkpoint of MMEngine's own has seen."""
-    info = runner.message_hub.runtime_info
-    epochs, iterations = info.get('max_epochs'), info.get('max_iters')
-    if not epochs or not iterations:
-        return 0
-    done: int = runner.iter - runner.epoch * (iterations // epochs)
-    length = len(runner.train_dataloader)
-    if done > 0 and iterations // epochs != length:
-        raise CheckpointError(
-            f'The checkpoint lies inside an epoch of {iterations // epochs} iterations, and an '
-            f'epoch has {length} now: resume with the same data, batch size and number of '
-            'processes, or from a checkpoint at the end of an epoch.'
-        )
-    return max(done, 0)
+    def _restore(self, runner: Runner) -> None:
+        states = self._resumed.get('random')
+        if not isinstance(states, list):  # a checkpoint of MMEngine's own
+            return
+        if len(states) == get_world_size():
+            restore_random_state(states[get_rank()])
+        else:
+            runner.logger.warning(
+                f'The checkpoint holds random states of {len(states)} processes, and this training '
+                f'has {get_world_size()}: the random numbers start afresh.'
+            )
 
 
 class Stopped(Exception):
@@ -134,7 +169,8 @@ class Stopped(Exception):
 class StopHook(Hook):
     """Saves ``latest.pth`` when a signal stops the job, and at intervals of time.
 
-    SIGTERM, SIGUSR1 and Ctrl-C stop a job after the iteration. A second signal stops it at once.
+    SIGTERM, SIGUSR1 and Ctrl-C stop a job after the iteration. A second signal stops it at once,
+    unless it follows immediately: launchers pass on a signal that the job has received as well.
 
     Args:
         minutes (float, optional): The time between checkpoints. Defaults to None, for none.
@@ -148,6 +184,8 @@ class StopHook(Hook):
         self.minutes = minutes
         self.every = every
         self._received = 0
+        self._received_at = 0.0
+        self._batches_left = 0
         self._path = ''
         self._handlers: dict[int, Any] = {}
         self._saved = time.monotonic()
@@ -157,7 +195,9 @@ class StopHook(Hook):
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-            self._handlers = {n: signal.signal(n, self._receive) for n in numbers}
+            # A shell makes a job in the background ignore Ctrl-C.
+            heeded = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
+            self._handlers = {n: signal.signal(n, self._receive) for n in heeded}
 
     def after_train(self, runner: Runner) -> None:
         """Ends listening to signals."""
@@ -166,15 +206,16 @@ class StopHook(Hook):
     def restore_handlers(self) -> None:
         """Lets signals end the process as before."""
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
         self._handlers = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received:
-            self.restore_handlers()
-            os.kill(os.getpid(), number)
+            if time.monotonic() - self._received_at >= SAME_SIGNAL:
+                self.restore_handlers()
+                os.kill(os.getpid(), number)
             return
-        self._received = number
+        self._received, self._received_at = number, time.monotonic()
         name = signal.Signals(number).name
         os.write(2, f'{name}: saving after this iteration; a second one stops at once\n'.encode())
 
@@ -182,38 +223,51 @@ class StopHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Saves a checkpoint if it is time, and ends training after a signal."""
-        world = get_world_size()
-        if world > 1 and (runner.iter + 1) % self.every:
-            return
         wrapper = runner.optim_wrapper
         if getattr(wrapper, '_inner_count', 0) % getattr(wrapper, '_accumulative_counts', 1):
             return  # The gradients that are being accumulated are in no checkpoint.
-        minutes = (time.monotonic() - self._saved) / 60
-        due = self.minutes is not None and minutes >= self.minutes and is_main_process()
-        told = torch.tensor([self._received, int(due)])
-        if world > 1:
-            all_reduce(told, 'max')
-        number, due = int(told[0]), bool(told[1])
+        number, due = self._told(runner.iter + 1)
         if number or due:
             self._save(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
         if number:
             self._stop(number)
 
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Counts the batches of the validation, which may differ between processes."""
+        self._batches_left = len(runner.val_dataloader)
+        if get_world_size() > 1:
+            count = torch.tensor([self._batches_left])
+            all_reduce(count, 'min')
+            self._batches_left = int(count[0])
+
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Ends training after a signal. Validation is not repeated when training resumes."""
-        if not self._handlers or (get_world_size() > 1 and (batch_idx + 1) % self.every):
-            return
-        told = torch.tensor([self._received])
-        if get_world_size() > 1:
-            all_reduce(told, 'max')
-        if number := int(told[0]):
+        """Ends training after a signal. When it resumes, the validation is repeated."""
+        self._batches_left -= 1
+        # The metrics follow the last batch. MMPretrain's EMAHook then validates a second time.
+        if self._batches_left > 0 and (number := self._told(batch_idx + 1)[0]):
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook) and getattr(hook, 'evaluate_on_ema', True):
+                    hook._swap_ema_parameters()  # back to those of training
+            runner.resume_hook.validating = True
             self._save(runner, dict(epoch=runner.epoch, iter=runner.iter))
             self._stop(number)
 
+    def _told(self, batches: int) -> tuple[int, bool]:
+        """Returns the signal that a process has received, or 0, and whether it is time to save."""
+        minutes = (time.monotonic() - self._saved) / 60
+        due = self.minutes is not None and minutes >= self.minutes and is_main_process()
+        told = torch.tensor([self._received, int(due)])
+        if get_world_size() > 1:
+            if batches % self.every:
+                return 0, False
+            all_reduce(told, 'max')
+        return int(told[0]), bool(told[1])
+
     def _save(self, runner: Runner, meta: dict[str, int]) -> None:
         self._path = save_resumable(runner, runner.work_dir, LATEST, meta=meta, by_epoch=False)
+        barrier()  # A launcher ends all processes when the first one ends.
         self._saved = time.monotonic()
 
     def _stop(self, number: int) -> NoReturn:

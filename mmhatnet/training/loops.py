@@ -9,7 +9,7 @@ from mmengine.runner.base_loop import BaseLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader
 
-from mmhatnet.training.data_order import OrderedBatches, order_batches
+from mmhatnet.training.data_order import OrderedBatches
 
 
 class EpochLoop(EpochBasedTrainLoop):
@@ -30,7 +30,10 @@ class EpochLoop(EpochBasedTrainLoop):
         if self.order:
             self.order.first = self._iter
             self.order.rest = islice(iter(self.order.batches), self.done, None)
-        for index, batch in enumerate(self.dataloader, self.done):
+            batches = iter(self.dataloader)
+        else:  # What is passed over must be read.
+            batches = islice(self.dataloader, self.done, None)
+        for index, batch in enumerate(batches, self.done):
             self.done = index + 1
             self.run_iter(index, batch)
         self.done = 0
@@ -87,22 +90,20 @@ class PlacedIterator(_InfiniteDataloaderIterator):
     def _next_epoch(self) -> None:
         self._epoch += 1
         loader = self._dataloader
-        for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
+        samplers: list[Any] = [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
+        for sampler in samplers:
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(self._epoch)
                 break
 
 
-def place_loop(loop: BaseLoop, *numbers: int) -> None:
+def place_loop(loop: BaseLoop, order: OrderedBatches) -> None:
     """Makes a loop independent of what it has read before, if it is one of MMEngine's.
 
     Args:
         loop (BaseLoop): The loop, which is changed.
-        *numbers (int): The numbers of ``order_batches``.
+        order (OrderedBatches): The order of its batches.
     """
-    order = order_batches(loop.dataloader, *numbers)
-    if order is None:
-        return
     if isinstance(loop, EpochLoop):
         loop.order = order
     elif type(loop).run is IterBasedTrainLoop.run:

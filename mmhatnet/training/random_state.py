@@ -20,7 +20,8 @@ def random_state() -> dict[str, torch.Tensor]:
         dict[str, torch.Tensor]: Integers, which a weights-only reader accepts.
     """
     version, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    _, keys, position, has_gauss, cached = numpy_state
     state = dict(
         python=torch.tensor([version, *words]),
         numpy=torch.tensor([*keys.tolist(), position, has_gauss]),

@@ -1,7 +1,8 @@
 """The runner of tools/train.py: MMEngine's, which survives kills and resumes exactly."""
 
+import errno
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.dist import barrier, get_rank, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
@@ -10,71 +11,83 @@ from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner
 from mmengine.runner.base_loop import BaseLoop
 
 from mmhatnet.config_walk import class_of
-from mmhatnet.training.data_order import isolate_workers
-from mmhatnet.training.hooks import ResumeHook, StopHook
+from mmhatnet.errors import CheckpointError
+from mmhatnet.training.data_order import OrderedBatches, isolate_workers, order_batches
+from mmhatnet.training.hooks import ResumeHook, StopHook, Stopped
 from mmhatnet.training.loops import EpochLoop, place_loop
 from mmhatnet.training.saving import WholeCheckpointHook, unfinished_path, written_whole
 
+if TYPE_CHECKING:
+    from mmengine.runner import Runner as Base
+else:
+    Base = object
 
-class ReliableTraining:
+
+class ReliableTraining(Base):
     """What a runner needs beyond MMEngine's. Mixed into the runner class of a config.
 
     Attributes:
         save_every (float | None): The minutes between checkpoints; None for none.
-        resumed_seed (int | None): The seed of the training to be resumed. The order of the data
-            follows from it.
+        reapply_settings (bool): Whether the settings of the config replace those of a checkpoint.
+        order (OrderedBatches | None): The order of the training data; None if it is not known.
     """
 
     save_every: float | None = None
-    resumed_seed: int | None = None
+    reapply_settings = False
+    order: OrderedBatches | None = None
+    _train_dataloader: Any
 
-    def set_randomness(self: Any, seed: int | None = None, **settings: Any) -> None:
-        """Seeds the random numbers, without a seed in the config as before the interruption."""
-        super().set_randomness(self.resumed_seed if seed is None else seed, **settings)
-
-    def register_hook(self: Any, hook: Hook | dict[str, Any], priority: Any = None) -> None:
-        """Registers a hook, in place of MMEngine's CheckpointHook one that writes whole files."""
-        if isinstance(hook, dict) and class_of(HOOKS, hook) is CheckpointHook:
-            hook = {**hook, 'type': WholeCheckpointHook}
+    def register_hook(self, hook: Hook | dict[str, Any], priority: Any = None) -> None:
+        """Registers a hook, in place of a CheckpointHook one that keeps whole files."""
+        found = class_of(HOOKS, hook) if isinstance(hook, dict) else None
+        if found and issubclass(found, CheckpointHook):
+            hook = {**hook, 'type': type(found.__name__, (WholeCheckpointHook, found), {})}
         super().register_hook(hook, priority)
 
-    def register_hooks(self: Any, *args: Any, **kwargs: Any) -> None:
+    def register_hooks(self, *args: Any, **kwargs: Any) -> None:
         """Registers the hooks of the config and those of this package."""
         super().register_hooks(*args, **kwargs)
-        self.resume_hook = ResumeHook()
         self.stop_hook = StopHook(self.save_every)
-        self.register_hook(self.resume_hook)
+        self.resume_hook = ResumeHook()
         self.register_hook(self.stop_hook)
+        self.register_hook(self.resume_hook)
 
-    def build_train_loop(self: Any, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+    def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Builds a training loop that can start inside an epoch."""
-        if isinstance(loop, dict):
-            by_epoch = 'type' not in loop and loop.get('by_epoch')
-            if by_epoch or class_of(LOOPS, loop) is EpochBasedTrainLoop:
-                loop = {key: loop[key] for key in loop if key not in ('by_epoch', 'type')}
-                loop['type'] = EpochLoop
-            built: BaseLoop = super().build_train_loop(loop)
-            place_loop(built, self.seed, get_rank())
-            return built
-        return loop
+        if not isinstance(loop, dict):
+            return loop
+        by_epoch = 'type' not in loop and loop.get('by_epoch')
+        if by_epoch or class_of(LOOPS, loop) is EpochBasedTrainLoop:
+            loop = {key: loop[key] for key in loop if key not in ('by_epoch', 'type')}
+            loop['type'] = EpochLoop
+        # The original MMEngine starts to read data when it builds a loop.
+        self._train_dataloader = self.build_dataloader(
+            self._train_dataloader,
+            seed=self.seed,
+            diff_rank_seed=self._randomness_cfg.get('diff_rank_seed', False),
+        )
+        self.order = order_batches(self._train_dataloader, self.seed, get_rank())
+        built: BaseLoop = super().build_train_loop(loop)
+        if self.order:
+            place_loop(built, self.order)
+        return built
 
-    def build_val_loop(self: Any, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+    def build_val_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Builds a validation loop, whose workers leave signals to this process."""
         built: BaseLoop = super().build_val_loop(loop)
         isolate_workers(built.dataloader)
         return built
 
-    def save_checkpoint(self: Any, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Saves a checkpoint, which is whole or absent.
 
         Raises:
             CheckpointError: If it cannot be written. Earlier checkpoints stay.
         """
+        self.resume_hook.prepare(kwargs.get('meta'), kwargs.get('save_optimizer', True))
         if '://' in str(out_dir):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
-        if kwargs.get('save_optimizer', True):
-            self.resume_hook.collect()
         path = Path(out_dir, filename)
         if is_main_process():
             with written_whole(path, lambda: self.resume_hook.needed) as unfinished:
@@ -84,18 +97,30 @@ class ReliableTraining:
             super().save_checkpoint(out_dir, unfinished_path(path).name, *args, **kwargs)
             self._wait()
 
-    def _wait(self: Any) -> None:
+    def _wait(self) -> None:
         """Waits for the processes that write parts of a checkpoint, as FlexibleRunner's may."""
         if isinstance(self, FlexibleRunner):
             barrier()
 
-    def train(self: Any) -> Any:
+    def train(self) -> Any:
         """Trains the model.
 
         Raises:
             Stopped: If a signal has stopped it.
+            CheckpointError: If the disk is full.
         """
         try:
             return super().train()
+        except Stopped:
+            self.visualizer.close()  # writes what it holds
+            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            file = error.filename or f'A file in {self.work_dir}'
+            raise CheckpointError(
+                f'{file} cannot be written ({error.strerror}): make space. Earlier checkpoints are '
+                'whole: --resume continues from the newest.'
+            ) from error
         finally:
             self.stop_hook.restore_handlers()

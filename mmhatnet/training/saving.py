@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent, and deletions that wait until the next one is whole."""
 
+import errno
 import os
 import re
 import shutil
@@ -48,7 +49,8 @@ def written_whole(path: Path, needed: Callable[[], int] = lambda: 0) -> Iterator
             shutil.rmtree(path)
         if unfinished.exists():
             os.replace(unfinished, path)
-            _sync(path.parent)
+            if os.name != 'nt':  # Windows opens no folders.
+                _sync(path.parent)
     except OSError as error:
         _remove(unfinished)
         raise CheckpointError(_why_not_written(path, error, needed())) from error
@@ -88,13 +90,15 @@ def save_resumable(runner: Runner, folder: str, name: str, **settings: Any) -> s
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file or a folder is on the disk, where the system can tell."""
-    with suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Waits until a file or a folder is on the disk. Some network disks are full only then."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot tell
+            raise
+    finally:
+        os.close(handle)
 
 
 def _remove(path: Path) -> None:
@@ -130,7 +134,7 @@ class LaterRemovals:
     def rmtree(self, path: str) -> None:
         self._removals[str(path)] = partial(self._backend.rmtree, path)
 
-    def keep(self, path: str) -> None:
+    def keep(self, path: object) -> None:
         """Forgets a removal, because the file was written again."""
         self._removals.pop(str(path), None)
 
@@ -145,45 +149,55 @@ class WholeCheckpointHook(CheckpointHook):
     """MMEngine's CheckpointHook, which never leaves a folder without a whole checkpoint.
 
     A checkpoint that is no longer needed is deleted after the next one is on the disk. Of the files
-    that a resumed checkpoint names, only those are deleted that this training would have written:
-    they lie in its folder and have the names of its checkpoints.
+    that a resumed checkpoint names, only those are deleted that this training has written: they and
+    the checkpoint lie in its folder, and they have the names of its checkpoints.
     """
+
+    file_backend: Any
+    best_ckpt_path: str | None
+    best_ckpt_path_dict: dict[str, str | None]
 
     def before_train(self, runner: Runner) -> None:
         """Prepares the folder, and forgets what a resumed checkpoint says of other files."""
-        info = runner.message_hub.runtime_info
-        if 'keep_ckpt_ids' in info:
-            present = runner.epoch if self.by_epoch else runner.iter
-            steps = info['keep_ckpt_ids'] if isinstance(info['keep_ckpt_ids'], list) else []
-            steps = [step for step in steps if type(step) is int and step <= present]
-            runner.message_hub.update_info('keep_ckpt_ids', steps)
+        kept = runner.message_hub.pop_info('keep_ckpt_ids', [])
         super().before_train(runner)
         self.file_backend = LaterRemovals(self.file_backend)
+        folders = {Path(self.out_dir).resolve(), Path(runner.work_dir).resolve()}
         if is_main_process():
-            for folder in {str(self.out_dir), str(runner.work_dir)}:
-                remove_unfinished(Path(folder))
+            for folder in folders:
+                remove_unfinished(folder)
+        continued = Path(runner._load_from or '').resolve().parent in folders
+        if self.max_keep_ckpts > 0 and continued and isinstance(kept, list):
+            present = runner.epoch if self.by_epoch else runner.iter
+            steps = sorted({step for step in kept if type(step) is int and 0 < step <= present})
+            self.keep_ckpt_ids.extend(steps)
+            runner.message_hub.update_info('keep_ckpt_ids', steps)
         if self.save_best is None:
             return
         if len(self.key_indicators) == 1:
-            self.best_ckpt_path = self._own(self.best_ckpt_path)
+            self.best_ckpt_path = self._own(self.best_ckpt_path) if continued else None
         else:
             paths = self.best_ckpt_path_dict
-            self.best_ckpt_path_dict = {key: self._own(path) for key, path in paths.items()}
+            self.best_ckpt_path_dict = {
+                key: self._own(path) if continued else None for key, path in paths.items()
+            }
 
     def _own(self, path: object) -> str | None:
         """Returns the path of a best checkpoint in the folder of this training, if it is there."""
         name = re.split(r'[\\/]', str(path))[-1]
-        template = re.escape(self.filename_tmpl).replace(r'\{\}', r'\d+')
+        template = re.sub(r'\\{.*?\\}', r'\\d+', re.escape(self.filename_tmpl))
         own: str = self.file_backend.join_path(self.out_dir, name)
         return own if re.fullmatch(f'best_.+_{template}', name) and os.path.exists(own) else None
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         """Saves a checkpoint, and then deletes those that are no longer kept."""
         if self.max_keep_ckpts > 0 and list(self.keep_ckpt_ids)[-1:] != [step]:
-            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                self._remove(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
+            # What this process does not delete because it is killed, the next process will.
+            present = [*runner.message_hub.get_info('keep_ckpt_ids', []), step]
+            for old in present[: -self.max_keep_ckpts]:
+                self._remove(self.filename_tmpl.format(old))
             self.keep_ckpt_ids.append(step)
-            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+            runner.message_hub.update_info('keep_ckpt_ids', present)
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -201,6 +215,8 @@ class WholeCheckpointHook(CheckpointHook):
         )
         self.file_backend.keep(self.last_ckpt)
         self.file_backend.flush()
+        if self.max_keep_ckpts > 0:
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Saves the best checkpoint, and then deletes the previous one."""

@@ -4,17 +4,14 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmhatnet.checkpoints.folder import TIME, newest_first, saved_at
+from mmhatnet.checkpoints.folder import newest_first, saved_at
 from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.errors import CheckpointError, ConfigError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from mmhatnet.locks import lock_file
 
 LOCK = '.training.lock'
 
@@ -41,25 +38,26 @@ class WorkFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if fcntl is not None:
-                fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+            free = lock_file(self._handle)
+        except OSError as error:  # a file system without locks
+            free = True
+            print(
+                f'{self.path} cannot be locked ({error.strerror}): make sure that no other '
+                'training uses it.'
+            )
+        if not free:
             record = self._read()
+            self.unlock()
             raise ConfigError(
                 f'Another training uses {self.path}: process {record.get("process", "unknown")} on '
                 f'{record.get("host", "another machine")}. Stop it first, or name another folder '
                 'with --work-dir.'
-            ) from None
-        except OSError as error:  # such as a file system without locks
-            print(
-                f'{self.path} cannot be locked ({error.strerror}): make sure that no other '
-                'training uses it.'
             )
         self._write(host=socket.gethostname(), process=os.getpid())
 
     def start_anew(self) -> None:
         """Notes that the checkpoints in the folder are of earlier trainings from now on."""
-        self._write(started=time.strftime(TIME))
+        self._write(started=time.time())
 
     def unlock(self) -> None:
         """Lets other trainings use the folder."""
@@ -67,26 +65,29 @@ class WorkFolder:
             os.close(self._handle)
             self._handle = None
 
-    def newest_readable(self) -> Checkpoint | None:
+    def newest_readable(self, say: Callable[[str], object] = print) -> Checkpoint | None:
         """Reads the newest checkpoint of the last training that started anew.
 
         Those that cannot be read are named and left out, because a training that was killed may
         have left an incomplete one.
 
+        Args:
+            say (Callable): Takes messages for the user. Defaults to print.
+
         Returns:
             Checkpoint | None: The checkpoint; None if there is none.
         """
-        started, earlier = str(self._read().get('started', '')), []
+        started, earlier = self._read().get('started'), []
         for path in newest_first(self.path) if self.path.is_dir() else ():
-            if saved_at(path) < started:
+            if isinstance(started, float) and saved_at(path) < started:
                 earlier.append(path)
                 continue
             try:
                 return Checkpoint(str(path))
             except CheckpointError as error:
-                print(f'Left out: {error}')
+                say(f'Left out: {error}')
         if earlier:
-            print(
+            say(
                 f'The last training in {self.path} left no checkpoint. {earlier[0].name} is of an '
                 f'earlier one: to continue that, use --resume {earlier[0]}'
             )
@@ -97,7 +98,8 @@ class WorkFolder:
             if self._handle is None:
                 record = json.loads((self.path / LOCK).read_bytes())
             else:  # Closing another handle would end the lock.
-                record = json.loads(os.pread(self._handle, 4096, 0))
+                os.lseek(self._handle, 0, os.SEEK_SET)
+                record = json.loads(os.read(self._handle, 4096))
         except (OSError, ValueError):
             return {}
         return record if isinstance(record, dict) else {}
@@ -105,5 +107,6 @@ class WorkFolder:
     def _write(self, **entries: Any) -> None:
         if self._handle is not None:
             text = json.dumps(self._read() | entries).encode()
-            os.pwrite(self._handle, text, 0)
+            os.lseek(self._handle, 0, os.SEEK_SET)
+            os.write(self._handle, text)
             os.ftruncate(self._handle, len(text))
