@@ -13,13 +13,25 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from mmhatnet.checkpoints.contents import allowed_content
 from mmhatnet.checkpoints.files import force_weights_only
 from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.cli.configs import read_config
 from mmhatnet.cli.options import merge_options
-from mmhatnet.config_checks import require_channels, require_known_settings
+from mmhatnet.config_checks import (
+    drop_worker_settings,
+    report_long_schedules,
+    require_batches,
+    require_channels,
+    require_equal_shapes,
+    require_fitting_heads,
+    require_fitting_loops,
+    require_fitting_metrics,
+    require_known_settings,
+    require_masks_kept,
+)
 from mmhatnet.config_walk import datasets_of
 from mmhatnet.data_checks import require_sound_data
 from mmhatnet.errors import ConfigError, DataError, MMHATNetError
@@ -64,6 +76,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = read_config(args.config)
     if args.cfg_options is not None:
         merge_options(cfg, args.cfg_options)
+    drop_worker_settings(cfg)
     args.given = {key: cfg[key] for key in OF_ONE_RUN if key in cfg}
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -133,6 +146,16 @@ def build_runner(
         def dump_config(self) -> None:
             self.cfg = recipe  # checkpoints hold it as well
 
+        @staticmethod
+        def build_dataloader(*args, **kwargs) -> DataLoader:
+            loader = base.build_dataloader(*args, **kwargs)
+            require_batches(loader)
+            return loader
+
+        def build_param_scheduler(self, scheduler):
+            report_long_schedules(scheduler, self.max_epochs, self.max_iters)
+            return super().build_param_scheduler(scheduler)
+
         def load_or_resume(self) -> None:
             # Strategies such as DeepSpeed's read without MMEngine's loader.
             if strategy := getattr(self, 'strategy', None):
@@ -199,9 +222,14 @@ def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> No
     """
     require_writable('--work-dir', cfg.work_dir)
     require_datasets(cfg, *splits)
-    require_known_settings(cfg)
+    require_known_settings(cfg, *splits)
     require_channels(cfg, *splits)
+    require_fitting_heads(cfg)
+    require_masks_kept(cfg, *splits)
+    require_fitting_loops(cfg, *splits)
+    require_fitting_metrics(cfg, *splits)
     if not args.no_check:
+        require_equal_shapes(cfg, *splits)
         require_sound_data(cfg, *splits)
 
 

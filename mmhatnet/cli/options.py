@@ -1,7 +1,6 @@
 """The options of the tools, and what --cfg-options may set."""
 
 import argparse
-import inspect
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -10,18 +9,17 @@ from typing import NoReturn
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
-from mmengine.runner import FlexibleRunner, Runner
 
 from mmhatnet.cli.configs import CHECKPOINTS, CONFIGS
-from mmhatnet.config_checks import parameters_of
+from mmhatnet.config_checks import (
+    PACKAGES,
+    loader_of,
+    parameters_of,
+    successor_of,
+    top_level_of,
+    users_of,
+)
 from mmhatnet.errors import ConfigError
-
-# Top-level settings: the arguments of the runners, and what tools read besides.
-TOP_LEVEL = {
-    *inspect.signature(Runner).parameters,
-    *inspect.signature(FlexibleRunner).parameters,
-    *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'tta_model', 'tta_pipeline'),
-}
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -96,12 +94,38 @@ def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     replaced = {key.removesuffix('._delete_') for key in options if key.endswith('._delete_')}
     for key, value in options.items():
+        _require_reader(cfg, key)
         if not any(f'{key}.'.startswith(f'{other}.') for other in replaced):
             _require_place(cfg, key, value)
     try:
         cfg.merge_from_dict(dict(options))
     except (AttributeError, KeyError, TypeError) as error:
         _refuse(' '.join(options), f'they do not fit {cfg.filename}: {error}')
+
+
+def _require_reader(cfg: Config, key: str) -> None:
+    """Refuses an option that nothing reads."""
+    top, _, rest = key.partition('.')
+    known = top_level_of(cfg)
+    if top in known:
+        return
+    if top in cfg:
+        users = users_of(cfg, cfg[top]) if isinstance(cfg[top], (dict, list, tuple)) else []
+        if not users and (loader := loader_of(top)):
+            users = [f'{loader}.dataset.pipeline']
+        meant = ' or '.join(f'{user}.{rest}'.rstrip('.') for user in users[:3])
+        hint = successor_of(key) or meant or 'the settings that are made of it'
+        _refuse(key, f'nothing reads {top}, a variable of {cfg.filename}; set {hint}')
+    if successor := successor_of(key):
+        _refuse(key, f'it is now {successor}')
+    similar = get_close_matches(top, known, n=1, cutoff=0.6)
+    meant = f'perhaps {".".join([*similar, *rest.split(".")]).rstrip(".")} is meant'
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    modules = [imports] if isinstance(imports, str) else imports
+    own = [module for module in modules if module.partition('.')[0] not in PACKAGES]
+    if own and not get_close_matches(top, known, n=1, cutoff=0.8):
+        return  # code of the user may read it
+    _refuse(key, f'nothing reads {top}' + (f'; {meant}' if similar else ''))
 
 
 def _require_place(cfg: Config, key: str, value: object) -> None:
@@ -141,7 +165,9 @@ def _require_value(key: str, node: object, value: object) -> None:
 def _require_known(node: dict, parts: list[str], depth: int) -> None:
     """Refuses a new setting that looks misspelt, or warns where that is uncertain."""
     key, name = '.'.join(parts), parts[depth]
-    known = parameters_of(node) if depth else TOP_LEVEL
+    if depth == 0:  # a runner or a tool reads it
+        return
+    known = parameters_of(node)
     similar = get_close_matches(name, {*map(str, node), *(known or ())}, n=1, cutoff=0.8)
     if name in (known or ()) or not similar:
         return
