@@ -159,7 +159,7 @@ def main() -> None:
             # MMEngine skips weights that do not fit. It fails on the optimizer state only then.
             (verify_checkpoint if cfg.get('resume') else verify_start)(checkpoint, runner.model)
         # A training that is refused leaves the earlier one to be resumed.
-        if is_main_process() and not cfg.get('resume'):
+        if first and not cfg.get('resume'):
             folder.start_anew()
         try:
             runner.train()  # MMEngine loads the content read above, and calls its hooks.
