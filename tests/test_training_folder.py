@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.fileio import LocalBackend
+from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
 from processes import FORKSERVER
 from training_jobs import signal_at, write_job
@@ -143,6 +145,22 @@ def test_a_new_training_does_not_resume_an_earlier_one(work, job, run_tool, resu
     assert resumed_from(work) == 'epoch_2.pth'
 
 
+def test_a_training_that_does_not_begin_changes_nothing_for_resume(
+    work, job, run_tool, resume, capsys, monkeypatch
+) -> None:
+    """Who started it without --resume by mistake stops it, and does what the note says."""
+
+    def stop(*args) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Runner, 'build_model', stop)
+        run_tool('train', job, '--work-dir', work)
+    assert f'--resume {work}/epoch_2.pth continues it' in capsys.readouterr().out
+    resume(work)
+    assert resumed_from(work) == 'epoch_2.pth'
+
+
 def hold(folder: Path, ready: Any, never: Any) -> None:
     lock = WorkFolder(folder)
     lock.lock()
@@ -195,7 +213,9 @@ def test_a_disk_that_is_full(work, resume) -> None:
     assert (work / 'epoch_3.pth').is_file()
 
 
-@pytest.mark.parametrize('name', ['epoch_3.pth', 'last_checkpoint', 'scalars.json', 'fsync'])
+@pytest.mark.parametrize(
+    'name', ['epoch_3.pth', 'last_checkpoint', 'scalars.json', 'fsync', 'lock', 'config.py']
+)
 def test_a_disk_that_fills_up(name, work, resume, monkeypatch) -> None:
     """Half of a file is written, or a log."""
 
@@ -205,6 +225,10 @@ def test_a_disk_that_fills_up(name, work, resume, monkeypatch) -> None:
     put, write = LocalBackend.put, Path.write_text
     if name == 'scalars.json':
         monkeypatch.setattr(LocalVisBackend, '_dump', fill)
+    elif name == 'lock':
+        monkeypatch.setattr(WorkFolder, '_write', lambda *_, **entries: fill())
+    elif name == 'config.py':
+        monkeypatch.setattr(Config, 'dump', fill)
     elif name == 'fsync':  # on network disks
         monkeypatch.setattr(os, 'fsync', fill)
         name = 'epoch_3.pth'
@@ -216,7 +240,7 @@ def test_a_disk_that_fills_up(name, work, resume, monkeypatch) -> None:
         )
     ended = resume(work, *longer(3))
     assert ended.returncode == 1
-    named = work if name == 'scalars.json' else work / name
+    named = work / name if name.endswith(('.pth', 'checkpoint')) else work
     assert f'{named} cannot be written (No space left on device)' in ended.stderr
     assert not list(work.glob('.*partial'))
     monkeypatch.undo()

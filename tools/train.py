@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from mmhatnet import cli
-from mmhatnet.checkpoints.folder import find_checkpoint
+from mmhatnet.checkpoints.folder import find_checkpoint, newest_first
 from mmhatnet.checkpoints.loading import (
     read_pretrained,
     verify_checkpoint,
@@ -23,6 +23,7 @@ from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.config_checks import build_errors_as_messages, require_complete
 from mmhatnet.errors import ConfigError
 from mmhatnet.training.hooks import Stopped
+from mmhatnet.training.saving import full_disk_as_message
 from mmhatnet.training.work_folder import WorkFolder
 
 
@@ -111,12 +112,14 @@ def read_checkpoint(
 
 def report_earlier_training(cfg: Config) -> None:
     """Prints a note if files may be overwritten."""
-    earlier = sorted(path.name for path in Path(cfg.work_dir).glob('*.pth'))
+    folder = Path(cfg.work_dir)
+    earlier = sorted(path.name for path in folder.glob('*.pth'))
     if earlier and not cfg.get('resume'):
+        # Without the file, --resume would continue this training.
+        newest = next((f'--resume {path} continues it, ' for path in newest_first(folder)), '')
         print(
-            f'{cfg.work_dir} holds {", ".join(earlier)} of an earlier training. This one '
-            'overwrites files of the same names: --resume continues the earlier one, --work-dir '
-            'names another folder.'
+            f'{folder} holds {", ".join(earlier)} of an earlier training. This one overwrites '
+            f'files of the same names: {newest}--work-dir names another folder.'
         )
 
 
@@ -148,7 +151,11 @@ def main() -> None:
         if checkpoint:
             checkpoints.append(checkpoint)
     folder = WorkFolder(cfg.work_dir)
-    with load_weights_only(*checkpoints), build_errors_as_messages(cfg):
+    with (
+        load_weights_only(*checkpoints),
+        build_errors_as_messages(cfg),
+        full_disk_as_message(cfg.work_dir),
+    ):
         if first:
             report_earlier_training(cfg)
             folder.lock()
@@ -159,7 +166,7 @@ def main() -> None:
             # MMEngine skips weights that do not fit. It fails on the optimizer state only then.
             (verify_checkpoint if cfg.get('resume') else verify_start)(checkpoint, runner.model)
         # A training that is refused leaves the earlier one to be resumed.
-        if first and not cfg.get('resume'):
+        if not cfg.get('resume'):
             folder.start_anew()
         try:
             runner.train()  # MMEngine loads the content read above, and calls its hooks.

@@ -1,6 +1,5 @@
 """The runner of tools/train.py: MMEngine's, which survives kills and resumes exactly."""
 
-import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner
 from mmengine.runner.base_loop import BaseLoop
 
 from mmhatnet.config_walk import class_of
-from mmhatnet.errors import CheckpointError
 from mmhatnet.training.data_order import OrderedBatches, isolate_workers, order_batches
 from mmhatnet.training.hooks import ResumeHook, StopHook, Stopped
 from mmhatnet.training.loops import EpochLoop, place_loop
@@ -107,20 +105,11 @@ class ReliableTraining(Base):
 
         Raises:
             Stopped: If a signal has stopped it.
-            CheckpointError: If the disk is full.
         """
         try:
             return super().train()
         except Stopped:
             self.visualizer.close()  # writes what it holds
             raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            file = error.filename or f'A file in {self.work_dir}'
-            raise CheckpointError(
-                f'{file} cannot be written ({error.strerror}): make space. Earlier checkpoints are '
-                'whole: --resume continues from the newest.'
-            ) from error
         finally:
             self.stop_hook.restore_handlers()

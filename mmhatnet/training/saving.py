@@ -69,6 +69,28 @@ def _why_not_written(path: Path, error: OSError, needed: int) -> str:
     )
 
 
+@contextmanager
+def full_disk_as_message(folder: str) -> Iterator[None]:
+    """Says what to do about a full disk, when something else than a checkpoint is written.
+
+    Args:
+        folder (str): The work folder.
+
+    Raises:
+        CheckpointError: If the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        file = error.filename or f'A file in {folder}'
+        raise CheckpointError(
+            f'{file} cannot be written ({error.strerror}): make space. Earlier checkpoints are '
+            'whole: --resume continues from the newest.'
+        ) from error
+
+
 def save_resumable(runner: Runner, folder: str, name: str, **settings: Any) -> str:
     """Saves a checkpoint, and names it in the file ``last_checkpoint``. All processes call it.
 
