@@ -60,12 +60,12 @@ def written_whole(path: Path, needed: Callable[[], int] = lambda: 0) -> Iterator
 
 
 def _why_not_written(path: Path, error: OSError, needed: int) -> str:
-    space = f'it needs about {needed / 2**20:,.0f} MiB, and ' if needed else ''
+    space = f'it needs about {needed / 2**20:,.1f} MiB, and ' if needed else ''
     with suppress(OSError):
-        space += f'{shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB are free: '
+        space += f'{shutil.disk_usage(path.parent).free / 2**20:,.1f} MiB are free: '
     return (
-        f'{path} cannot be written ({error.strerror or error}): {space}make space, or name another '
-        'folder with --work-dir. Earlier checkpoints are whole: --resume continues from the newest.'
+        f'{path} cannot be written ({error.strerror or error}): {space}make space. Earlier '
+        'checkpoints are whole: --resume continues from the newest.'
     )
 
 
