@@ -77,7 +77,7 @@ def test_train_resume_and_test(job: str, run_tool, tmp_path: Path) -> None:
     checkpoint = Path((work_dir / 'last_checkpoint').read_text())
 
     options.append(LONGER[job])
-    resume = ['--resume', '--reapply-settings', '--cfg-options']
+    resume = ['--resume', '--cfg-options']
     run_tool('train', config, '--work-dir', work_dir, *resume, *options)
     steps = [r.get('epoch', r['step']) for r in scalars(work_dir) if 'loss' in r]
     assert set(steps) == {3}, 'training should resume with the third epoch or iteration'

@@ -97,6 +97,17 @@ def test_a_checkpoint_that_was_cut_off_is_left_out(size, work, resume) -> None:
     assert torch.load(newest, weights_only=False)['meta']['epoch'] == 2
 
 
+def test_a_resume_does_not_need_the_weights_of_the_start(work, job, run_tool) -> None:
+    other = job.with_name('pretrained.py')
+    start = "dict(_delete_=True, type='Pretrained', checkpoint='gone.pth')"
+    other.write_text(f"_base_ = '{job.name}'\nmodel = dict(backbone=dict(init_cfg={start}))\n")
+    with pytest.raises(SystemExit, match='no checkpoint gone.pth'):
+        run_tool('train', other, '--work-dir', work)
+    run_tool('train', other, '--work-dir', work, '--resume', *longer(3))
+    assert (work / 'epoch_3.pth').is_file()
+    assert "'gone.pth'" in (work / other.name).read_text(), 'the dumped config keeps them'
+
+
 def test_a_refused_resume_changes_nothing(work, job, resume) -> None:
     dumped = work / job.name
     dumped.write_text('earlier = True')

@@ -147,7 +147,7 @@ def main() -> None:
     checkpoint = read_checkpoint(cfg, args.resume, print if first else lambda text: None)
     cli.require_sound_job(cfg, args, 'train', 'val')
     with build_errors_as_messages(cfg):
-        checkpoints = read_pretrained(cfg)
+        checkpoints = [] if cfg.get('resume') else read_pretrained(cfg)
         if checkpoint:
             checkpoints.append(checkpoint)
     folder = WorkFolder(cfg.work_dir)

@@ -89,6 +89,20 @@ def read_pretrained(cfg: Config) -> list[Checkpoint]:
     return list(checkpoints.values())
 
 
+def without_pretrained(cfg: ConfigDict) -> None:
+    """Removes the checkpoints from which modules start, for a training that resumes.
+
+    All weights come from its own checkpoint then, and the others may be gone.
+
+    Args:
+        cfg (ConfigDict): The model of a config, which is changed.
+    """
+    for module, init_cfg in list(_pretrained_modules(cfg)):
+        given = module.init_cfg
+        listed = isinstance(given, (list, tuple))
+        module.init_cfg = [other for other in given if other is not init_cfg] if listed else None
+
+
 def _pretrained_modules(cfg: ConfigDict) -> Iterator[tuple[ConfigDict, ConfigDict]]:
     """Yields the modules of a model that start from a checkpoint, and their Pretrained init_cfg."""
     for _, module in dicts_of(cfg):

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from mmhatnet.checkpoints.contents import allowed_content
 from mmhatnet.checkpoints.files import force_weights_only
+from mmhatnet.checkpoints.loading import without_pretrained
 from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.cli.configs import read_config
 from mmhatnet.cli.options import merge_options
@@ -132,9 +133,8 @@ def build_runner(
     recipe.update(args.given)
     if recipe.get('resume'):
         recipe.update(resume=False, load_from=None)
-    if resumed and cfg.get('randomness', {}).get('seed') is None:
-        # The order of the data follows from the seed.
-        cfg.randomness = dict(cfg.get('randomness', {}), seed=resumed.meta.get('seed'))
+    if resumed:
+        _continue_from(cfg, resumed)
     target = Path(cfg.work_dir, Path(args.config).name)
 
     base = RUNNERS.get(cfg.get('runner_type', 'Runner'))
@@ -170,6 +170,14 @@ def build_runner(
                 super().dump_config()
 
     return JobRunner.from_cfg(cfg)
+
+
+def _continue_from(cfg: Config, checkpoint: Checkpoint) -> None:
+    """Changes a config of which the training goes on from a checkpoint."""
+    without_pretrained(cfg.model)
+    if cfg.get('randomness', {}).get('seed') is None:
+        # The order of the data follows from the seed.
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=checkpoint.meta.get('seed'))
 
 
 def require_writable(option: str, folder: str | Path) -> None:

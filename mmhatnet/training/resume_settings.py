@@ -93,9 +93,11 @@ def settings_of(runner: Runner) -> dict[str, Any]:
 def require_same_settings(runner: Runner, content: Mapping[str, Any]) -> Mapping[str, Any]:
     """Checks that the checkpoint replaces no setting of the config by another one.
 
-    Settings of the config that differ and take effect are printed. Those without influence on the
-    weights, such as intervals and numbers of workers, are not compared; nor is anything if no
-    iteration is left to train.
+    Settings of the config that differ and take effect are printed. Schedules are among them if the
+    training is longer or shorter now: whoever changes its length wants the rates of that length.
+    They go on from where they would be if the whole training had had it. Settings without
+    influence on the weights, such as intervals and numbers of workers, are not compared; nor is
+    anything if no iteration is left to train.
 
     Args:
         runner (Runner): A runner that has built what its config describes, and has not resumed.
@@ -111,7 +113,8 @@ def require_same_settings(runner: Runner, content: Mapping[str, Any]) -> Mapping
             with it.
     """
     found = _possible_differences(runner, content)
-    if _replaced(found):
+    follows = _follows_from_length(found)
+    if _replaced(found) and not follows:
         place = _place(runner)
         raise CheckpointError(
             f'{place} comes from a training with other settings than the config has:\n'
@@ -123,7 +126,7 @@ def require_same_settings(runner: Runner, content: Mapping[str, Any]) -> Mapping
         )
     _announce('Other settings than in the checkpoint take effect', found)
     moved = _moved(runner, content, found)
-    return _reapplied(runner, moved) if _lacks_state(runner, content) else moved
+    return _reapplied(runner, moved) if follows or _lacks_state(runner, content) else moved
 
 
 def reapply_settings(runner: Runner, content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -239,6 +242,13 @@ def _possible_differences(runner: Runner, content: Mapping[str, Any]) -> list[Di
 
 def _replaced(found: Iterable[Difference]) -> bool:
     return any(difference.effect is Effect.CHECKPOINT for difference in found)
+
+
+def _follows_from_length(found: Sequence[Difference]) -> bool:
+    """Says whether the length of the training differs, and nothing but schedules besides it."""
+    replaced = [item.setting for item in found if item.effect is Effect.CHECKPOINT]
+    length = any(item.setting.startswith('train_cfg.max_') for item in found)
+    return length and bool(replaced) and all(s.startswith('param_scheduler') for s in replaced)
 
 
 def _listed(found: Iterable[Difference]) -> str:
