@@ -211,7 +211,7 @@ def test_backbone_of_a_detector_loads(network: Network) -> None:
 
 
 def shapes_only(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: torch.zeros(()).expand(value.shape) for key, value in weights.items()}
+    return {key: torch.zeros(value.shape, dtype=torch.half) for key, value in weights.items()}
 
 
 def published_by(name: str, arch: str) -> dict[str, Tensor]:

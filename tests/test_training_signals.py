@@ -1,6 +1,7 @@
 """Signals stop a training after the iteration, and the command that resumes it is printed."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ SIGNALLED = Path(__file__).with_name('signalled_training.py')
 def job(tmp_path: Path) -> Path:
     settings = dict(train_cfg=dict(max_epochs=2, val_interval=2))
     return write_job('imagenet', tmp_path / 'job.py', **settings)
+
+
+@pytest.fixture(autouse=True)
+def heed_interrupts() -> Iterator[None]:
+    """Makes the tests heed Ctrl-C, which a job in the background of a shell ignores."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
 
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1', 'SIGINT'])

@@ -23,7 +23,7 @@ from mmhatnet.backbones.base import Backbone, Stage, check_rate
 from mmhatnet.backbones.layers import (
     Downsample,
     DropPath,
-    conv,
+    convolve,
     depthwise_conv,
     multi_head_attention,
     pointwise,
@@ -52,12 +52,12 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, mid_channels: int = 16) -> None:
         super().__init__()
-        self.conv1 = conv(in_channels, mid_channels, 3, stride=2)
+        self.conv1 = nn.Conv2d(in_channels, mid_channels, 3, 2, 1)
         self.norm = ImageNorm(mid_channels)
-        self.conv2 = conv(mid_channels, out_channels, 3, stride=2)
+        self.conv2 = nn.Conv2d(mid_channels, out_channels, 3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(F.silu(self.norm(self.conv1(x))))
+        return convolve(self.conv2, F.silu(self.norm(convolve(self.conv1, x))))
 
 
 class PlainAttention(nn.Module):

@@ -4,6 +4,7 @@ Inside every network a feature is (N, C, H, W) in the channels-last memory forma
 fastest in it, and (N, H, W, C) is a view, so that a linear layer needs no copy.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Conv2d(nn.Conv2d):
-    """A convolution with a stride that is right in 16 bits on a CPU, at any width.
+def convolve(layer: nn.Conv2d, x: Tensor, call: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Applies a convolution with a stride, which is right in 16 bits on a CPU at any width.
 
     oneDNN, which PyTorch calls there, has two faults that depend on the width. Zeros to the right
     of the input avoid both (docs/upstream).
@@ -21,21 +22,35 @@ class Conv2d(nn.Conv2d):
       Two columns are right.
     - Without padding, several columns of few channels count as one column of many, whose weights
       are not where oneDNN reads them. It does not do so if their number is odd.
+
+    Args:
+        layer (nn.Conv2d): The convolution.
+        x (Tensor): (N, C_in, H, W).
+        call (Callable, optional): What computes it. Defaults to None, for the layer itself.
+
+    Returns:
+        Tensor: (N, C_out, H', W').
     """
+    call = call or layer
+    if x.device.type != 'cpu' or computing_dtype(x).itemsize != 2:
+        return call(x)
+    width, stride, padding = x.shape[3], layer.stride[1], int(layer.padding[1])
+    reach = layer.dilation[1] * (layer.kernel_size[1] - 1) + 1 - 2 * padding
+    needed = max(width, reach + stride) if stride > 1 else width
+    if padding == 0 and layer.in_channels < 32 < layer.in_channels * layer.kernel_size[1]:
+        needed = needed // 2 * 2 + 1
+    elif needed == width:
+        return call(x)
+    out = call(F.pad(x, (0, needed - width)))
+    return to_channels_last(out[..., : (width - reach) // stride + 1])
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution that calls ``convolve``, for containers that call their layers."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H', W')."""
-        if x.device.type != 'cpu' or computing_dtype(x).itemsize != 2:
-            return super().forward(x)
-        width, stride, padding = x.shape[3], self.stride[1], int(self.padding[1])
-        reach = self.dilation[1] * (self.kernel_size[1] - 1) + 1 - 2 * padding
-        needed = max(width, reach + stride) if stride > 1 else width
-        if padding == 0 and self.in_channels < 32 < self.in_channels * self.kernel_size[1]:
-            needed = needed // 2 * 2 + 1
-        elif needed == width:
-            return super().forward(x)
-        out = super().forward(F.pad(x, (0, needed - width)))
-        return to_channels_last(out[..., : (width - reach) // stride + 1])
+        return convolve(self, x, super().forward)
 
 
 def computing_dtype(x: Tensor) -> torch.dtype:
@@ -100,11 +115,13 @@ class Downsample(nn.Module):
         stride: int = 2,
     ) -> None:
         super().__init__()
-        self.conv = conv(in_channels, out_channels, kernel_size, stride=stride)
+        # A plain one, because tools that count operations know layers by their exact type.
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        return self.norm(convolve(self.conv, x))
 
 
 class DropPath(nn.Module):
