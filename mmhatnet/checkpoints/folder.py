@@ -39,11 +39,11 @@ def find_checkpoint(place: str | Path) -> str | None:
         missing = f'{folder / RECORD} names {recorded}, which exists neither there nor in {folder}'
         if not found:
             raise CheckpointError(f'{missing}: name the checkpoint itself.')
-        print(f'{missing}: {found[0]} is used.')
-    return str(found[0]) if found else None
+        print(f'{missing}: {next(iter(found))} is used.')
+    return next(map(str, found), None)
 
 
-def newest_first(folder: Path) -> list[Path]:
+def newest_first(folder: Path) -> dict[Path, float]:
     """Returns the checkpoints of a work folder from which training can resume, the newest first.
 
     A checkpoint says when it was saved, so copies of a folder and a file ``last_checkpoint`` that
@@ -53,7 +53,8 @@ def newest_first(folder: Path) -> list[Path]:
         folder (Path): The folder.
 
     Returns:
-        list[Path]: The checkpoints, including those that cannot be read.
+        dict[Path, float]: When each checkpoint was saved, in seconds since 1970, including those
+        that cannot be read.
     """
     recorded = _recorded(folder)
     places = [folder / (_name(recorded) or '.'), Path(recorded or '.')]
@@ -61,12 +62,14 @@ def newest_first(folder: Path) -> list[Path]:
     found = {last} if last else set()
     for place in {folder, last.parent if last else folder}:  # CheckpointHook's out_dir
         found |= {path for path in place.glob('*.pth') if _number(path) is not None}
-    return sorted(
-        found, key=lambda path: (saved_at(path), path == last, _number(path) or 0), reverse=True
+    saved = {path: _saved_at(path) for path in found}
+    order = sorted(
+        saved, key=lambda path: (saved[path], path == last, _number(path) or 0), reverse=True
     )
+    return {path: saved[path] for path in order}
 
 
-def saved_at(path: Path) -> float:
+def _saved_at(path: Path) -> float:
     """Returns when a checkpoint was saved, in seconds since 1970."""
     try:
         meta = read_meta(path)

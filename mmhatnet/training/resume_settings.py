@@ -265,7 +265,8 @@ def _announce(begin: str, found: Iterable[Difference]) -> None:
 
 
 def _differences(runner: Runner, content: Mapping[str, Any]) -> Iterator[Difference]:
-    yield from _differing_data(runner, content)
+    settings = settings_of(runner)
+    yield from _differing_data(runner, content, settings)
     yield from _differing_loop(runner, content)
     averages = _averages(runner), 'ema_state_dict' in content
     if averages[0] != averages[1]:
@@ -273,7 +274,7 @@ def _differences(runner: Runner, content: Mapping[str, Any]) -> Iterator[Differe
         effect = Effect.CONFIG if averages[0] else Effect.CHECKPOINT
         here, there = ('yes' if used else 'no' for used in averages)
         yield Difference('EMAHook', here, there, effect)
-    configured, recorded = settings_of(runner)['optimizers'], _recorded(content).get('optimizers')
+    configured, recorded = settings['optimizers'], _recorded(content).get('optimizers')
     stored = content.get('optimizer')
     if '' not in configured and isinstance(stored, Mapping) and {*stored} != {*configured}:
         reason = 'each has a state of its own'
@@ -285,8 +286,10 @@ def _differences(runner: Runner, content: Mapping[str, Any]) -> Iterator[Differe
         yield from _differing_schedules(runner, content, name, types.get('schedules'))
 
 
-def _differing_data(runner: Runner, content: Mapping[str, Any]) -> Iterator[Difference]:
-    position, settings = _position(runner, content), settings_of(runner)
+def _differing_data(
+    runner: Runner, content: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Iterator[Difference]:
+    position = _position(runner, content)
     dataset_meta = getattr(runner.train_dataloader.dataset, 'metainfo', None)
     configured, trained = (
         [str(name) for name in (meta or {}).get('classes') or ()]

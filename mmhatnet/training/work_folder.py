@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmhatnet.checkpoints.folder import newest_first, saved_at
+from mmhatnet.checkpoints.folder import newest_first
 from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.errors import CheckpointError, ConfigError
 from mmhatnet.locks import lock_file
@@ -78,8 +78,9 @@ class WorkFolder:
             Checkpoint | None: The checkpoint; None if there is none.
         """
         started, earlier = self._read().get('started'), []
-        for path in newest_first(self.path) if self.path.is_dir() else ():
-            if isinstance(started, float) and saved_at(path) < started:
+        found = newest_first(self.path) if self.path.is_dir() else {}
+        for path, saved in found.items():
+            if isinstance(started, float) and saved < started:
                 earlier.append(path)
                 continue
             try:
