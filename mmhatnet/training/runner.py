@@ -1,5 +1,6 @@
 """The runner of tools/train.py: MMEngine's, which survives kills and resumes exactly."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,18 +88,12 @@ class ReliableTraining(Base):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
         path = Path(out_dir, filename)
-        if is_main_process():
-            with written_whole(path, lambda: self.resume_hook.needed) as unfinished:
-                super().save_checkpoint(out_dir, unfinished.name, *args, **kwargs)
-                self._wait()
-        else:
-            super().save_checkpoint(out_dir, unfinished_path(path).name, *args, **kwargs)
-            self._wait()
-
-    def _wait(self) -> None:
-        """Waits for the processes that write parts of a checkpoint, as FlexibleRunner's may."""
-        if isinstance(self, FlexibleRunner):
-            barrier()
+        # The first process alone renames what all have written.
+        whole = written_whole(path, lambda: self.resume_hook.needed)
+        with whole if is_main_process() else nullcontext(unfinished_path(path)) as unfinished:
+            super().save_checkpoint(out_dir, unfinished.name, *args, **kwargs)
+            if isinstance(self, FlexibleRunner):  # whose processes may write parts of it
+                barrier()
 
     def train(self) -> Any:
         """Trains the model.
