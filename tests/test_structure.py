@@ -137,7 +137,7 @@ def test_tools_end_with_the_message(
     tmp_path,
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr('mmhatnet.export.find_spec', lambda name: None)
+    monkeypatch.setattr('mmhatnet.export.files.find_spec', lambda name: None)
     torch.save({'state_dict': {}}, tmp_path / 'empty.pth')
     args = [tmp_path / 'empty.pth' if arg == 'EMPTY' else arg for arg in args]
     with pytest.raises(SystemExit) as ended:

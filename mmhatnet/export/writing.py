@@ -1,0 +1,57 @@
+"""Writes modules to ONNX and PT2 files."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def write_onnx(
+    module: nn.Module, traced: Tensor, names: list[str], metadata: dict[str, str], file: Path
+) -> None:
+    program = torch.onnx.export(
+        module,
+        (traced,),
+        dynamo=True,
+        verbose=False,
+        input_names=['images'],
+        output_names=names,
+        dynamic_shapes=({0: 'batch', 2: 'height', 3: 'width'},),
+    )
+    program.model.metadata_props.update(metadata)
+    program.save(file)
+
+
+def write_pt2(
+    module: nn.Module, traced: Tensor, names: list[str], metadata: dict[str, str], file: Path
+) -> None:
+    any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(module, (traced,), dynamic_shapes=(any_size,))
+    torch.export.save(program, file, extra_files=metadata)
+
+
+@contextmanager
+def upsampling_at_any_size() -> Iterator[None]:
+    """Replaces MMSegmentation's Upsample, whose ``int`` fixes sizes to the traced ones."""
+    if 'mmseg' not in sys.modules:
+        yield
+        return
+    from mmseg.models.utils import Upsample
+
+    forward = Upsample.forward
+
+    def upsample(self: nn.Module, x: Tensor) -> Tensor:
+        if self.size or not float(self.scale_factor).is_integer():
+            return forward(self, x)
+        size = [side * int(self.scale_factor) for side in x.shape[2:]]
+        return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
+
+    Upsample.forward = upsample
+    try:
+        yield
+    finally:
+        Upsample.forward = forward
