@@ -276,8 +276,8 @@ def test_a_wrong_file_is_not_kept(tmp_path: Path, monkeypatch) -> None:
         features = export.FromPixels(model, 'backbone')(images)
         return [feature + 0.001 * feature.std() for feature in features]
 
-    monkeypatch.setattr(export, '_write_pt2', lambda *args: args[-1].touch())
-    monkeypatch.setattr(export, 'runners', lambda file: iter([('wrong', wrong)]))
+    monkeypatch.setattr(export.files, 'write_pt2', lambda *args: args[-1].touch())
+    monkeypatch.setattr(export.files, 'runners', lambda file: iter([('wrong', wrong)]))
     with pytest.raises(
         ExportError, match=r'\(1, 3, 161, 243\) its outputs deviate .* 1.0e-03 .* not kept'
     ):
@@ -303,6 +303,6 @@ def test_bad_input_is_named(args: list, message: str, run_tool_captured, tmp_pat
 
 
 def test_missing_packages_are_named(run_tool_captured, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(export, 'find_spec', lambda name: None)
+    monkeypatch.setattr(export.files, 'find_spec', lambda name: None)
     result = run_tool_captured('export', *random_job('imagenet', tmp_path))
     assert result.returncode and 'pip install onnx onnxscript' in result.stderr, result.stderr
