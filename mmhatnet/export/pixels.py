@@ -10,7 +10,32 @@ from mmhatnet.errors import ExportError
 PARTS = ('model', 'neck', 'backbone')
 
 
-class FromPixels(nn.Module):
+class TakesPixels(nn.Module):
+    """Base of the modules that take pixels from 0 to 255 and normalize them as a model does.
+
+    Args:
+        model (nn.Module): A model of OpenMMLab, with its preprocessor.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        preprocessor = model.data_preprocessor
+        self.normalized = bool(getattr(preprocessor, '_enable_normalize', False))
+        if self.normalized:
+            for name in ('mean', 'std'):
+                values = getattr(preprocessor, name).detach().clone().float()
+                self.register_buffer(name, values.view(-1, 1, 1))
+        # OpenCV reads BGR, which the preprocessor may convert.
+        converted = getattr(preprocessor, '_channel_conversion', False)
+        converted = converted or getattr(preprocessor, 'to_rgb', False)
+        self.channel_order = 'RGB' if converted else 'BGR'
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Maps pixels (N, C, H, W) to the values that the backbone expects."""
+        return (images - self.mean) / self.std if self.normalized else images
+
+
+class FromPixels(TakesPixels):
     """A part of a model as a module that takes pixels from 0 to 255 and returns tensors.
 
     Args:
@@ -23,7 +48,7 @@ class FromPixels(nn.Module):
     """
 
     def __init__(self, model: nn.Module, part: str) -> None:
-        super().__init__()
+        super().__init__(model)
         if part == 'model' and not self.gives_logits(model):
             raise ExportError(
                 f'{type(model).__name__} is neither a classifier nor a segmentor: PyTorch cannot '
@@ -32,16 +57,6 @@ class FromPixels(nn.Module):
             )
         self.part = part
         self.model = model.backbone if part == 'backbone' else model
-        preprocessor = model.data_preprocessor
-        self.normalized = bool(getattr(preprocessor, '_enable_normalize', False))
-        if self.normalized:
-            for name in ('mean', 'std'):
-                values = getattr(preprocessor, name).detach().clone().float()
-                self.register_buffer(name, values.view(-1, 1, 1))
-        # OpenCV reads BGR, which the preprocessor may convert.
-        converted = getattr(preprocessor, '_channel_conversion', False)
-        converted = converted or getattr(preprocessor, 'to_rgb', False)
-        self.channel_order = 'RGB' if converted else 'BGR'
         # MMSegmentation compares the sigmoid of a single output for two classes with a threshold.
         share = getattr(getattr(model, 'decode_head', None), 'threshold', None)
         self.threshold = None if share is None else _logit(share)
@@ -54,7 +69,7 @@ class FromPixels(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps images (N, C, H, W) to a tuple of outputs."""
-        x = (images - self.mean) / self.std if self.normalized else images
+        x = self.normalize(images)
         if self.part == 'backbone':
             outputs = self.model(x)
         elif self.part == 'neck':
