@@ -9,6 +9,7 @@ import copy
 import itertools
 import re
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from mmengine.registry import MODELS
 from networks import NETWORKS, Network
 from synthetic import synthetic_image
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmhatnet.backbones.layers import DropPath
@@ -415,3 +417,29 @@ def test_drop_path_drops_whole_images() -> None:
     assert torch.equal(out.amin(dim=(1, 2, 3)), out.amax(dim=(1, 2, 3)))
     assert 0.4 < (out[:, 0, 0, 0] == 0).float().mean() < 0.6
     assert torch.equal(drop_path.eval()(out), out)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_gpu_never_waits_for_python(name: str, monkeypatch) -> None:
+    """A training step reads no value back, which raises an error for tensors without values."""
+    net = NETWORKS[name]
+    model = net.build(**net.noise).train()
+    state = model.state_dict()
+
+    def walk(*args: object) -> None:
+        raise AssertionError('a walk through modules')
+
+    # Without a GPU these tensors have no backward pass, and autocast has no type for them.
+    monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: nullcontext())
+    with FakeTensorMode() as mode:
+        state = {
+            key: torch.empty_like(mode.from_tensor(value), device='cuda')
+            for key, value in state.items()
+        }
+        images = torch.rand(2, 3, 75, 100, device='cuda')
+        for feature in torch.func.functional_call(model, state, images):
+            assert feature.device.type == 'cuda'
+    model.to('meta')
+    monkeypatch.setattr(nn.Module, 'named_modules', walk)
+    features = model(torch.rand(2, 3, 75, 100, device='meta'))
+    sum(feature.sum() for feature in features).backward()

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmhatnet.backbones import memory
 from mmhatnet.backbones.base import Backbone, Stage, check_rate
+from mmhatnet.backbones.image_norm import ImageNorm
 from mmhatnet.backbones.layers import (
     Downsample,
     DropPath,
@@ -29,22 +30,6 @@ from mmhatnet.backbones.layers import (
     pointwise,
 )
 from mmhatnet.checkpoints.keys import Published
-
-
-class ImageNorm(nn.GroupNorm):
-    """Group normalization with one group: statistics over all values of one image."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(1, channels, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
-        # Behind frozen layers. On a CPU, PyTorch's backward pass for channels-last inputs writes
-        # the gradient of the input even if none is required, and crashes.
-        learns = self.weight.requires_grad or self.bias.requires_grad
-        if learns and not x.requires_grad and torch.is_grad_enabled():
-            x = x.contiguous()
-        return super().forward(x)
 
 
 class Stem(nn.Module):
