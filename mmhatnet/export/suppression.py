@@ -64,4 +64,6 @@ def suppress(found: Found, batch: int, settings: dict) -> Found:
     own = own & (own.long().cumsum(dim=1) <= settings['max_per_img'])
     images, order = own.nonzero().unbind(dim=1)
     kept = kept[order]
+    # Without a bound, that of products with the number of classes exceeds 64 bits in the exporter.
+    torch._check(kept.shape[0] < 2**31)  # noqa: SLF001
     return Found(boxes[kept], scores[kept], labels[kept], images)
