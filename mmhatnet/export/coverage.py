@@ -70,9 +70,10 @@ def stages_of(head: nn.Module, task: str) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def _overridden(part: nn.Module, base: type, *methods: str) -> Iterator[str]:
+    has = 'overrides' if isinstance(part, base) else 'has not the'
     for method in methods:
         if getattr(type(part), method, None) is not getattr(base, method):
-            yield f'{type(part).__name__} overrides {method} of {base.__name__}'
+            yield f'{type(part).__name__} {has} {method} of {base.__name__}'
 
 
 def _of_dense_head(head: nn.Module, final: bool) -> Iterator[str]:
@@ -103,9 +104,10 @@ def _of_extractor(extractor: nn.Module) -> Iterator[str]:
 
 def _of_loss(head: nn.Module) -> Iterator[str]:
     """Yields a reason if the loss decides how scores are computed, such as Seesaw loss."""
+    loss = getattr(head, 'loss_cls', None)
     for setting in ('custom_cls_channels', 'custom_activation'):
-        if getattr(head.loss_cls, setting, False):
-            yield f'{type(head.loss_cls).__name__} of {type(head).__name__} sets {setting}'
+        if getattr(loss, setting, False):
+            yield f'{type(loss).__name__} of {type(head).__name__} sets {setting}'
             return
 
 
