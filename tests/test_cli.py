@@ -1,7 +1,8 @@
 """Impossible configs and options end with an error message; unusual ones that work do not."""
 
+import runpy
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmhatnet import config_checks
-from mmhatnet.cli import SettingsAction, merge_options, read_config
+from mmhatnet.cli import SettingsAction, load_config, merge_options, read_config
 from mmhatnet.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -186,3 +187,70 @@ def test_an_error_inside_a_users_class_keeps_its_traceback(error: type) -> None:
         MODELS.build(dict(type=Own, error=error(message)))
     with pytest.raises(error), config_checks.build_errors_as_messages(Config()):
         raise error(message)  # as training itself may
+
+
+TOOLS = [path.stem for path in CONFIGS.parent.glob('tools/*.py')]
+# Arguments that are text, but name no file or folder.
+OF_NO_FILE = {
+    *('backbones', 'cfg_options', 'classes', 'device', 'experiment', 'local_rank', 'measure'),
+    *('json',),  # a name in the folder --docs
+}
+
+
+class Parsed(Exception):
+    """Ends a tool after it has defined its arguments."""
+
+
+@pytest.mark.parametrize('tool', TOOLS)
+def test_home_is_found_in_all_arguments_that_name_files(tool: str, tmp_path, monkeypatch) -> None:
+    def end(parser: ArgumentParser, *_: object) -> None:
+        raise Parsed(parser)
+
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(ArgumentParser, 'parse_args', end)
+    with pytest.raises(Parsed) as ended:
+        runpy.run_path(str(CONFIGS.parent / 'tools' / f'{tool}.py'), run_name='__main__')
+    (parser,) = ended.value.args
+    texts = [
+        action
+        for action in parser._actions
+        if action.nargs != 0 and not action.choices and action.dest not in OF_NO_FILE
+    ]
+    named = [action for action in texts if not _is_number(action.type)]
+    assert named
+    for action in named:
+        assert str(action.type('~/a b/')).rstrip('/') == f'{tmp_path}/a b', action.dest
+        assert str(action.type('$HOME/a')) == f'{tmp_path}/a', action.dest
+        with pytest.raises(ArgumentTypeError, match='empty'):
+            action.type('')
+
+
+def _is_number(read: object) -> bool:
+    try:
+        read('~/a')
+    except (ValueError, ArgumentTypeError):
+        return True
+    except TypeError:  # None, which leaves text as it is
+        return False
+    return False
+
+
+def test_home_is_found_in_a_config(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'base.py').write_text("load_from = '~/a.pth'\nword = 'a~/b'\nnames = ('~', 'b')\n")
+    (tmp_path / 'own.py').write_text(
+        "_base_ = '~/base.py'\n"
+        "train_dataloader = dict(dataset=dict(data_root='~/data', data_prefix=('~/a', 1)))\n"
+        "transforms = [dict(folders=['~/b'])]\n"
+    )
+    args = Namespace(
+        config=str(tmp_path / 'own.py'),
+        cfg_options={'work_dir': '~/work'},
+        **dict(work_dir=None, launcher='none', local_rank=0),
+    )
+    cfg = load_config(args)
+    assert cfg.work_dir == f'{tmp_path}/work' and cfg.load_from == f'{tmp_path}/a.pth'
+    assert cfg.train_dataloader.dataset.data_root == f'{tmp_path}/data'
+    assert cfg.train_dataloader.dataset.data_prefix == (f'{tmp_path}/a', 1)
+    assert cfg.transforms[0].folders == [f'{tmp_path}/b']
+    assert cfg.word == 'a~/b' and cfg.names == ('~', 'b')

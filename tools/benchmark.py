@@ -32,7 +32,11 @@ def parse_args() -> argparse.Namespace:
         default=DEFAULT,
         help=f'{", ".join(BACKBONES)}, or of --config',
     )
-    add('--config', help='a config whose dict `backbones` holds more names and registry settings')
+    add(
+        '--config',
+        type=cli.path,
+        help='a config whose dict `backbones` holds more names and registry settings',
+    )
     add('--shapes', nargs='+', type=parse_shape, default=SHAPES, help='inputs, as 8x3x224x224')
     add('--modes', nargs='+', choices=MODES, default=MODES)
     add(
@@ -47,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     add('--rounds', type=int, default=5, help='turns per backbone')
     add('--no-memory', action='store_true', help='do not measure peak memory')
     add('--profile', action='store_true', help='also list the slowest operators')
-    add('--out', type=Path, default='work_dirs/benchmark', help='folder of results')
+    add('--out', type=cli.local_path, default='work_dirs/benchmark', help='folder of results')
     args = parser.parse_args()
     args.known = dict(BACKBONES)
     if args.config:

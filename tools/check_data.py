@@ -12,7 +12,7 @@ from mmhatnet.data_checks import check_data
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='the config of the job')
+    parser.add_argument('config', type=cli.path, help='the config of the job')
     parser.add_argument(
         '--all', action='store_true', help='read all images and masks instead of a sample'
     )

@@ -24,9 +24,13 @@ METRICS = {
 @cli.exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a config with `goals`: minimum values of metrics')
-    parser.add_argument('work_dir', type=Path, help='the work folder of a training or a test')
-    parser.add_argument('--record', type=Path, help='a JSON file to save the figures in')
+    parser.add_argument(
+        'config', type=cli.path, help='a config with `goals`: minimum values of metrics'
+    )
+    parser.add_argument(
+        'work_dir', type=cli.local_path, help='the work folder of a training or a test'
+    )
+    parser.add_argument('--record', type=cli.local_path, help='a JSON file to save the figures in')
     args = parser.parse_args()
 
     goals = Config.fromfile(args.config).get('goals')

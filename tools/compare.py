@@ -30,7 +30,7 @@ def main() -> None:
         help='first run tools/benchmark.py with the arguments that follow',
     )
     add('--json', default='compare.json', help='record of the measurements, in the folder --docs')
-    add('--docs', type=Path, default=ROOT / 'docs', help='folder of the output')
+    add('--docs', type=cli.local_path, default=ROOT / 'docs', help='folder of the output')
     args = parser.parse_args()
     source = ROOT / 'docs' / 'compare.yml'
     if not source.is_file():

@@ -20,8 +20,8 @@ from mmhatnet.errors import CheckpointError
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('src', help='the published checkpoint')
-    parser.add_argument('dst', help='the file to write')
+    parser.add_argument('src', type=cli.path, help='the published checkpoint')
+    parser.add_argument('dst', type=cli.path, help='the file to write')
     parser.add_argument(
         '--classifier',
         action='store_true',

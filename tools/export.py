@@ -34,7 +34,9 @@ def main() -> None:
     parser.set_defaults(device='cpu')
     parser.add_argument('--format', choices=FORMATS, default='onnx', help='default: %(default)s')
     parser.add_argument('--part', choices=PARTS, default='model', help='default: %(default)s')
-    parser.add_argument('--out', help='the file (default: work_dirs/exported/ and the config name)')
+    parser.add_argument(
+        '--out', type=cli.path, help='the file (default: work_dirs/exported/ and the config name)'
+    )
     parser.add_argument(
         '--benchmark',
         nargs='+',

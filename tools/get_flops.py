@@ -20,7 +20,7 @@ from mmhatnet.flops import DEFAULT_SHAPES, count_flops
 @cli.exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='the config of the job')
+    parser.add_argument('config', type=cli.path, help='the config of the job')
     parser.add_argument('--shape', nargs=2, type=int, help='height and width of the image')
     cli.add_settings_option(parser)
     args = parser.parse_args()

@@ -9,7 +9,6 @@ images do not depend on how many are written.
 """
 
 import argparse
-from pathlib import Path
 
 from mmhatnet import cli
 from mmhatnet.synthetic_data import DEFAULT_COUNTS, make_toy_data
@@ -19,7 +18,7 @@ from mmhatnet.synthetic_data import DEFAULT_COUNTS, make_toy_data
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
-        'folder', nargs='?', type=Path, default='data/toy', help='the folder to write'
+        'folder', nargs='?', type=cli.local_path, default='data/toy', help='the folder to write'
     )
     parser.add_argument('--seed', type=int, default=0, help='the seed of all random choices')
     for name, counts in DEFAULT_COUNTS.items():

@@ -8,7 +8,6 @@ of images for each class in train/ and val/.
 """
 
 import argparse
-from pathlib import Path
 
 from mmhatnet import cli
 from mmhatnet.errors import ConfigError
@@ -19,10 +18,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--data', type=Path, required=True, help='the folder of the data')
+    parser.add_argument('--data', type=cli.local_path, required=True, help='the folder of the data')
     parser.add_argument('--job', choices=['maskrcnn', 'retinanet', 'semfpn', 'imagenet'])
     parser.add_argument('--arch', choices=['tiny', 'small', 'medium', 'large'], default='tiny')
-    parser.add_argument('--out', type=Path, default='config.py', help='the config to write')
+    parser.add_argument(
+        '--out', type=cli.local_path, default='config.py', help='the config to write'
+    )
     parser.add_argument('--classes', nargs='+', help='the names of the labels in masks, in order')
     parser.add_argument(
         '--split',

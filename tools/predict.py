@@ -9,7 +9,6 @@ that cannot be predicted are listed in failed.json, and the exit status is then 
 """
 
 import argparse
-import os
 
 from mmhatnet import cli
 from mmhatnet.errors import ConfigError
@@ -21,12 +20,14 @@ from mmhatnet.prediction.processes import default_workers, joined_processes
 def parse_args() -> argparse.Namespace:
     parser = cli.inference_parser(__doc__)
     parser.add_argument(
-        'images', nargs='+', help='images and videos: files, folders, or patterns like "*.jpg"'
+        'images',
+        type=cli.path,
+        nargs='+',
+        help='images and videos: files, folders, or patterns like "*.jpg"',
     )
-    # Shells expand ~ at the start of a word alone, not in --out-dir=~/predictions.
     parser.add_argument(
         '--out-dir',
-        type=os.path.expanduser,
+        type=cli.path,
         default='work_dirs/predictions',
         help='default: %(default)s',
     )
@@ -41,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--ann-file',
-        type=os.path.expanduser,
+        type=cli.path,
         help='COCO annotations of these images, for their ids in the results',
     )
     parser.add_argument('--no-drawn', action='store_true', help='write no visualizations')

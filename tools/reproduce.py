@@ -27,12 +27,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('experiment', help='a name or alias of configs/hatnet/metafile.yml')
     parser.add_argument(
-        '--checkpoint', help='the published weights, if they are already downloaded'
+        '--checkpoint', type=cli.path, help='the published weights, if they are already downloaded'
     )
     parser.add_argument(
         '--gpus', type=int, default=1, help='the number of processes, one for each GPU'
     )
-    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    parser.add_argument('--work-dir', type=cli.path, help='folder of logs and checkpoints')
     cli.add_settings_option(parser)
     args = parser.parse_args()
     args.work_dir = args.work_dir or str(Path('work_dirs', 'reproduce', args.experiment))

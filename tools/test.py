@@ -17,16 +17,19 @@ from mmhatnet.evaluation import augment_tests, dump_predictions, show_prediction
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='the config of the job')
-    parser.add_argument('checkpoint', help='the checkpoint to evaluate')
+    parser.add_argument('config', type=cli.path, help='the config of the job')
+    parser.add_argument('checkpoint', type=cli.path, help='the checkpoint to evaluate')
     cli.add_common_options(parser)
     parser.add_argument(
         '--out',
+        type=cli.path,
         help='where predictions are written: a .pkl file, or for MMSegmentation a folder of '
         'label maps',
     )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='folder for visualizations of the predictions')
+    parser.add_argument(
+        '--show-dir', type=cli.path, help='folder for visualizations of the predictions'
+    )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays open')
     parser.add_argument('--tta', action='store_true', help='use test-time augmentation')
     parser.add_argument(

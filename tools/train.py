@@ -29,10 +29,11 @@ from mmhatnet.training.work_folder import WorkFolder
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='the config of the job')
+    parser.add_argument('config', type=cli.path, help='the config of the job')
     cli.add_common_options(parser)
     parser.add_argument(
         '--resume',
+        type=cli.path,
         nargs='?',
         const='auto',
         help='resume a run: from the given checkpoint, or by default from the latest in the '

@@ -21,7 +21,7 @@ FORMATS = ('.pdf', '.png', '.svg')
 
 def parse_args() -> argparse.Namespace:
     parser = cli.inference_parser(__doc__)
-    parser.add_argument('image', help='the image')
+    parser.add_argument('image', type=cli.path, help='the image')
     parser.add_argument(
         '--point',
         nargs=2,
@@ -30,7 +30,9 @@ def parse_args() -> argparse.Namespace:
         metavar=('X', 'Y'),
         help='the position, in pixels from the top-left corner of the image',
     )
-    parser.add_argument('--out', default='attention.png', help='a .png, .pdf or .svg file')
+    parser.add_argument(
+        '--out', type=cli.path, default='attention.png', help='a .png, .pdf or .svg file'
+    )
     parser.add_argument(
         '--block', type=int, default=-1, help='the block of each stage (default: the last)'
     )

@@ -16,7 +16,9 @@ from mmhatnet.cli.options import (
     add_common_options,
     add_settings_option,
     inference_parser,
+    local_path,
     merge_options,
+    path,
 )
 
 __all__ = [
@@ -29,7 +31,9 @@ __all__ = [
     'inference_parser',
     'is_first_process',
     'load_config',
+    'local_path',
     'merge_options',
+    'path',
     'read_config',
     'require_datasets',
     'require_sound_job',

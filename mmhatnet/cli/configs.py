@@ -1,7 +1,9 @@
 """Reads a user's config. Errors name the file and the line."""
 
 import functools
+import operator
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +50,35 @@ def read_config(path: str) -> Config:
     except ImportError as error:
         raise ConfigError(f'{path}: {error}') from error
     return cfg
+
+
+def expand_home(cfg: Config) -> None:
+    """Replaces ~ at the start of paths by the home folder, as shells do in arguments.
+
+    Nothing but a path starts with ~/.
+
+    Args:
+        cfg (Config): The config, which is changed.
+    """
+    for key, value in list(cfg.items()):
+        if (expanded := _expanded(value)) is not value:
+            cfg[key] = expanded
+
+
+def _expanded(value: object) -> object:
+    """Returns settings with whole paths. Those without ~ stay the same objects."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if re.match(r'~[/\\]', value) else value
+    if isinstance(value, dict):
+        for key, inner in list(dict.items(value)):  # MMEngine's own would import what it names
+            if (expanded := _expanded(inner)) is not inner:
+                value[key] = expanded
+    elif isinstance(value, list):
+        value[:] = map(_expanded, value)
+    elif type(value) is tuple:
+        items = tuple(map(_expanded, value))
+        return value if all(map(operator.is_, items, value)) else items
+    return value
 
 
 class _FileError(Exception):
@@ -103,6 +134,9 @@ def _errors_with_files() -> Iterator[list[dict]]:
 def _with_file(parse: Callable, named: list[dict]) -> Callable:
     @functools.wraps(parse)
     def parse_file(filename: str, *args: object, **settings: object) -> tuple:
+        _, home, rest = filename.partition('/~/')  # MMEngine joins _base_ to the file's folder
+        if home and not Path(filename).exists():
+            filename = os.path.expanduser(f'~/{rest}')
         try:
             result = parse(filename, *args, **settings)
             named.append(dict(result[0].get('custom_imports') or {}))

@@ -19,7 +19,7 @@ from mmhatnet.checkpoints.contents import allowed_content
 from mmhatnet.checkpoints.files import force_weights_only
 from mmhatnet.checkpoints.loading import without_pretrained
 from mmhatnet.checkpoints.safe_loader import Checkpoint
-from mmhatnet.cli.configs import read_config
+from mmhatnet.cli.configs import expand_home, read_config
 from mmhatnet.cli.options import merge_options
 from mmhatnet.config_checks import (
     drop_worker_settings,
@@ -77,6 +77,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = read_config(args.config)
     if args.cfg_options is not None:
         merge_options(cfg, args.cfg_options)
+    expand_home(cfg)
     drop_worker_settings(cfg)
     args.given = {key: cfg[key] for key in OF_ONE_RUN if key in cfg}
     cfg.launcher = args.launcher

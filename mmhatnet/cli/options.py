@@ -1,6 +1,7 @@
 """The options of the tools, and what --cfg-options may set."""
 
 import argparse
+import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -22,10 +23,30 @@ from mmhatnet.config_checks import (
 from mmhatnet.errors import ConfigError
 
 
+def path(text: str) -> str:
+    """Reads an argument that names a file, a folder or an address.
+
+    Shells replace ~ at the start of a word alone, not in ``--out=~/labels``, and programs that
+    start tools replace neither it nor variables.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is empty, as a variable without a value is.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError('its path is empty: name a file or folder')
+    return os.path.expanduser(os.path.expandvars(text))
+
+
+def local_path(text: str) -> Path:
+    """Reads an argument that names a file or a folder of this machine."""
+    return Path(path(text))
+
+
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that training and testing share in all OpenMMLab projects."""
     parser.add_argument(
         '--work-dir',
+        type=path,
         help='folder of logs and checkpoints (default: work_dirs/ and the config name)',
     )
     add_settings_option(parser)
@@ -55,8 +76,10 @@ def add_settings_option(parser: argparse.ArgumentParser) -> None:
 def inference_parser(description: str) -> argparse.ArgumentParser:
     """Returns a parser with the arguments that tools for single images share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='the config of the job')
-    parser.add_argument('checkpoint', help='the checkpoint, or the work folder of a training')
+    parser.add_argument('config', type=path, help='the config of the job')
+    parser.add_argument(
+        'checkpoint', type=path, help='the checkpoint, or the work folder of a training'
+    )
     parser.add_argument('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
     add_settings_option(parser)
     return parser
