@@ -36,13 +36,13 @@ def show_predictions(
         raise ConfigError(f'--show and --show-dir: {cfg.filename} has no visualization hook.')
     # The hooks of the frameworks name the same settings differently.
     hook['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
-    hook.update(show=show, wait_time=wait_time)
+    # MMPretrain draws one image of 5000, and the original MMSegmentation one of 50.
+    hook.update(show=show, wait_time=wait_time, interval=1)
     if show_dir:
         # MMDetection appends a relative folder to itself, image by image.
         folder = os.path.abspath(show_dir)
         if cfg.default_scope == 'mmseg':
             cfg.visualizer.save_dir = folder
-            hook['interval'] = 1  # the original mmseg applies it to tests as well
         else:
             hook['test_out_dir' if cfg.default_scope == 'mmdet' else 'out_dir'] = folder
 

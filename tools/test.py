@@ -13,6 +13,7 @@ from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.config_checks import build_errors_as_messages, require_complete
 from mmhatnet.errors import ConfigError
 from mmhatnet.evaluation import augment_tests, dump_predictions, show_predictions
+from mmhatnet.openmmlab.output_files import separate_output_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,6 +71,7 @@ def main() -> None:
         runner = cli.build_runner(cfg, args, train=False)
         metainfo = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
         verify_checkpoint(checkpoint, runner.model, None if args.ignore_classes else metainfo)
+        separate_output_files(runner)
         runner.test()  # MMEngine loads the content read above, and calls its hooks.
 
 
