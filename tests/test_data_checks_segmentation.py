@@ -95,6 +95,11 @@ def test_sound_masks_pass(check, case):
     assert (report.errors, [n for n in report.notes if 'no mask has' not in n]) == ([], [])
 
 
+MANY = dict(
+    metainfo=dict(classes=[f'class {i}' for i in range(300)]),
+    head=dict(num_classes=300),
+    reduce_zero_label=False,
+)
 BACKGROUND = dict(metainfo=dict(classes=('background', 'dog')))
 WRONG = dict(
     colors=(dict(mask=np.dstack([HALVES * 9, HALVES, HALVES])), '(16, 16, 3)'),
@@ -103,6 +108,7 @@ WRONG = dict(
     beyond_in_val=(dict(val_mask=HALVES * 3), 'the value 3, 6 in masks (ann/val/a.png)'),
     from_one=(dict(reduce_zero_label=False), 'set reduce_zero_label=True if 0 is no class'),
     wraps=(dict(mask=HALVES + 256), 'the value 257, 258'),
+    bytes_only=(dict(mask=HALVES + 256, **MANY), 'read as 1, because MMSegmentation'),
     other_ignored=(dict(mask=HALVES * 100, head=dict(ignore_index=100)), 'ignored as 100 is'),
     zero_dropped=(dict(mask=HALVES - 1, **BACKGROUND), 'reduce_zero_label=True drops 0'),
     shifted=(
@@ -213,6 +219,7 @@ def test_a_large_sample_does_not_hide_a_rare_class(check, monkeypatch):
             dict(change=lambda: write('ann/train/c.png', HALVES)),
             '1 files in ann/train are left out',
         ),
+        (dict(**MANY), 'can have the classes class 255, class 256, '),
         (dict(head=dict(num_classes=150)), 'num_classes is 150, but the data have 2'),
         (
             dict(metainfo=dict(classes=('a', 'b', 'c')), head=dict(num_classes=3)),

@@ -323,6 +323,21 @@ def _check_values(job: Job, masks: dict[str, Mask], paths: list[str]) -> None:
     found = f'values found: {preview(values, 12)}'
     known = job.ignored | set(range(n))
     # LoadAnnotations converts values to bytes.
+    labels = set(map(job.label, range(256))) - job.ignored
+    unread = [name for label, name in enumerate(job.classes) if label > 253 and label not in labels]
+    bytes_hint = (
+        f"MMSegmentation's LoadAnnotations reads masks as 8 bits, with room for {len(labels)} "
+        'classes; leave out or merge classes, or load the masks with a transform of your own'
+    )
+    if lost := [v for v in values if 255 < v < first + n]:
+        job.refuse(
+            f'the value {preview(lost, 8)} in masks ({_example(masks, lost[0])}) is one of the {n} '
+            f'classes, but would be read as {lost[0] % 256}, because {bytes_hint}',
+            job.sure,
+        )
+        return
+    if unread:
+        job.note(f'no pixel can have the classes {preview(unread)}, because {bytes_hint}')
     counted = set(range(-1, 256))
     beyond = [v for v in values if job.label(v) not in (known if v in counted else job.ignored)]
     if n and not beyond:
@@ -331,13 +346,16 @@ def _check_values(job: Job, masks: dict[str, Mask], paths: list[str]) -> None:
         hint = 'correct the masks (lossy or interpolated ones have many), or name all classes'
         if beyond == [n] and not first:
             hint = 'set reduce_zero_label=True if 0 is no class, or name the class that is missing'
-        example = next(path for path, mask in masks.items() if beyond[0] in mask.values)
         job.refuse(
-            f'the value {preview(beyond, 8)} in masks ({example}) is none of the {n} classes, '
-            f'which are {first} to {first + n - 1} as reduce_zero_label={job.reduce}, nor ignored '
-            f'as {preview(job.ignored)} is, {found}; {hint}',
+            f'the value {preview(beyond, 8)} in masks ({_example(masks, beyond[0])}) is none of '
+            f'the {n} classes, which are {first} to {first + n - 1} as reduce_zero_label='
+            f'{job.reduce}, nor ignored as {preview(job.ignored)} is, {found}; {hint}',
             job.sure,
         )
+
+
+def _example(masks: dict[str, Mask], value: int) -> str:
+    return next(path for path, mask in masks.items() if value in mask.values)
 
 
 def _check_used(job: Job, masks: dict[str, Mask], paths: list[str], found: str) -> None:
