@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -336,6 +337,37 @@ def test_loading_nothing_is_an_error(prefix, tmp_path, monkeypatch) -> None:
     with pytest.raises(CheckpointError, match='0 of 19 tensors of the backbone.*other.pth'):
         read_pretrained(Config(dict(model=dict(backbone=dict(type='HATNet', **backbone)))))
     small().load_state_dict(weights, strict=False)
+
+
+@pytest.mark.parametrize(
+    ('saved', 'settings', 'message'),
+    [
+        ('', {}, None),
+        ('module.', {}, None),
+        ('backbone.', dict(prefix='backbone'), None),
+        (
+            'encoder.',
+            {},
+            r'other.pth holds none of the .* weights of model.backbone, a ResNet, .*'
+            r"set prefix='encoder\.'",
+        ),
+        ('encoder.', dict(prefix='neck.'), r"set prefix='encoder\.'"),
+        (None, {}, 'name a file for this module'),
+    ],
+)
+def test_files_for_backbones_of_other_packages(
+    saved, settings, message, tmp_path, monkeypatch
+) -> None:
+    from mmdet.models import ResNet
+
+    path = str(tmp_path / 'other.pth')
+    weights = {f'{saved}{key}': value for key, value in ResNet(18).state_dict().items()}
+    torch.save({'state_dict': {'a.b': torch.ones(1)} if saved is None else weights}, path)
+    init_cfg = dict(type='Pretrained', checkpoint=path, **settings)
+    backbone = dict(type='mmdet.ResNet', depth=18, init_cfg=init_cfg)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    with nullcontext() if message is None else pytest.raises(CheckpointError, match=message):
+        read_pretrained(Config(dict(model=dict(backbone=backbone))))
 
 
 class Classifier(nn.Module):

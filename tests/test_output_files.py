@@ -1,4 +1,4 @@
-"""Each image of a test has a file of its own, also where images of several folders have one name."""
+"""Each image of a test has a file of its own, also where folders hold images of one name."""
 
 import json
 import shutil

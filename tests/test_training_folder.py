@@ -108,6 +108,38 @@ def test_a_resume_does_not_need_the_weights_of_the_start(work, job, run_tool) ->
     assert "'gone.pth'" in (work / other.name).read_text(), 'the dumped config keeps them'
 
 
+def test_a_whole_start_does_not_need_the_weights_of_its_backbone(
+    work, job, run_tool_captured, tmp_path
+) -> None:
+    other = job.with_name('pretrained.py')
+    start = "dict(_delete_=True, type='Pretrained', checkpoint='gone.pth')"
+    other.write_text(f"_base_ = '{job.name}'\nmodel = dict(backbone=dict(init_cfg={start}))\n")
+    args = ('train', other, '--work-dir', tmp_path / 'new', '--cfg-options')
+    ended = run_tool_captured(*args, f'load_from={work}/epoch_1.pth')
+    assert ended.returncode == 0, ended.stderr
+    assert 'holds all weights of model.backbone: gone.pth is not read' in ended.stdout
+    assert "'gone.pth'" in (tmp_path / 'new' / other.name).read_text(), 'the dumped config keeps it'
+    # Without one weight of the backbone, gone.pth is needed.
+    part = torch.load(work / 'epoch_1.pth', weights_only=False)['state_dict']
+    del part[next(key for key in part if key.startswith('backbone.'))]
+    torch.save(part, tmp_path / 'part.pth')
+    refused = run_tool_captured(*args, f'load_from={tmp_path}/part.pth')
+    assert refused.returncode == 1 and 'no checkpoint gone.pth' in refused.stderr
+
+
+def test_a_start_that_fits_nothing_leaves_no_folder(work, job, run_tool_captured, tmp_path) -> None:
+    weights = torch.load(work / 'epoch_1.pth', weights_only=False)['state_dict']
+    prefix = 'backbone.'
+    backbone = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    torch.save(backbone, tmp_path / 'backbone.pth')
+    refused = run_tool_captured(
+        *('train', job, '--work-dir', tmp_path / 'new'),
+        *('--cfg-options', f'load_from={tmp_path}/backbone.pth'),
+    )
+    assert refused.returncode == 1 and 'holds none of the' in refused.stderr
+    assert not (tmp_path / 'new').exists()
+
+
 def test_a_refused_resume_changes_nothing(work, job, resume) -> None:
     dumped = work / job.name
     dumped.write_text('earlier = True')

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from torch import nn
 
 from mmhatnet import cli
 from mmhatnet.checkpoints.folder import find_checkpoint, newest_first
@@ -124,6 +125,20 @@ def report_earlier_training(cfg: Config) -> None:
         )
 
 
+def verify_weights(
+    cfg: Config,
+    checkpoint: Checkpoint,
+    model: nn.Module | ConfigDict,
+    say: Callable[[str], object],
+) -> None:
+    """Checks the weights with which training goes on or starts."""
+    # MMEngine skips weights that do not fit. It fails on the optimizer state only then.
+    if cfg.get('resume'):
+        verify_checkpoint(checkpoint, model)
+    else:
+        verify_start(checkpoint, model, say)
+
+
 def resume_command(launcher: str) -> str:
     """Says how this training is resumed."""
     if launcher != 'none':  # Its own command line is not known.
@@ -145,12 +160,17 @@ def main() -> None:
     require_complete(cfg, 'train', 'val')
     apply_options(cfg, args)
     first = cli.is_first_process(cfg)
-    checkpoint = read_checkpoint(cfg, args.resume, print if first else lambda text: None)
+    say = print if first else lambda text: None
+    checkpoint = read_checkpoint(cfg, args.resume, say)
     cli.require_sound_job(cfg, args, 'train', 'val')
     with build_errors_as_messages(cfg):
-        checkpoints = [] if cfg.get('resume') else read_pretrained(cfg)
+        checkpoints = [] if cfg.get('resume') else read_pretrained(cfg, checkpoint)
         if checkpoint:
             checkpoints.append(checkpoint)
+        # An address is read when the processes are connected.
+        late = checkpoint is not None and '://' in checkpoint.place
+        if checkpoint and not late:
+            verify_weights(cfg, checkpoint, cfg.model, say)
     folder = WorkFolder(cfg.work_dir)
     with (
         load_weights_only(*checkpoints),
@@ -160,12 +180,9 @@ def main() -> None:
         if first:
             report_earlier_training(cfg)
             folder.lock()
-        runner = cli.build_runner(
-            cfg, args, train=True, resumed=checkpoint if cfg.get('resume') else None
-        )
-        if checkpoint:
-            # MMEngine skips weights that do not fit. It fails on the optimizer state only then.
-            (verify_checkpoint if cfg.get('resume') else verify_start)(checkpoint, runner.model)
+        runner = cli.build_runner(cfg, args, train=True, start=checkpoint)
+        if late:
+            verify_weights(cfg, checkpoint, runner.model, say)
         # A training that is refused leaves the earlier one to be resumed.
         if not cfg.get('resume'):
             folder.start_anew()

@@ -4,14 +4,13 @@ import copy
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import is_main_process
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseModule, BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS
 from torch import nn
 from torch.func import functional_call
@@ -55,26 +54,31 @@ def verify_resumable(checkpoint: Checkpoint) -> None:
         print(f'{checkpoint} holds no optimizer state: the optimizer starts afresh.')
 
 
-def read_pretrained(cfg: Config) -> list[Checkpoint]:
+def read_pretrained(cfg: Config, start: Checkpoint | None = None) -> list[Checkpoint]:
     """Reads, and downloads where necessary, the checkpoints from which modules of a model start.
 
     Only the first process of a node does so; the others find the downloads there.
 
     Args:
         cfg (Config): A config with ``model``.
+        start (Checkpoint | None): The checkpoint from which the whole model starts afterwards. What
+            it replaces is not read. Defaults to None.
 
     Returns:
         list[Checkpoint]: What was read.
 
     Raises:
-        CheckpointError: If a file is missing or unusable, a download fails, or a checkpoint for a
-            backbone of this package holds no weights of it.
+        CheckpointError: If a file is missing or unusable, a download fails, or a checkpoint holds
+            no weights of its module.
     """
     checkpoints: dict[str, Checkpoint] = {}
     if os.environ['LOCAL_RANK'] != '0':
         return []
-    for module, init_cfg in _pretrained_modules(cfg.model):
+    for where, module, init_cfg in _pretrained_modules(cfg.model):
         place = init_cfg.checkpoint
+        if start and _holds_all_of(start, where, module):
+            print(f'load_from={start} holds all weights of model.{where}: {place} is not read.')
+            continue
         hint = (
             '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random weights '
             'with --cfg-options model.backbone.init_cfg=None'
@@ -86,30 +90,103 @@ def read_pretrained(cfg: Config) -> list[Checkpoint]:
         network = class_of(MODELS, module)
         if network and issubclass(network, Backbone):
             _verify_backbone(network, module, init_cfg, checkpoints[place])
+        else:
+            _verify_fit(where, module, init_cfg, checkpoints[place])
     return list(checkpoints.values())
 
 
-def without_pretrained(cfg: ConfigDict) -> None:
-    """Removes the checkpoints from which modules start, for a training that resumes.
-
-    All weights come from its own checkpoint then, and the others may be gone.
+def without_pretrained(cfg: ConfigDict, start: Checkpoint, resumes: bool) -> None:
+    """Removes the checkpoints of modules that another one replaces, since they may be gone.
 
     Args:
         cfg (ConfigDict): The model of a config, which is changed.
+        start (Checkpoint): The checkpoint from which the training starts or resumes.
+        resumes (bool): Whether it resumes, so that this checkpoint has all weights.
     """
-    for module, init_cfg in list(_pretrained_modules(cfg)):
+    for where, module, init_cfg in list(_pretrained_modules(cfg)):
+        if not resumes and not _holds_all_of(start, where, module):
+            continue
         given = module.init_cfg
         listed = isinstance(given, (list, tuple))
         module.init_cfg = [other for other in given if other is not init_cfg] if listed else None
 
 
-def _pretrained_modules(cfg: ConfigDict) -> Iterator[tuple[ConfigDict, ConfigDict]]:
-    """Yields the modules of a model that start from a checkpoint, and their Pretrained init_cfg."""
-    for _, module in dicts_of(cfg):
+def _pretrained_modules(cfg: ConfigDict) -> Iterator[tuple[str, ConfigDict, ConfigDict]]:
+    """Yields modules of a model that start from a checkpoint: name, settings, Pretrained init_cfg.
+
+    The names are those in the model, if its class calls its parts as the config does.
+    """
+    for place, module in dicts_of(cfg):
         given = module.get('init_cfg')
         for init_cfg in given if isinstance(given, (list, tuple)) else [given]:
             if isinstance(init_cfg, dict) and type_name(init_cfg).startswith('Pretrained'):
-                yield module, init_cfg
+                yield re.sub(r'\[(\d+)\]', r'.\1', place).lstrip('.'), module, init_cfg
+
+
+def _holds_all_of(checkpoint: Checkpoint, where: str, settings: ConfigDict) -> bool:
+    """Returns whether a checkpoint of a model holds all weights of one of its modules."""
+    if '://' in checkpoint.place:
+        return False  # It is read when the processes are connected.
+    weights = _below(f'{where}.', checkpoint.weights) if where else checkpoint.weights
+    if not weights:
+        return False
+    try:
+        module = _without_values(dict(settings, init_cfg=None))
+        missing, differences = _rehearse(module, weights)
+    except Exception:  # Code of others may raise anything, and does so again when it is built.
+        return False
+    return not differences and not missing & {*_learned(module)}
+
+
+def _below(prefix: str, weights: Mapping[str, Any]) -> dict[str, Any]:
+    return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _without_values(settings: Mapping[str, Any]) -> nn.Module:
+    """Builds a module, on the meta device if its class allows it."""
+    settings = copy.deepcopy(settings)
+    try:
+        with torch.device('meta'):
+            return MODELS.build(copy.deepcopy(settings))
+    except (NotImplementedError, RuntimeError):  # It computes with its tensors.
+        return MODELS.build(settings)
+
+
+def _verify_fit(
+    where: str, settings: ConfigDict, init_cfg: ConfigDict, checkpoint: Checkpoint
+) -> None:
+    """Raises a CheckpointError if nothing in a checkpoint fits a module of another package."""
+    prefix = init_cfg.get('prefix') or ''
+    weights = checkpoint.weights
+    try:
+        module = _without_values(dict(settings, init_cfg=None))
+        # Modules that initialize themselves may rename keys there.
+        if getattr(type(module), 'init_weights', None) is not BaseModule.init_weights:
+            return
+        start = prefix.rstrip('.') + '.' if prefix else ''  # as MMEngine does it
+        missing, differences = _rehearse(module, _below(start, weights))
+    except Exception:  # Code of others may raise anything, and does so again when it is built.
+        return
+    learned = _learned(module)
+    fitting = [name for name in learned if name not in missing | _of_other_shape(differences)]
+    if fitting or not learned:
+        return
+    found = [key.removesuffix(name) for name in learned for key in weights if key.endswith(name)]
+    meant = next((other for other in found if other.endswith('.') and other != start), None)
+    hint = 'name a file for this module'
+    if differences:
+        hint = differences[0].rstrip('.')
+    elif meant:
+        hint = f"set prefix={meant!r} in its init_cfg, with which its file's keys begin"
+    raise CheckpointError(
+        f'{checkpoint} holds none of the {len(learned)} weights of model.{where}, a '
+        f'{type_name(settings)}, which would stay random: {hint}, or set its init_cfg=None.'
+    )
+
+
+def _of_other_shape(differences: list[str]) -> set[str]:
+    """Returns the names in PyTorch's messages about shapes."""
+    return {*re.findall(r'^size mismatch for (\S+):', '\n'.join(differences), re.M)}
 
 
 def _read_pretrained(place: str, hint: str) -> Checkpoint:
@@ -158,8 +235,8 @@ def verify_checkpoint(
 
     Args:
         checkpoint (Checkpoint): The checkpoint.
-        model (nn.Module | ConfigDict): The model, or a wrapper of it; or its settings, because a
-            FlexibleRunner builds the model late. It is then built here for the check.
+        model (nn.Module | ConfigDict): The model, or a wrapper of it; or its settings, with which
+            it is built here for the check, without values where that is possible.
         dataset_meta (Mapping[str, Any], optional): The metainfo of the dataset to be tested.
             Defaults to None, which compares no classes.
 
@@ -169,7 +246,7 @@ def verify_checkpoint(
     """
     model = _built(model)
     other_classes = _other_classes(checkpoint.meta, dataset_meta or {})
-    missing, differences = _rehearse(model, checkpoint)
+    missing, differences = _rehearse_checkpoint(model, checkpoint)
     if differences:
         raise CheckpointError(
             f'{checkpoint} belongs to another model: {differences[0].rstrip(".")} '
@@ -193,21 +270,24 @@ def verify_checkpoint(
         )
 
 
-def verify_start(checkpoint: Checkpoint, model: nn.Module | ConfigDict) -> None:
-    """Checks that training can start from the weights of a checkpoint, and prints how many fit.
+def verify_start(
+    checkpoint: Checkpoint, model: nn.Module | ConfigDict, say: Callable[[str], object] = print
+) -> None:
+    """Checks that training can start from the weights of a checkpoint, and says how many fit.
 
     A model may start from part of them, such as those before a head for other classes.
 
     Args:
         checkpoint (Checkpoint): The checkpoint.
         model (nn.Module | ConfigDict): As for ``verify_checkpoint``. It keeps its own weights.
+        say (Callable): Prints a line. Defaults to print.
 
     Raises:
         CheckpointError: If none fits, so that all weights of the model would stay random.
     """
     model = _built(model)
-    missing, differences = _rehearse(model, checkpoint)
-    other = set(re.findall(r'^size mismatch for (\S+):', '\n'.join(differences), re.M))
+    missing, differences = _rehearse_checkpoint(model, checkpoint)
+    other = _of_other_shape(differences)
     learned = _learned(model)
     fitting = [name for name in learned if name not in missing | other]
     if not fitting:
@@ -217,12 +297,11 @@ def verify_start(checkpoint: Checkpoint, model: nn.Module | ConfigDict) -> None:
             "backbone alone, set init_cfg=dict(type='Pretrained', checkpoint=...) in "
             'model.backbone instead of load_from.'
         )
-    if is_main_process():
-        text = f'{len(fitting)} of {len(learned)} weights of the model, those of {checkpoint}'
-        for names, why in ((missing, 'not in it'), (other, 'of another shape there')):
-            if rest := [name for name in learned if name in names]:
-                text += f'; {len(rest)} are {why}, such as {rest[0]}'
-        print(f'Training starts from {text}.')
+    text = f'{len(fitting)} of {len(learned)} weights of the model, those of {checkpoint}'
+    for names, why in ((missing, 'not in it'), (other, 'of another shape there')):
+        if rest := [name for name in learned if name in names]:
+            text += f'; {len(rest)} are {why}, such as {rest[0]}'
+    say(f'Training starts from {text}.')
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -245,7 +324,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _built(model: nn.Module | ConfigDict) -> nn.Module:
     """Returns a model without wrappers, which is built if only its settings are given."""
     if not isinstance(model, nn.Module):
-        model = MODELS.build(copy.deepcopy(model))
+        model = _without_values(model)
     return _unwrapped(model)
 
 
@@ -281,7 +360,15 @@ class _Loading(nn.Module):
         return missing, []
 
 
-def _rehearse(model: nn.Module, checkpoint: Checkpoint) -> tuple[set[str], list[str]]:
+def _rehearse_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> tuple[set[str], list[str]]:
+    """Does the same as ``_rehearse`` with a whole checkpoint, which its errors name."""
+    try:
+        return _rehearse(model, checkpoint.weights)
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from error
+
+
+def _rehearse(model: nn.Module, weights: Mapping[str, Any]) -> tuple[set[str], list[str]]:
     """Returns the keys that loading would miss, and the differences that PyTorch would name.
 
     Only loading itself knows, because modules rename keys in their hooks. It runs with tensors on
@@ -294,12 +381,9 @@ def _rehearse(model: nn.Module, checkpoint: Checkpoint) -> tuple[set[str], list[
     tensors: dict[str, torch.Tensor] = dict(loading.named_parameters(remove_duplicate=False))
     tensors.update(loading.named_buffers(remove_duplicate=False))
     on_meta = {name: tensor.detach().to('meta') for name, tensor in tensors.items()}
-    try:
-        found: tuple[set[str], list[str]] = functional_call(
-            loading, on_meta, (checkpoint.weights,), tie_weights=False
-        )
-    except CheckpointError as error:
-        raise CheckpointError(f'{checkpoint}: {error}') from error
+    found: tuple[set[str], list[str]] = functional_call(
+        loading, on_meta, (weights,), tie_weights=False
+    )
     return found
 
 

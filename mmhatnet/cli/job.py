@@ -114,7 +114,7 @@ def find_device(name: str | None) -> str:
 
 
 def build_runner(
-    cfg: Config, args: argparse.Namespace, train: bool, resumed: Checkpoint | None = None
+    cfg: Config, args: argparse.Namespace, train: bool, start: Checkpoint | None = None
 ) -> Runner:
     """Builds the runner of a job.
 
@@ -123,7 +123,8 @@ def build_runner(
         args (argparse.Namespace): The options that ``load_config`` has read.
         train (bool): Whether it trains. Its config is then written to the work folder, without the
             settings of this run alone. The file that it was read from is never overwritten.
-        resumed (Checkpoint | None): The checkpoint from which it resumes. Defaults to None.
+        start (Checkpoint | None): The checkpoint from which the training starts or resumes.
+            Defaults to None.
 
     Raises:
         ConfigError: If a class of the config does not know a setting.
@@ -134,8 +135,8 @@ def build_runner(
     recipe.update(args.given)
     if recipe.get('resume'):
         recipe.update(resume=False, load_from=None)
-    if resumed:
-        _continue_from(cfg, resumed)
+    if start:
+        _start_from(cfg, start)
     target = Path(cfg.work_dir, Path(args.config).name)
 
     base = RUNNERS.get(cfg.get('runner_type', 'Runner'))
@@ -173,10 +174,11 @@ def build_runner(
     return JobRunner.from_cfg(cfg)
 
 
-def _continue_from(cfg: Config, checkpoint: Checkpoint) -> None:
-    """Changes a config of which the training goes on from a checkpoint."""
-    without_pretrained(cfg.model)
-    if cfg.get('randomness', {}).get('seed') is None:
+def _start_from(cfg: Config, checkpoint: Checkpoint) -> None:
+    """Changes a config of which the training starts or resumes from a checkpoint."""
+    resumes = bool(cfg.get('resume'))
+    without_pretrained(cfg.model, checkpoint, resumes)
+    if resumes and cfg.get('randomness', {}).get('seed') is None:
         # The order of the data follows from the seed.
         cfg.randomness = dict(cfg.get('randomness', {}), seed=checkpoint.meta.get('seed'))
 
