@@ -15,7 +15,6 @@ from statistics import median
 
 import torch
 from matplotlib.figure import Figure
-from mmengine.config import Config
 from mmengine.registry import MODELS
 from rich.console import Console
 from rich.progress import track
@@ -88,12 +87,12 @@ def matrix_product(device: str, dtype: str) -> float:
     return 2 * size**3 / seconds(product)
 
 
-def peak_memory(settings: dict, config: str | None, device: str, *case: object) -> int:
+def peak_memory(settings: dict, imports: Sequence[str], device: str, *case: object) -> int:
     """Measures one step in a fresh process.
 
     Args:
         settings (dict): The backbone, for the registry.
-        config (str, optional): A config whose custom imports it needs.
+        imports (Sequence[str]): The modules that it needs.
         device (str): 'cpu' or 'cuda'.
         *case (object): Shape, mode and dtype.
 
@@ -101,7 +100,7 @@ def peak_memory(settings: dict, config: str | None, device: str, *case: object) 
         int: Bytes in use above the model at the peak.
     """
     if device == 'cuda':  # its allocator records the peak of any process
-        return memory_of_step(None, settings, device, *case)
+        return memory_of_step((), settings, device, *case)
     # By default glibc keeps freed memory, which then counts as used.
     os.environ['MALLOC_MMAP_THRESHOLD_'] = '1000000'
     processes = multiprocessing.get_context('forkserver')
@@ -109,12 +108,12 @@ def peak_memory(settings: dict, config: str | None, device: str, *case: object) 
         ['mmhatnet.openmmlab.setup', 'mmdet.models', 'mmpretrain.models']
     )
     with ProcessPoolExecutor(1, processes) as process:
-        return process.submit(memory_of_step, config, settings, device, *case).result()
+        return process.submit(memory_of_step, imports, settings, device, *case).result()
 
 
-def memory_of_step(config: str | None, settings: dict, device: str, shape: tuple, *how) -> int:
-    if config:
-        Config.fromfile(config)  # for its custom_imports
+def memory_of_step(imports: Sequence[str], settings: dict, device: str, shape: tuple, *how) -> int:
+    for module in imports:
+        import_module(module)
     model, image = build(settings, device), torch.randn(*shape, device=device)
     if device == 'cuda':
         step(model, image[..., :64, :64], *how)  # cuDNN and cuBLAS allocate workspaces once
@@ -237,7 +236,7 @@ def run_benchmark(
     cases: Sequence[tuple[tuple[int, ...], str]],
     out: Path,
     *,
-    config: str | None = None,
+    imports: Sequence[str] = (),
     device: str = 'cpu',
     memory: bool = True,
     **how: object,
@@ -248,7 +247,7 @@ def run_benchmark(
         backbones (dict): The published accuracy and the registry settings of each, by name.
         cases (Sequence[tuple]): Shapes (N, C, H, W), each with 'forward' or 'train'.
         out (Path): The folder of results.
-        config (str, optional): A config whose custom imports the backbones need.
+        imports (Sequence[str]): The modules that the backbones need.
         device (str): 'cpu' or 'cuda'.
         memory (bool): Whether to measure peak memory.
         **how (object): dtypes, rounds, compiled and profiled, as for ``measure``.
@@ -262,7 +261,9 @@ def run_benchmark(
             if memory and 'compiled' not in row['backbone']:
                 settings = backbones[row['backbone']][1]
                 try:
-                    row['memory'] = peak_memory(settings, config, device, shape, mode, row['dtype'])
+                    row['memory'] = peak_memory(
+                        *(settings, imports, device, shape, mode, row['dtype'])
+                    )
                 except Exception as error:  # the system kills a process that needs too much
                     name = row['backbone']
                     print(f'The memory of {name} cannot be measured: {error!r}', file=sys.stderr)

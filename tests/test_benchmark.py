@@ -65,7 +65,6 @@ def test_reference_implementation_has_the_same_flops_and_takes_more_memory(
         (['--shapes', '0x3x32x32'], '0x3x32x32 is not a shape'),
         (['--device', 'cuda'], 'PyTorch finds no GPU here'),
         (['--rounds', '0'], '--rounds 0 must be at least 1'),
-        (['--config', 'nowhere.py'], 'there is no config nowhere.py'),
     ],
 )
 def test_impossible_options_are_named(args, message, run_tool, monkeypatch, capsys) -> None:
@@ -73,3 +72,18 @@ def test_impossible_options_are_named(args, message, run_tool, monkeypatch, caps
     with pytest.raises(SystemExit):
         run_tool('benchmark', *args)
     assert message in capsys.readouterr().err
+
+
+def test_a_config_keeps_the_imports_that_it_inherits(run_tool, tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ('part_of_base', 'part_of_own'):
+        (tmp_path / f'{name}.py').write_text('')
+    (tmp_path / 'base.py').write_text("custom_imports = dict(imports='part_of_base')")
+    text = "_base_ = 'base.py'\ncustom_imports = dict(imports='part_of_own')\n"
+    (tmp_path / 'own.py').write_text(f"{text}backbones = dict(a=dict(type='HATNet'))")
+    given = {}
+    monkeypatch.setattr('mmhatnet.benchmark.run_benchmark', lambda *_, **how: given.update(how))
+    run_tool('benchmark', 'a', '--config', tmp_path / 'own.py')
+    assert given['imports'] == ['part_of_base', 'part_of_own']
+    with pytest.raises(SystemExit, match='There is no config nowhere.py'):
+        run_tool('benchmark', '--config', 'nowhere.py')

@@ -254,3 +254,25 @@ def test_home_is_found_in_a_config(tmp_path: Path, monkeypatch) -> None:
     assert cfg.train_dataloader.dataset.data_prefix == (f'{tmp_path}/a', 1)
     assert cfg.transforms[0].folders == [f'{tmp_path}/b']
     assert cfg.word == 'a~/b' and cfg.names == ('~', 'b')
+
+
+def test_options_import_modules(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'part_of_options.py').write_text('')
+    cfg = read_config(str(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py'))
+    before = cfg.custom_imports.imports
+    merge_options(cfg, options('custom_imports.imports=part_of_options'))
+    assert 'part_of_options' in sys.modules
+    assert cfg.custom_imports.imports == [*before, 'part_of_options']
+    with pytest.raises(ConfigError, match='custom_imports: Failed to import no_part; .*PYTHONPATH'):
+        merge_options(cfg, options('custom_imports.imports=no_part'))
+
+
+def test_an_interruption_is_one_line(run_tool_captured, monkeypatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('mmhatnet.config_walk.DATASETS.build', interrupt)
+    ended = run_tool_captured('train', CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
+    assert ended.returncode == 130 and ended.stderr.endswith('Interrupted.\n')
+    assert 'Traceback' not in ended.stderr

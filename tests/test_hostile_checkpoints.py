@@ -121,6 +121,11 @@ def history(log: object, count: object, length: object = 10) -> HistoryBuffer:
         ({'state_dict': WEIGHTS, 'ema_state_dict': 5}, 'ema_state_dict is 5'),
         ({'state_dict': WEIGHTS, 'meta': 5}, 'meta is 5 instead of a dict'),
         ({'state_dict': WEIGHTS, 'meta': []}, 'meta is a list'),
+        (
+            {'meta': {'dataset_meta': [{'classes': ('car', 'kite')}, {'classes': ('kite',)}]}},
+            'datasets whose classes differ, (car, kite) and (kite), ',
+        ),
+        ({'meta': {'dataset_meta': [{}, 5]}}, 'meta.dataset_meta is a list instead of a dict'),
         ({'meta': {'dataset_meta': 5}}, 'meta.dataset_meta is 5'),
         ({'meta': {'dataset_meta': {5: 5}}}, 'meta.dataset_meta is a dict'),
         ({'meta': {'dataset_meta': {'classes': 5}}}, 'meta.dataset_meta.classes is 5 instead of a'),
@@ -514,6 +519,7 @@ def test_shared_entries_do_not_multiply() -> None:
 def test_names_and_colors_of_classes_that_others_fail_on() -> None:
     for meta, expected in (
         (dict(classes='cat'), dict(classes=('cat',))),
+        ([dict(classes=('a',), of=1), dict(classes=('a',), of=2)], dict(classes=('a',))),
         (dict(classes=['a'], palette='unknown'), dict(classes=['a'])),
         (dict(classes=['a'], palette=5), dict(classes=['a'])),
         (dict(classes=['a'], palette=[(1, 2)]), dict(classes=['a'])),

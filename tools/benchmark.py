@@ -9,10 +9,8 @@ three forward passes, whatever a backbone recomputes. Ratios refer to the first 
 
 import argparse
 import re
-from pathlib import Path
 
 import torch
-from mmengine.config import Config
 
 from mmhatnet import cli
 from mmhatnet.benchmark import BACKBONES, run_benchmark
@@ -53,11 +51,11 @@ def parse_args() -> argparse.Namespace:
     add('--profile', action='store_true', help='also list the slowest operators')
     add('--out', type=cli.local_path, default='work_dirs/benchmark', help='folder of results')
     args = parser.parse_args()
-    args.known = dict(BACKBONES)
+    args.known, args.imports = dict(BACKBONES), []
     if args.config:
-        if not Path(args.config).is_file():
-            parser.error(f'there is no config {args.config}')
-        for name, settings in Config.fromfile(args.config).to_dict()['backbones'].items():
+        cfg = cli.read_config(args.config)
+        args.imports = cli.imports_of(cfg)
+        for name, settings in cfg.to_dict().get('backbones', {}).items():
             args.known[name] = (None, settings)
     if unknown := [name for name in args.backbones if name not in args.known]:
         parser.error(
@@ -83,7 +81,7 @@ def main() -> None:
         {name: args.known[name] for name in args.backbones},
         [(shape, mode) for shape in args.shapes for mode in args.modes],
         args.out,
-        config=args.config,
+        imports=args.imports,
         device=args.device,
         memory=not args.no_memory,
         dtypes=args.dtypes,

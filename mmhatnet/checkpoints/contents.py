@@ -303,12 +303,36 @@ class _Content:
             raise self.wrong(place, meta, 'a dict')
         kept = self.chosen(meta, place, TEXT_IN_META)
         named = kept.get('dataset_meta', {})
+        if isinstance(named, list) and named and all(isinstance(one, dict) for one in named):
+            named = kept['dataset_meta'] = self.joined(named)
         if not isinstance(named, dict) or not all(isinstance(key, str) for key in named):
             raise self.wrong(f'{place}.dataset_meta', named, 'a dict')
         self.check_classes(kept, place, 'CLASSES', 'PALETTE')
         self.check_classes(named, f'{place}.dataset_meta', 'CLASSES', 'PALETTE')
         self.check_classes(named, f'{place}.dataset_meta', 'classes', 'palette')
         return kept
+
+    def joined(self, metas: list[dict[Any, Any]]) -> dict[Any, Any]:
+        """Returns what several datasets of a training, each with its metainfo, have in common."""
+        first = metas[0]
+        common = {
+            key: value
+            for key, value in first.items()
+            if all(key in one and repr(one[key]) == repr(value) for one in metas)
+        }
+        other = next((one for one in metas if one.get('classes') != first.get('classes')), None)
+        if other is None:
+            return common
+        names = ' and '.join(
+            f'({printable(", ".join(map(str, one.get("classes") or ()))[:200])})'
+            for one in (first, other)
+        )
+        raise CheckpointError(
+            f'{self.name} is from a training on datasets whose classes differ, {names}, so that '
+            'its labels mean something else in each: train again with the same '
+            'metainfo=dict(classes=...) in all of them. A copy of its state_dict alone, without '
+            'meta, can still be the start of a training.'
+        )
 
     def check_classes(self, owner: dict[str, Any], place: str, names: str, colors: str) -> None:
         """Raises a CheckpointError if classes have no names, and drops colors that do not fit."""

@@ -1,6 +1,6 @@
 """The command line: the options of the tools, their configs and their checks."""
 
-from mmhatnet.cli.configs import read_config
+from mmhatnet.cli.configs import imports_of, read_config
 from mmhatnet.cli.job import (
     build_runner,
     exit_on_error,
@@ -28,6 +28,7 @@ __all__ = [
     'build_runner',
     'exit_on_error',
     'find_device',
+    'imports_of',
     'inference_parser',
     'is_first_process',
     'load_config',

@@ -5,7 +5,7 @@ import operator
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,6 +50,36 @@ def read_config(path: str) -> Config:
     except ImportError as error:
         raise ConfigError(f'{path}: {error}') from error
     return cfg
+
+
+def import_also(cfg: Config, replaced: Mapping) -> None:
+    """Imports what options have set in ``custom_imports``, and keeps what the config named.
+
+    Args:
+        cfg (Config): The config, which is changed.
+        replaced (Mapping): Its ``custom_imports`` before.
+
+    Raises:
+        ConfigError: If there is no such module.
+    """
+    try:
+        import_modules_from_strings(**cfg.custom_imports)
+    except Exception as error:  # a module may raise anything
+        raise ConfigError(
+            f'--cfg-options custom_imports: {error}; a module is found in the folders of the '
+            'environment variable PYTHONPATH.'
+        ) from error
+    _import_all(cfg, [dict(replaced), cfg.custom_imports])
+
+
+def imports_of(cfg: Config) -> list[str]:
+    """Returns the modules that a config imports."""
+    return _listed(cfg.get('custom_imports') or {})
+
+
+def _listed(settings: Mapping) -> list[str]:
+    imports = settings.get('imports') or []
+    return [imports] if isinstance(imports, str) else list(imports)
 
 
 def expand_home(cfg: Config) -> None:
@@ -101,8 +131,7 @@ def _import_all(cfg: Config, named: list[dict]) -> None:
     """
     names: dict[str, None] = {}
     for settings in named:
-        imports = settings.get('imports') or []
-        for name in [imports] if isinstance(imports, str) else imports:
+        for name in _listed(settings):
             with suppress(ImportError):
                 import_modules_from_strings(name)
                 names[name] = None

@@ -3,6 +3,8 @@
 import argparse
 import copy
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,11 +60,17 @@ TOY_CONFIGS = dict(
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Ends a tool with the message of an error of this package. Also works as a decorator."""
+    """Ends a tool with the message of an error of this package. Also works as a decorator.
+
+    Ctrl-C ends it with the exit status of shells; a training that has begun saves itself before.
+    """
     try:
         yield
     except MMHATNetError as error:
         raise SystemExit(str(error)) from None
+    except KeyboardInterrupt:
+        print('Interrupted.', file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def load_config(args: argparse.Namespace) -> Config:

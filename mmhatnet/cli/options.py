@@ -11,7 +11,7 @@ from typing import NoReturn
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
-from mmhatnet.cli.configs import CHECKPOINTS, CONFIGS
+from mmhatnet.cli.configs import CHECKPOINTS, CONFIGS, import_also, imports_of
 from mmhatnet.config_checks import (
     PACKAGES,
     loader_of,
@@ -120,10 +120,13 @@ def merge_options(cfg: Config, options: Mapping[str, object]) -> None:
         _require_reader(cfg, key)
         if not any(f'{key}.'.startswith(f'{other}.') for other in replaced):
             _require_place(cfg, key, value)
+    imports = dict(cfg.get('custom_imports') or {})
     try:
         cfg.merge_from_dict(dict(options))
     except (AttributeError, KeyError, TypeError) as error:
         _refuse(' '.join(options), f'they do not fit {cfg.filename}: {error}')
+    if (cfg.get('custom_imports') or {}) != imports:
+        import_also(cfg, imports)
 
 
 def _require_reader(cfg: Config, key: str) -> None:
@@ -143,9 +146,7 @@ def _require_reader(cfg: Config, key: str) -> None:
         _refuse(key, f'it is now {successor}')
     similar = get_close_matches(top, known, n=1, cutoff=0.6)
     meant = f'perhaps {".".join([*similar, *rest.split(".")]).rstrip(".")} is meant'
-    imports = (cfg.get('custom_imports') or {}).get('imports') or []
-    modules = [imports] if isinstance(imports, str) else imports
-    own = [module for module in modules if module.partition('.')[0] not in PACKAGES]
+    own = [module for module in imports_of(cfg) if module.partition('.')[0] not in PACKAGES]
     if own and not get_close_matches(top, known, n=1, cutoff=0.8):
         return  # code of the user may read it
     _refuse(key, f'nothing reads {top}' + (f'; {meant}' if similar else ''))
