@@ -51,6 +51,26 @@ def test_variables_that_nothing_reads_are_reported(tmp_path: Path, capsys) -> No
 
 
 @pytest.mark.parametrize(
+    ('heir', 'said'),
+    [
+        ('', True),
+        ('test_dataloader = dict(dataset=dict(pipeline=_base_.test_pipeline))', False),
+        ('other = _base_.test_pipeline[:1]', False),
+    ],
+)
+def test_what_an_inherited_file_of_the_user_sets_is_reported(
+    heir: str, said: bool, tmp_path: Path, capsys
+) -> None:
+    inheriting(tmp_path, 'test_pipeline = [dict(type="LoadImageFromFile")]\nsize = 3')
+    (tmp_path / 'own.py').rename(tmp_path / 'middle.py')
+    cfg = inheriting(tmp_path, heir, tmp_path / 'middle.py')
+    config_checks.require_known_settings(cfg, 'train', 'test')
+    shown = ''.join(capsys.readouterr())
+    assert ('middle.py sets test_pipeline, which nothing reads' in shown) is said
+    assert 'size' not in shown
+
+
+@pytest.mark.parametrize(
     'text',
     [
         'size = (80, 64)\nmodel = dict(backbone=dict(drop_path_rate=size[0] / 800))',

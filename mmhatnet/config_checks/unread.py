@@ -103,7 +103,8 @@ def _containers(value: object, path: str) -> Iterator[tuple[str, object]]:
 def require_read(cfg: Config, *splits: str) -> None:
     """Refuses what the config file itself sets at its top to no effect.
 
-    Variables of other names are reported: code of the user may read them.
+    Variables of other names are reported: code of the user may read them. So is what a file of the
+    user sets that the config inherits: it may be meant for other configs.
 
     Args:
         cfg (Config): The config.
@@ -113,22 +114,23 @@ def require_read(cfg: Config, *splits: str) -> None:
         ConfigError: If pipelines, settings of a framework's second version or misspelt settings
             are read by nothing.
     """
-    inherits, unread = _unread_in(cfg)
-    own = '.mim' not in Path(cfg.filename or '').parts  # others are a framework's
+    file = Path(cfg.filename or '')
+    inherits, unread = _unread_in(cfg, file)
     wrong, others = [], []
     loaders = {f'{split}_dataloader' for split in splits}
     for name in unread:
-        value, loader = cfg[name], loader_of(name)
+        loader = loader_of(name)
         if loader not in loaders if loader else not inherits:
             continue  # a dump repeats variables
-        if isinstance(value, (dict, list, tuple)) and users_of(cfg, value):
+        if _has_users(cfg, name):
             continue
         if hint := _what_is_meant(cfg, name):
             wrong.append(f'{cfg.filename} sets {name}, which nothing reads: {hint}.')
         else:
             others.append(name)
-    if wrong and inherits and own:
+    if wrong and inherits and _is_own(file):
         raise ConfigError('\n'.join(wrong))
+    wrong += _unread_in_bases(cfg, file, loaders)
     for text in wrong:  # --cfg-options may have changed what a dump made of its variables
         _say(text)
     if others:
@@ -136,6 +138,41 @@ def require_read(cfg: Config, *splits: str) -> None:
             f'{cfg.filename} sets {", ".join(others)}, which nothing in it reads: set what is '
             'meant itself, as a base config has used its own values.'
         )
+
+
+def _is_own(file: Path) -> bool:
+    """Returns whether a file is none of a framework's."""
+    return '.mim' not in file.parts
+
+
+def _has_users(cfg: Config, name: str) -> bool:
+    return isinstance(cfg[name], (dict, list, tuple)) and bool(users_of(cfg, cfg[name]))
+
+
+def _unread_in_bases(
+    cfg: Config, file: Path, loaders: set[str], heirs: tuple[str, ...] = ()
+) -> list[str]:
+    """Returns what nothing reads of the files that a file inherits, if no heir names it."""
+    try:
+        heirs = (*heirs, file.read_text('utf-8-sig'))
+        bases = [
+            Path(Config._get_cfg_path(base, str(file))[0])
+            for base in Config._get_base_files(str(file))
+        ]
+    except Exception:  # MMEngine replaces its own marks before it reads bases
+        return []
+    found = []
+    for base in filter(_is_own, bases):
+        inherits, unread = _unread_in(cfg, base)
+        for name in unread if inherits else ():
+            if loader_of(name) not in (None, *loaders) or _has_users(cfg, name):
+                continue
+            if any(re.search(rf'\b{name}\b', text) for text in heirs):
+                continue
+            if hint := _what_is_meant(cfg, name):
+                found.append(f'{base} sets {name}, which nothing reads: {hint}.')
+        found += _unread_in_bases(cfg, base, loaders, heirs)
+    return found
 
 
 def _what_is_meant(cfg: Config, name: str) -> str | None:
@@ -165,12 +202,8 @@ def _say(text: str) -> None:
         print_log(text, logger='current', level=logging.WARNING)
 
 
-def _unread_in(cfg: Config) -> tuple[bool, list[str]]:
-    """Returns whether the file of a config inherits others, and the variables that it never reads.
-
-    Variables of the files that it inherits are not looked at.
-    """
-    path = Path(cfg.filename or '')
+def _unread_in(cfg: Config, path: Path) -> tuple[bool, list[str]]:
+    """Returns whether a file of a config inherits others, and the variables that it never reads."""
     if path.suffix != '.py' or not path.is_file():
         return False, []
     try:
