@@ -57,9 +57,9 @@ def require_complete(cfg: Config, *splits: str) -> None:
         parts = [f'{split}_dataloader', f'{split}_cfg', last]
         missing = [part for part in parts if cfg.get(part) is None]
         if missing and (split != 'val' or missing != parts):
+            hint = '; to train without validation, set all of them to None' * (split == 'val')
             raise ConfigError(
-                f'{cfg.filename} has no {missing[0]}, and {split} needs {", ".join(parts)}; '
-                'to train without validation, leave out all settings of val.'
+                f'{cfg.filename} has no {missing[0]}, and {split} needs {", ".join(parts)}{hint}.'
             )
 
 
