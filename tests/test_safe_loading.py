@@ -15,7 +15,7 @@ import pytest
 import torch
 from experiments import as_text, made_small
 from mmengine._strategy import SingleDeviceStrategy
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import DATASETS, MODELS, STRATEGIES
@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmhatnet import HATNet, cli
+from mmhatnet.checkpoints.loading import verify_start
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.errors import CheckpointError
 
@@ -260,6 +261,15 @@ def test_no_part_of_a_job_executes_a_checkpoint(changes, train, tmp_path, monkey
     save_zip({'state_dict': {'a.b': Malicious(tmp_path / 'executed')}}, Path('file.pth'))
     with pytest.raises((CheckpointError, pickle.UnpicklingError), match='file.pth holds|GLOBAL'):
         train(**changes)
+    assert not Path('executed').exists()
+
+
+def test_no_check_of_a_start_executes_a_checkpoint(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_zip({'state_dict': {'a.b': Malicious(tmp_path / 'executed')}}, Path('file.pth'))
+    torch.save(SafeModel().state_dict(), 'start.pth')
+    with pytest.raises(CheckpointError, match='file.pth holds'):
+        verify_start(Checkpoint('start.pth'), ConfigDict(type='SafeModel', teacher='file.pth'))
     assert not Path('executed').exists()
 
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from mmhatnet.backbones.base import Backbone
 from mmhatnet.checkpoints.contents import printable
 from mmhatnet.checkpoints.files import fetch_and_read
-from mmhatnet.checkpoints.safe_loader import Checkpoint
+from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.checkpoints.training_state import wrong_parts
 from mmhatnet.config_walk import class_of, dicts_of, type_name
 from mmhatnet.errors import CheckpointError
@@ -77,7 +77,8 @@ def read_pretrained(cfg: Config, start: Checkpoint | None = None) -> list[Checkp
     for where, module, init_cfg in _pretrained_modules(cfg.model):
         place = init_cfg.checkpoint
         if start and _holds_all_of(start, where, module):
-            print(f'load_from={start} holds all weights of model.{where}: {place} is not read.')
+            part = f'model.{where}'.rstrip('.')
+            print(f'load_from={start} holds all weights of {part}: {place} is not read.')
             continue
         hint = (
             '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random weights '
@@ -144,12 +145,13 @@ def _below(prefix: str, weights: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_values(settings: Mapping[str, Any]) -> nn.Module:
     """Builds a module, on the meta device if its class allows it."""
-    settings = copy.deepcopy(settings)
-    try:
-        with torch.device('meta'):
+    # It may read checkpoints when it is built, such as a teacher's.
+    with load_weights_only():
+        try:
+            with torch.device('meta'):
+                return MODELS.build(copy.deepcopy(settings))
+        except (NotImplementedError, RuntimeError):  # It computes with its tensors.
             return MODELS.build(copy.deepcopy(settings))
-    except (NotImplementedError, RuntimeError):  # It computes with its tensors.
-        return MODELS.build(settings)
 
 
 def _verify_fit(
@@ -178,8 +180,9 @@ def _verify_fit(
         hint = differences[0].rstrip('.')
     elif meant:
         hint = f"set prefix={meant!r} in its init_cfg, with which its file's keys begin"
+    part = f'model.{where}'.rstrip('.')
     raise CheckpointError(
-        f'{checkpoint} holds none of the {len(learned)} weights of model.{where}, a '
+        f'{checkpoint} holds none of the {len(learned)} weights of {part}, a '
         f'{type_name(settings)}, which would stay random: {hint}, or set its init_cfg=None.'
     )
 
