@@ -18,6 +18,7 @@ CONFIGS = {
     'RetinaNet': 'retinanet/retinanet_r50_fpn_1x_coco.py',
     'FCOS': 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
     'ATSS': 'atss/atss_r50_fpn_1x_coco.py',
+    'RPN': 'rpn/rpn_r50_fpn_1x_coco.py',
     'Faster R-CNN': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'Mask R-CNN': 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
     'Cascade R-CNN': 'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
@@ -53,7 +54,7 @@ def _narrowed(node):
     if isinstance(node, dict):
         narrow = {key: _narrowed(value) for key, value in node.items()}
         narrow.update((key, CHANNELS[key]) for key in CHANNELS if isinstance(node.get(key), int))
-        return narrow | (dict(num_classes=5) if 'num_classes' in node else {})
+        return narrow | (dict(num_classes=5) if node.get('num_classes', 1) > 1 else {})
     return [_narrowed(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 

@@ -17,7 +17,7 @@ from detecting import (
     settings_of,
 )
 from experiments import rest_slow
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmhatnet.export import Detections, ExportError
 
@@ -53,22 +53,16 @@ def test_boxes_scores_labels_and_masks_of_batches(name: str) -> None:
     assert_exact(module, [drawn_images(*size) for size in SIZES])
 
 
-def heads_of(model: nn.Module) -> list[nn.Module]:
-    return [getattr(model, name) for name in ('rpn_head', 'roi_head') if hasattr(model, name)] or [
-        model.bbox_head
-    ]
-
-
 @pytest.mark.parametrize('name', CONFIGS)
 @torch.no_grad()
 def test_no_box_and_one_box(name: str) -> None:
     model = detector(settings_of(CONFIGS[name]))
-    *_, head = heads_of(model)
+    head = getattr(model, 'roi_head', None) or model.bbox_head
     module, images = Detections(model), drawn_images(2, 65, 97)
     head.test_cfg.max_per_img = 1
     (result,) = compared(module, module.outputs, model, [images])
     assert result.total == 2 and result[:5] == (0, 0, 0, 0, 0)
-    head.test_cfg.score_thr = 1.0
+    head.test_cfg.update(score_thr=1.0, min_bbox_size=1000 if name == 'RPN' else 0)
     (result,) = compared(module, module.outputs, model, [images])
     assert result.total == 0 and not result.counts
     shapes = [tuple(output.shape) for output in module(images)]
@@ -186,6 +180,9 @@ def test_files_at_sizes_that_were_not_traced(name: str, file_format: str, tmp_pa
     blank, faint = (drawn_images(1, 64, 96, contrast) for contrast in (0, 4))
     batches = [drawn_images(*size) for size in SIZES]
     batches += [blank, faint, torch.cat([blank, drawn_images(2, 64, 96), blank])]
+    if file_format == 'pt2' and not strides:
+        # Guards of the file refuse smaller images, on whose last level there is one position.
+        batches = [images for images in batches if min(images.shape[2:]) > 128]
     with torch.no_grad():
         assert_same(run, module, batches, boxes=5e-3, scores=1e-4, pixels=1)
 
@@ -203,10 +200,10 @@ def narrow_to_two_levels(head: dict) -> None:
 REFUSED = {
     'gfl/gfl_r50_fpn_1x_coco.py': 'GFLHead overrides _predict_by_feat_single of BaseDenseHead',
     'tood/tood_r50_fpn_1x_coco.py': 'TOODHead overrides _predict_by_feat_single of BaseDenseHead',
-    'detr/detr_r50_8xb2-150e_coco.py': 'DETR has not the predict of SingleStageDetector',
+    'detr/detr_r50_8xb2-150e_coco.py': 'DETR has its own predict, other than that of Sin',
     'htc/htc_r50_fpn_1x_coco.py': 'HybridTaskCascadeRoIHead overrides predict of CascadeRoIHead',
     'double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py': 'DoubleHeadRoIHead overrides _bbox_forward',
-    'groie/mask-rcnn_r50_fpn_groie_1x_coco.py': 'GenericRoIExtractor has not the forward',
+    'groie/mask-rcnn_r50_fpn_groie_1x_coco.py': 'GenericRoIExtractor has its own forward',
     'ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py': 'MaskScoringRoIHead overrides predict_mask',
     'seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1.py': 'SeesawLoss of .* sets',
     'cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py': 'CascadeRPNHead',

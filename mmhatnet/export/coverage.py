@@ -70,10 +70,12 @@ def stages_of(head: nn.Module, task: str) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def _overridden(part: nn.Module, base: type, *methods: str) -> Iterator[str]:
-    has = 'overrides' if isinstance(part, base) else 'has not the'
     for method in methods:
         if getattr(type(part), method, None) is not getattr(base, method):
-            yield f'{type(part).__name__} {has} {method} of {base.__name__}'
+            name = f'{type(part).__name__} overrides {method}'
+            if not isinstance(part, base):
+                name = f'{type(part).__name__} has its own {method}, other than that'
+            yield f'{name} of {base.__name__}'
 
 
 def _of_dense_head(head: nn.Module, final: bool) -> Iterator[str]:

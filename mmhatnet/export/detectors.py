@@ -106,7 +106,8 @@ def _dense(head: nn.Module, features: Sequence[Tensor], size: Sequence[int]) -> 
     images, index = kept.nonzero().unbind(dim=1)
     scores = scores * factor
     found = Found(boxes[images, index], scores[images, index], groups[images, index], images)
-    return suppress(found, cls_scores[0].shape[0], settings)
+    found = suppress(found, cls_scores[0].shape[0], settings)
+    return found._replace(labels=torch.zeros_like(found.labels)) if of_proposals else found
 
 
 def _by_position(x: Tensor, channels: int) -> Tensor:
