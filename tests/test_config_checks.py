@@ -250,6 +250,13 @@ def test_metrics_of_a_detector_that_are_not_there(text: str, message: str, tmp_p
         config_checks.require_fitting_metrics(cfg, 'train', 'val')
 
 
+def test_a_metric_whose_package_is_not_installed(tmp_path: Path, monkeypatch) -> None:
+    cfg = inheriting(tmp_path, "val_evaluator = dict(type='FasterCocoMetric')")
+    monkeypatch.setattr('mmhatnet.config_checks.metrics.find_spec', lambda name: None)
+    with pytest.raises(ConfigError, match='in val_evaluator .* pip install faster-coco-eval'):
+        config_checks.require_fitting_metrics(cfg, 'train', 'val')
+
+
 @pytest.mark.parametrize(
     ('base', 'names'),
     [

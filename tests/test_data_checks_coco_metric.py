@@ -3,6 +3,7 @@
 import copy
 import json
 
+import mmdet.evaluation
 import pytest
 import torch
 from coco_project import Project, content, image
@@ -185,6 +186,38 @@ def test_says_nothing_where_ap_is_not_limited(project):
     for annotation in project.files['val']['annotations']:
         annotation['iscrowd'] = 1
     assert 'no objects of the classes to compare with' in ' '.join(project.check('val').notes)
+
+
+needs_faster_metric = pytest.mark.skipif(
+    not hasattr(mmdet.evaluation, 'FasterCocoMetric'), reason='MMDetection 3.3 has none'
+)
+
+
+@needs_faster_metric
+def test_the_faster_metric_gives_the_same_figures(tmp_path, monkeypatch):
+    """It counts more than 100 detections unless it is told not to."""
+    pytest.importorskip('faster_coco_eval')
+    few, many = content(), crowded((150, 30), (80, 0), (0, 3))
+    plain = [perfect(few, tmp_path / 'a.json', 1), perfect(many, tmp_path / 'b.json')]
+    monkeypatch.setitem(globals(), 'CocoMetric', mmdet.evaluation.FasterCocoMetric)
+    assert perfect(few, tmp_path / 'a.json', 1) == plain[0]
+    faster = perfect(many, tmp_path / 'b.json')
+    assert faster.pop('coco/bbox_mAP') == 1 > plain[1]['coco/bbox_mAP']
+    assert all(plain[1][name] == value for name, value in faster.items())
+    limited = perfect(many, tmp_path / 'b.json', proposal_nums=(1, 10, 100))
+    assert limited['coco/bbox_mAP'] == plain[1]['coco/bbox_mAP']
+
+
+@needs_faster_metric
+def test_says_where_the_faster_metric_gives_another_map(project):
+    project.cfg.val_evaluator.type = 'FasterCocoMetric'
+    project.cfg.model.test_cfg = dict(rcnn=dict(max_per_img=100), rpn=dict(max_per_img=1000))
+    assert not project.check('val').notes
+    project.cfg.model.test_cfg.rcnn.max_per_img = 300
+    note = project.note('val')
+    assert 'mAP from 1,000 detections' in note and 'proposal_nums=(1, 10, 100)' in note
+    project.cfg.val_evaluator.proposal_nums = (1, 10, 100)
+    assert not project.check('val').notes
 
 
 class TestSeveralDatasets:

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 import torch
 from mmcv.transforms import LoadAnnotations
@@ -35,6 +36,7 @@ def require_fitting_metrics(cfg: Config, *splits: str) -> None:
     """
     for split in splits:
         if split != 'train':
+            _require_package(cfg, split)
             _require_masks(cfg, split)
             _require_label_maps(cfg, split)
     if 'val' in splits and cfg.get('val_evaluator') is not None:
@@ -45,6 +47,16 @@ def _evaluators(cfg: Config, split: str) -> list[dict]:
     given = cfg.get(f'{split}_evaluator') or []
     several = given if isinstance(given, (list, tuple)) else [given]
     return [one for one in several if isinstance(one, dict)]
+
+
+def _require_package(cfg: Config, split: str) -> None:
+    """Refuses FasterCocoMetric without its package, which MMDetection misses after an epoch."""
+    names = {type_name(part) for _, part in dicts_of(cfg.get(f'{split}_evaluator'))}
+    if 'FasterCocoMetric' in names and find_spec('faster_coco_eval') is None:
+        raise ConfigError(
+            f'{cfg.filename}: FasterCocoMetric in {split}_evaluator needs a package that is not '
+            "installed: pip install faster-coco-eval, or use type='CocoMetric', which is slower."
+        )
 
 
 def _require_masks(cfg: Config, split: str) -> None:

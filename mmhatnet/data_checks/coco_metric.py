@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from mmengine.config import Config
 
-from mmhatnet.config_walk import dicts_of
+from mmhatnet.config_walk import dicts_of, type_name
 from mmhatnet.data_checks.coco_file import CocoFile, Objects, is_number, lacking
 from mmhatnet.data_checks.report import Job, preview
 
@@ -64,12 +64,26 @@ def check_settings(job: Job, where: str, metric: dict) -> None:
             f'{where}.iou_thrs={thresholds}: in a list, pycocotools does not find the thresholds '
             'of mAP_50 and mAP_75, and fails at the end of the test or gives -1: leave it out.'
         )
+    if three and averaged:
+        _check_faster(job, where, metric, max(numbers))
     if metric.get('classwise') and len(averaged) > 1:
         note(
             f'{where}: with classwise=True, logs and save_best have CLASS_precision of '
             f'{averaged[-1]} alone, as that of {preview(averaged[:-1])} has the same name; the '
             "tables show both. Two evaluators keep both, one with metric='bbox', prefix='bbox', "
             "one with metric='segm', prefix='segm'."
+        )
+
+
+def _check_faster(job: Job, where: str, metric: dict, most: int) -> None:
+    """Notes that the mAP of FasterCocoMetric may be another than CocoMetric's."""
+    finds_more = any(limit > COUNTED for _, limit in _limits(job.cfg))
+    if type_name(metric) == 'FasterCocoMetric' and most > COUNTED and finds_more:
+        job.report.notes.append(
+            f'{where}: FasterCocoMetric computes mAP from {most:,} detections of an image and '
+            f'class, and CocoMetric from {COUNTED}, so that its mAP is another where the model '
+            f'finds more than {COUNTED}: set proposal_nums=(1, 10, {COUNTED}) for the mAP of '
+            'CocoMetric.'
         )
 
 
