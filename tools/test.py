@@ -55,11 +55,16 @@ def require_folders(cfg: Config, args: argparse.Namespace) -> None:
 @cli.exit_on_error()
 def main() -> None:
     args = parse_args()
+    with cli.Screen(args.verbose, cli.is_first_process(args.launcher), tables=True) as screen:
+        test(args, screen)
+
+
+def test(args: argparse.Namespace, screen: cli.Screen) -> None:
     cfg = cli.load_config(args)
     require_complete(cfg, 'test')
     checkpoint = Checkpoint(find_checkpoint(args.checkpoint) or args.checkpoint)
     require_folders(cfg, args)
-    cli.require_sound_job(cfg, args, 'test')
+    report = cli.require_sound_job(cfg, args, 'test')
     cfg.load_from = checkpoint.place
     if args.show or args.show_dir:
         show_predictions(cfg, args.show, args.show_dir, args.wait_time)
@@ -68,10 +73,17 @@ def main() -> None:
     if args.out:
         dump_predictions(cfg, args.out)
     with load_weights_only(checkpoint), build_errors_as_messages(cfg):
-        runner = cli.build_runner(cfg, args, train=False)
+        runner = cli.build_runner(cfg, args, train=False, screen=screen)
         metainfo = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
         verify_checkpoint(checkpoint, runner.model, None if args.ignore_classes else metainfo)
         separate_output_files(runner)
+        if screen.first:
+            runner.register_hook(
+                cli.TestProgress(
+                    screen,
+                    lambda runner: cli.describe_job(runner, cfg, report, str(checkpoint), 'test'),
+                )
+            )
         runner.test()  # MMEngine loads the content read above, and calls its hooks.
 
 

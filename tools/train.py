@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from mmengine.runner import Runner
 from torch import nn
 
 from mmhatnet import cli
@@ -126,17 +127,15 @@ def report_earlier_training(cfg: Config) -> None:
 
 
 def verify_weights(
-    cfg: Config,
-    checkpoint: Checkpoint,
-    model: nn.Module | ConfigDict,
-    say: Callable[[str], object],
-) -> None:
-    """Checks the weights with which training goes on or starts."""
+    cfg: Config, checkpoint: Checkpoint, model: nn.Module | ConfigDict
+) -> Callable[[Runner], str]:
+    """Checks the weights with which training goes on or starts, and returns what describes them."""
     # MMEngine skips weights that do not fit. It fails on the optimizer state only then.
     if cfg.get('resume'):
         verify_checkpoint(checkpoint, model)
-    else:
-        verify_start(checkpoint, model, say)
+        return lambda runner: cli.describe_resume(checkpoint, runner)
+    start = verify_start(checkpoint, model)
+    return lambda runner: start
 
 
 def resume_command(launcher: str) -> str:
@@ -156,13 +155,17 @@ def resume_command(launcher: str) -> str:
 @cli.exit_on_error()
 def main() -> None:
     args = parse_args()
+    with cli.Screen(args.verbose, cli.is_first_process(args.launcher)) as screen:
+        train(args, screen)
+
+
+def train(args: argparse.Namespace, screen: cli.Screen) -> None:
     cfg = cli.load_config(args)
     require_complete(cfg, 'train', 'val')
     apply_options(cfg, args)
-    first = cli.is_first_process(cfg)
-    say = print if first else lambda text: None
-    checkpoint = read_checkpoint(cfg, args.resume, say)
-    cli.require_sound_job(cfg, args, 'train', 'val')
+    checkpoint = read_checkpoint(cfg, args.resume, print if screen.first else lambda text: None)
+    report = cli.require_sound_job(cfg, args, 'train', 'val')
+    weights = None
     with build_errors_as_messages(cfg):
         checkpoints = [] if cfg.get('resume') else read_pretrained(cfg, checkpoint)
         if checkpoint:
@@ -170,26 +173,35 @@ def main() -> None:
         # An address is read when the processes are connected.
         late = checkpoint is not None and '://' in checkpoint.place
         if checkpoint and not late:
-            verify_weights(cfg, checkpoint, cfg.model, say)
+            weights = verify_weights(cfg, checkpoint, cfg.model)
     folder = WorkFolder(cfg.work_dir)
     with (
         load_weights_only(*checkpoints),
         build_errors_as_messages(cfg),
         full_disk_as_message(cfg.work_dir),
     ):
-        if first:
+        if screen.first:
             report_earlier_training(cfg)
             folder.lock()
-        runner = cli.build_runner(cfg, args, train=True, start=checkpoint)
-        if late:
-            verify_weights(cfg, checkpoint, runner.model, say)
+        runner = cli.build_runner(cfg, args, train=True, start=checkpoint, screen=screen)
+        if checkpoint and late:
+            weights = verify_weights(cfg, checkpoint, runner.model)
+        if screen.first:
+            runner.register_hook(
+                cli.TrainingProgress(
+                    screen,
+                    lambda runner: cli.describe_job(
+                        runner, cfg, report, weights(runner) if weights else '', 'train', 'val'
+                    ),
+                )
+            )
         # A training that is refused leaves the earlier one to be resumed.
         if not cfg.get('resume'):
             folder.start_anew()
         try:
             runner.train()  # MMEngine loads the content read above, and calls its hooks.
         except Stopped as stopped:
-            if first:
+            if screen.first:
                 print(
                     f'{signal.Signals(stopped.signal).name} stopped the training, and '
                     f'{stopped.checkpoint} holds all of it. It continues with: '

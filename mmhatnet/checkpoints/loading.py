@@ -4,7 +4,7 @@ import copy
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -273,17 +273,17 @@ def verify_checkpoint(
         )
 
 
-def verify_start(
-    checkpoint: Checkpoint, model: nn.Module | ConfigDict, say: Callable[[str], object] = print
-) -> None:
-    """Checks that training can start from the weights of a checkpoint, and says how many fit.
+def verify_start(checkpoint: Checkpoint, model: nn.Module | ConfigDict) -> str:
+    """Checks that training can start from the weights of a checkpoint.
 
     A model may start from part of them, such as those before a head for other classes.
 
     Args:
         checkpoint (Checkpoint): The checkpoint.
         model (nn.Module | ConfigDict): As for ``verify_checkpoint``. It keeps its own weights.
-        say (Callable): Prints a line. Defaults to print.
+
+    Returns:
+        str: How many of the weights fit, and which do not.
 
     Raises:
         CheckpointError: If none fits, so that all weights of the model would stay random.
@@ -300,11 +300,11 @@ def verify_start(
             "backbone alone, set init_cfg=dict(type='Pretrained', checkpoint=...) in "
             'model.backbone instead of load_from.'
         )
-    text = f'{len(fitting)} of {len(learned)} weights of the model, those of {checkpoint}'
+    text = f'{len(fitting)} of {len(learned)} weights of the model are those of {checkpoint}'
     for names, why in ((missing, 'not in it'), (other, 'of another shape there')):
         if rest := [name for name in learned if name in names]:
             text += f'; {len(rest)} are {why}, such as {rest[0]}'
-    say(f'Training starts from {text}.')
+    return text
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -20,12 +20,20 @@ from mmhatnet.cli.options import (
     merge_options,
     path,
 )
+from mmhatnet.cli.overview import describe_job, describe_resume
+from mmhatnet.cli.progress import TestProgress, TrainingProgress
+from mmhatnet.cli.screen import Screen
 
 __all__ = [
+    'Screen',
     'SettingsAction',
+    'TestProgress',
+    'TrainingProgress',
     'add_common_options',
     'add_settings_option',
     'build_runner',
+    'describe_job',
+    'describe_resume',
     'exit_on_error',
     'find_device',
     'imports_of',

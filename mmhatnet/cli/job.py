@@ -23,6 +23,7 @@ from mmhatnet.checkpoints.loading import without_pretrained
 from mmhatnet.checkpoints.safe_loader import Checkpoint
 from mmhatnet.cli.configs import expand_home, read_config
 from mmhatnet.cli.options import merge_options
+from mmhatnet.cli.screen import Screen, ScreenRunner
 from mmhatnet.config_checks import (
     drop_worker_settings,
     report_long_schedules,
@@ -36,7 +37,7 @@ from mmhatnet.config_checks import (
     require_masks_kept,
 )
 from mmhatnet.config_walk import datasets_of
-from mmhatnet.data_checks import require_sound_data
+from mmhatnet.data_checks import Report, require_sound_data
 from mmhatnet.errors import ConfigError, DataError, MMHATNetError
 from mmhatnet.training.runner import ReliableTraining
 
@@ -98,10 +99,10 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def is_first_process(cfg: Config) -> bool:
+def is_first_process(launcher: str) -> bool:
     """Returns whether this process is the first of its job. They need not be connected yet."""
     ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
-    return os.environ.get(ranks.get(cfg.launcher, ''), '0') == '0'
+    return os.environ.get(ranks.get(launcher, ''), '0') == '0'
 
 
 def find_device(name: str | None) -> str:
@@ -122,7 +123,11 @@ def find_device(name: str | None) -> str:
 
 
 def build_runner(
-    cfg: Config, args: argparse.Namespace, train: bool, start: Checkpoint | None = None
+    cfg: Config,
+    args: argparse.Namespace,
+    train: bool,
+    start: Checkpoint | None = None,
+    screen: Screen | None = None,
 ) -> Runner:
     """Builds the runner of a job.
 
@@ -133,6 +138,8 @@ def build_runner(
             settings of this run alone. The file that it was read from is never overwritten.
         start (Checkpoint | None): The checkpoint from which the training starts or resumes.
             Defaults to None.
+        screen (Screen | None): Decides what its logger shows. Defaults to None, which shows
+            what MMEngine shows.
 
     Raises:
         ConfigError: If a class of the config does not know a setting.
@@ -149,7 +156,9 @@ def build_runner(
 
     base = RUNNERS.get(cfg.get('runner_type', 'Runner'))
 
-    class JobRunner(*((ReliableTraining, base) if train else (base,))):  # type: ignore[misc]
+    class JobRunner(  # type: ignore[misc]
+        ScreenRunner, *((ReliableTraining, base) if train else (base,))
+    ):
         save_every = getattr(args, 'save_every', None)
         reapply_settings = getattr(args, 'reapply_settings', False)
 
@@ -179,6 +188,7 @@ def build_runner(
             if train and target.resolve() != Path(args.config).resolve():
                 super().dump_config()
 
+    JobRunner.screen = screen
     return JobRunner.from_cfg(cfg)
 
 
@@ -227,13 +237,16 @@ def _join_cpu_processes(cfg: Config) -> None:
     )
 
 
-def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> None:
+def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> Report | None:
     """Runs all checks of a job that are possible before anything is built.
 
     Args:
         cfg (Config): The config.
         args (argparse.Namespace): The common options.
         splits (str): 'train', 'val' or 'test'.
+
+    Returns:
+        Report | None: What the data check found; None if this process makes none.
 
     Raises:
         ConfigError: If a setting cannot be used.
@@ -247,9 +260,10 @@ def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> No
     require_masks_kept(cfg, *splits)
     require_fitting_loops(cfg, *splits)
     require_fitting_metrics(cfg, *splits)
-    if not args.no_check:
-        require_equal_shapes(cfg, *splits)
-        require_sound_data(cfg, *splits)
+    if args.no_check:
+        return None
+    require_equal_shapes(cfg, *splits)
+    return require_sound_data(cfg, *splits)
 
 
 def require_datasets(cfg: Config, *splits: str) -> None:

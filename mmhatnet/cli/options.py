@@ -52,6 +52,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     add_settings_option(parser)
     parser.add_argument('--no-check', action='store_true', help='skip the checks of the data')
     parser.add_argument(
+        '--verbose',
+        action='store_true',
+        help='show on the screen, too, what is otherwise in the log file alone',
+    )
+    parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',

@@ -138,22 +138,26 @@ def _check_of(scope: str | None) -> Callable | None:
     return check
 
 
-def require_sound_data(cfg: Config, *splits: str) -> None:
+def require_sound_data(cfg: Config, *splits: str) -> Report | None:
     """Refuses a job whose data are wrong, and logs warnings about oddities.
 
     Args:
         cfg (Config): The config.
         splits (str): 'train', 'val' or 'test'.
 
+    Returns:
+        Report | None: What was found; None if another process checks.
+
     Raises:
         DataError: If data are wrong, with a line for each fault.
     """
     # The first process of a distributed job checks for all of them.
     if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) != 0:
-        return
+        return None
     report = check_data(cfg, *splits, console=Console(file=sys.stderr))
     for note in dict.fromkeys(report.notes):
         print_log(note, logger='current', level=logging.WARNING)
     if report.errors:
         hint = 'Nothing was started. --no-check skips this data check.'
         raise DataError('\n'.join(dict.fromkeys([*report.errors, hint])))
+    return report
