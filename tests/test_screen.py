@@ -82,10 +82,12 @@ def test_the_first_screen(trained) -> None:
     _, lines = trained
     before = next(number for number, line in enumerate(lines) if 'loss' in line)
     of_user = ['printed by the user', 'logged by the user']
-    usual = [line for line in lines[:before] if line not in of_user and line[:4] != 'odd ']
+    usual = [
+        line for line in lines[:before] if line not in of_user and not line.startswith('warning ')
+    ]
     assert len(usual) == 10, '\n'.join(lines[:before])
     said = labelled(lines[:before])
-    assert [label for label in said if label != 'odd'] == LABELS
+    assert [label for label in said if label != 'warning'] == LABELS
     assert said['job'].endswith('job.py (MMDetection)')
     train, val, classes = said['data'].splitlines()
     assert re.match(r'train: 7 images, \d+ objects, in data/toy/coco/.*_train2017\.json', train)
@@ -98,9 +100,9 @@ def test_the_first_screen(trained) -> None:
         '2 epochs of 4 iterations, batch size 2, AdamW, learning rate 0.0007 after 40 iterations '
         'of warm-up'
     )
-    assert 'indices=2 leaves out 2 of 4 images' in said['odd']
-    assert 'LinearLR ends after 40 iterations' in said['odd']
-    assert 'warned by the user' in said['odd']
+    assert 'indices=2 leaves out 2 of 4 images' in said['warning']
+    assert 'LinearLR ends after 40 iterations' in said['warning']
+    assert 'warned by the user' in said['warning']
     assert set(of_user) < set(lines)
 
 
@@ -136,8 +138,8 @@ def test_the_rest_is_in_the_log_file(trained) -> None:
         assert words in log and words not in text
     logged = ' '.join(log.split())
     missing = [line for line in lines if ' '.join(line.split()) not in logged]
-    # What is odd begins without the label there.
-    assert [line for line in missing if not line.startswith('odd ')] == []
+    # Warnings begin without the label there.
+    assert [line for line in missing if not line.startswith('warning ')] == []
     assert re.search(
         r'^\d{4}/\d\d/\d\d [\d:]{8} - mmengine - INFO - Epoch\(train\) \[1\]', log, re.M
     )
@@ -154,7 +156,7 @@ def test_the_screen_of_a_test(trained, run_tool_captured, tmp_path, monkeypatch)
     assert found.returncode == 0
     lines = found.stdout.splitlines()
     said = labelled(lines)
-    assert [x for x in said if x != 'odd'] == [*(x for x in LABELS if x != 'recipe'), 'result']
+    assert [x for x in said if x != 'warning'] == [*(x for x in LABELS if x != 'recipe'), 'result']
     assert said['weights'].endswith('epoch_2.pth')
     assert re.search(r'^coco/bbox_mAP +\d', said['result'], re.M)
     large = re.search(r'^coco/segm_mAP_l +(.*)', said['result'], re.M)[1]
@@ -228,7 +230,7 @@ def test_what_is_shown_follows_from_who_writes(capsys) -> None:
     shown = capsys.readouterr().out
     expected = ['text of my_project.models', 'text of pdb', 'text of this file']
     assert [line for line in shown.splitlines() if 'text of' in line] == expected
-    assert 'odd      this matters' in shown and 'this fails' in shown
+    assert 'warning  this matters' in shown and 'this fails' in shown
     assert 'FileClient' not in shown and 'Exp name' not in shown
     assert [str(w.message) for w in caught] == ['warning of my_project.models', 'warning of pdb']
     assert screen.hidden == 3
@@ -239,7 +241,7 @@ def test_warnings_wait_for_the_overview_and_never_get_lost(capsys) -> None:
         MMLogger.get_current_instance().warning('this is odd')
         print('first')
         raise ValueError
-    assert capsys.readouterr().out.splitlines() == ['first', 'odd      this is odd']
+    assert capsys.readouterr().out.splitlines() == ['first', 'warning  this is odd']
     screen.show_held()
     assert capsys.readouterr().out == ''
 
@@ -267,7 +269,7 @@ def test_the_log_file_has_what_was_written_before_it(tmp_path: Path, capsys) -> 
     assert capsys.readouterr().out.splitlines() == [
         'job      a',
         '         b',
-        'odd      this is odd',
+        'warning  this is odd',
     ]
 
 

@@ -37,7 +37,7 @@ class _ProgressHook(Hook):
         self.lines = lines
 
     def begin(self, runner: Runner) -> None:
-        """Shows the overview, and what is odd."""
+        """Shows the overview, and the warnings before it."""
         self.began = time.monotonic()
         for label, text in self.lines(runner):
             self.screen.show(label, text)

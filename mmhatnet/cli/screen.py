@@ -122,7 +122,7 @@ class Screen:
         """Shows the warnings so far. Later ones are shown at once."""
         held, self._held = self._held, None
         for text in held or ():
-            self._print('odd', text)
+            self._print('warning', text)
 
     def advance(self, description: str, done: int, total: int, text: str) -> None:
         """Moves the progress bar of a terminal."""
@@ -192,7 +192,7 @@ class Screen:
         elif record.levelno == logging.WARNING and self._held is not None:
             self._held.append(shortened(text))
         elif record.levelno == logging.WARNING:
-            self._print('odd', shortened(text))
+            self._print('warning', shortened(text))
         elif self._shows(record, text):
             self._write(Text(text))
 
@@ -213,7 +213,7 @@ class Screen:
             self.hidden += 1
 
     def _print(self, label: str, text: str) -> None:
-        style = 'bold yellow' if label == 'odd' else 'bold'
+        style = 'bold yellow' if label == 'warning' else 'bold'
         for line in text.splitlines():
             self._write(Text.assemble((f'{label:{LABEL}}', style), line))
             label = ''
