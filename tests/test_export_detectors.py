@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detecting import (
@@ -17,9 +18,11 @@ from detecting import (
     settings_of,
 )
 from experiments import rest_slow
+from mmcv.ops import batched_nms
 from torch import Tensor
 
 from mmhatnet.export import Detections, ExportError
+from mmhatnet.export.suppression import Found, suppress
 
 # With one level above the traced size, and few nodes.
 TWO_LEVELS = dict(
@@ -89,6 +92,27 @@ def test_each_image_of_a_batch_is_as_alone() -> None:
     counts = [len(one) for one in expected]
     assert 0 in counts[1:] and max(counts) == 100 and {*range(1, 10)} & {*counts}, counts
     assert_exact(module, [batch, *batch.split(1), batch[:1].repeat(3, 1, 1, 1)])
+
+
+@pytest.mark.parametrize('classes', [1, 80])
+def test_suppression_is_mmcvs_for_each_image(classes: int) -> None:
+    """With the coordinates and classes of COCO, for which offsets take many digits."""
+    draw, counts = np.random.RandomState(classes), (900, 1, 0, 1500, 700)
+    images = torch.from_numpy(np.repeat(np.arange(5), counts))
+    sides = draw.uniform(5, 400, (len(images), 2))
+    corners = draw.uniform(0, 1, sides.shape) * ((1333, 800) - sides)
+    boxes = torch.from_numpy(np.concatenate([corners, corners + sides], axis=1)).float()
+    scores = torch.from_numpy(draw.permutation(len(images)) / len(images)).float()
+    labels = torch.from_numpy(draw.randint(0, classes, len(images)))
+    settings = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=300)
+    found = suppress(Found(boxes, scores, labels, images), len(counts), settings)
+    assert found.images.unique().tolist() == [0, 1, 3, 4]
+    for index in (0, 1, 3, 4):
+        own, kept = images == index, found.images == index
+        dets, order = batched_nms(boxes[own], scores[own], labels[own], settings['nms'])
+        expected = torch.cat([dets, labels[own][order, None]], dim=1)[:300]
+        actual = torch.cat([found.boxes, found.scores[:, None], found.labels[:, None]], dim=1)
+        assert torch.equal(actual[kept], expected)
 
 
 def blank_without_boxes(name: str, **changes) -> dict:
@@ -207,6 +231,7 @@ REFUSED = {
     'ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py': 'MaskScoringRoIHead overrides predict_mask',
     'seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1.py': 'SeesawLoss of .* sets',
     'cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py': 'CascadeRPNHead',
+    'ssd/ssd300_coco.py': 'SSDHead has no loss_cls, without which mmdetection fails to predict',
     'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py': 'PanopticFPN overrides predict',
 }
 

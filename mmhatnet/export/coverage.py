@@ -105,8 +105,10 @@ def _of_extractor(extractor: nn.Module) -> Iterator[str]:
 
 
 def _of_loss(head: nn.Module) -> Iterator[str]:
-    """Yields a reason if the loss decides how scores are computed, such as Seesaw loss."""
+    """Yields a reason if the loss decides how scores are computed, as Seesaw loss does."""
     loss = getattr(head, 'loss_cls', None)
+    if loss is None:
+        yield f'{type(head).__name__} has no loss_cls, without which mmdetection fails to predict'
     for setting in ('custom_cls_channels', 'custom_activation'):
         if getattr(loss, setting, False):
             yield f'{type(loss).__name__} of {type(head).__name__} sets {setting}'
