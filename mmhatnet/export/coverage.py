@@ -30,7 +30,7 @@ def _reasons(model: nn.Module) -> Iterator[str]:
     two_stages = isinstance(model, mmdet.TwoStageDetector)
     base = mmdet.TwoStageDetector if two_stages else mmdet.SingleStageDetector
     yield from _overridden(model, base, 'predict')
-    yield from _overridden(model, BaseDetector, 'add_pred_to_datasample')
+    yield from _overridden(model, BaseDetector, 'forward', 'add_pred_to_datasample')
     yield from _overridden(model.data_preprocessor, mmdet.DetDataPreprocessor, 'forward')
     if not two_stages:
         yield from _of_dense_head(model.bbox_head, final=True)

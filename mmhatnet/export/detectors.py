@@ -75,7 +75,7 @@ def _dense(head: nn.Module, features: Sequence[Tensor], size: Sequence[int]) -> 
     from mmdet.structures.bbox import get_box_tensor
 
     settings = head.test_cfg
-    # Proposals of a level suppress each other, whatever their score is.
+    # Proposals have no lowest score, and those of one level suppress each other.
     of_proposals = isinstance(head, RPNHead)
     threshold = -1 if of_proposals else settings.get('score_thr', 0)
     cls_scores, bbox_preds, factors = (*head(features), None)[:3]
