@@ -27,8 +27,13 @@ CONFIGS = {
 # Batch, height and width. Strides divide the sides of two.
 SIZES = [(1, 128, 160), (2, 65, 97), (3, 161, 243), (4, 96, 224), (1, 320, 352)]
 MEAN = (120, 110, 100)  # an image of this color has features of zero
-CHANNELS = dict(
-    in_channels=32, feat_channels=32, out_channels=32, conv_out_channels=32, fc_out_channels=64
+NARROW = dict(
+    in_channels=32,
+    feat_channels=32,
+    out_channels=32,
+    conv_out_channels=32,
+    fc_out_channels=64,
+    num_groups=8,
 )
 
 
@@ -53,7 +58,7 @@ def settings_of(config: str, **changes) -> ConfigDict:
 def _narrowed(node):
     if isinstance(node, dict):
         narrow = {key: _narrowed(value) for key, value in node.items()}
-        narrow.update((key, CHANNELS[key]) for key in CHANNELS if isinstance(node.get(key), int))
+        narrow.update((key, NARROW[key]) for key in NARROW if isinstance(node.get(key), int))
         return narrow | (dict(num_classes=5) if node.get('num_classes', 1) > 1 else {})
     return [_narrowed(value) for value in node] if isinstance(node, (list, tuple)) else node
 
