@@ -19,6 +19,11 @@ DAMPED = re.compile(
     r'\.(pos_embed\.conv|mlp2\.conv\.conv|mlp2\.fc2|pos_conv|feature_conv\.1|mlp\.[123])\.weight$'
 )
 
+# Of OmniNet: linear layers to heads, whose kernels are (inputs, heads, channels of a head).
+OF_HEADS = re.compile(r'/(query|key|value)/kernel$')
+# Of the simple feature pyramid: transposed convolutions, whose first axis are the inputs.
+TRANSPOSED = re.compile(r'^simfp_(2\.[03]|3\.0)\.weight$')
+
 
 def standard_normal(name: str, shape: tuple) -> Tensor:
     """Returns standard normal numbers that depend on the name alone."""
@@ -43,12 +48,19 @@ def synthetic_value(name: str, shape: tuple) -> Tensor:
         values = 8 + values
     elif name.endswith('init_slots'):
         pass
+    elif name.endswith(('pos_embedding', 'cls')):  # of OmniNet
+        values = 0.5 * values
     elif name.endswith(('gamma', 'gamma_1', 'gamma_2')):
         values = 1 + 0.1 * values
     elif name.endswith(('bias', 'running_mean')):
         values = 0.1 * values
     elif values.ndim == 1:
         values = 1 + 0.1 * values
+    elif name.endswith('kernel'):  # in the layouts of JAX
+        inputs = shape[0] if OF_HEADS.search(name) else math.prod(shape[:-1])
+        values = values / math.sqrt(inputs) * (0.3 if name.endswith('Dense_1/kernel') else 1)
+    elif TRANSPOSED.search(name):
+        values = values / math.sqrt(shape[0])
     else:
         values = values / math.sqrt(math.prod(shape[1:]))
         if DAMPED.search(name):

@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reference import glnet, hatnet, p2t, shunted, stvit
+from reference import glnet, hatnet, omninet, p2t, shunted, stvit
 from synthetic import synthetic_image, synthetic_value
 
 
@@ -28,12 +29,19 @@ class Golden(NamedTuple):
         variants: Names of the variants, the smallest one first.
         sizes: Sizes of the inputs, the smallest one last.
         num_samples: The number of values of a feature that are stored, at most.
+        settings: Further names that ``build`` takes, with the sizes of their inputs.
+        feature_name: The name of a feature, from its index and the number of features.
+        neck: Builds what takes the last feature of a variant, from its channels. Its outputs for
+            the smallest input are stored.
     """
 
     build: Callable[[str], nn.Module]
     variants: list[str]
     sizes: list[str]
     num_samples: int = 512
+    settings: Mapping[str, list[str]] = MappingProxyType({})
+    feature_name: Callable[[int, int], str] = lambda index, count: f'stage{index}'
+    neck: Callable[[int], nn.Module] | None = None
 
 
 DATA = Path(__file__).parent
@@ -49,24 +57,43 @@ NETWORKS = {
     'shunted': Golden(shunted.build, list(shunted.VARIANTS), [*SIZES, '1x3x24x40']),
     'stvit': Golden(stvit.build, list(stvit.VARIANTS), SIZES),
     'glnet': Golden(glnet.build, list(glnet.VARIANTS), SIZES),
+    'omninet': Golden(
+        omninet.build,
+        list(omninet.SIZES),
+        SIZES,
+        settings={f'tiny+{name}': ['1x3x224x224', '1x3x65x97'] for name in omninet.SETTINGS},
+        feature_name=omninet.feature_name,
+        neck=omninet.SimpleFeaturePyramid,
+    ),
 }
+
+
+def with_synthetic_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    """Builds a module in float64, with the weights that follow from the names of its tensors."""
+    with torch.device('meta'):
+        module = build()
+    weights = {
+        name: synthetic_value(name, tuple(meta.shape)) for name, meta in module.state_dict().items()
+    }
+    module.load_state_dict(weights, assign=True)
+    return module.double().eval()
 
 
 @torch.no_grad()
 def compute(network: str, variant: str, sizes: list[str]) -> Iterator[tuple[str, Tensor]]:
     """Yields the features and the logits of one variant in float64, with their keys."""
-    with torch.device('meta'):
-        model = NETWORKS[network].build(variant)
-    weights = {
-        name: synthetic_value(name, tuple(meta.shape)) for name, meta in model.state_dict().items()
-    }
-    model.load_state_dict(weights, assign=True)
-    model.double().eval()
+    golden = NETWORKS[network]
+    model = with_synthetic_weights(lambda: golden.build(variant))
     for size in sizes:
         features, logits = model(synthetic_image(*map(int, size.split('x'))).double())
-        for stage, feature in enumerate(features):
-            yield f'{variant}/{size}/stage{stage}', feature
+        for index, feature in enumerate(features):
+            yield f'{variant}/{size}/{golden.feature_name(index, len(features))}', feature
         yield f'{variant}/{size}/logits', logits
+        if golden.neck and variant in golden.variants and size == golden.sizes[-1]:
+            channels, neck = features[-1].shape[1], golden.neck
+            pyramid = with_synthetic_weights(lambda: neck(channels))
+            for level, feature in enumerate(pyramid(features[-1]), 2):
+                yield f'{variant}/{size}/pyramid{level}', feature
 
 
 def summarize(key: str, values: Tensor, num_samples: int) -> dict[str, np.ndarray]:
@@ -87,8 +114,9 @@ def golden_features(
     """Computes the content of a file, for all or for the given variants and sizes."""
     golden = NETWORKS[network]
     content = {}
-    for variant in variants or golden.variants:
-        for key, values in compute(network, variant, sizes or golden.sizes):
+    for variant in variants or [*golden.variants, *golden.settings]:
+        of_variant = golden.settings.get(variant, golden.sizes)
+        for key, values in compute(network, variant, sizes or of_variant):
             content |= summarize(key, values, golden.num_samples)
     return content
 
