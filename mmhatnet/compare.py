@@ -126,7 +126,10 @@ def described(machine: dict[str, str]) -> str:
     return f'{machine["date"]} ({machine["device"]}, PyTorch {machine["torch"]})'
 
 
-def draw(points: dict[str, tuple[float, float]], label: str, path: Path) -> None:
+def draw(
+    points: dict[str, tuple[float, float]], others: dict[str, float], label: str, path: Path
+) -> None:
+    """Draws points, and a line for each backbone whose accuracy is not published."""
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
     by_accuracy = sorted(points.items(), key=lambda item: -item[1][1])
@@ -134,6 +137,10 @@ def draw(points: dict[str, tuple[float, float]], label: str, path: Path) -> None
         axes.scatter(*point, color='tab:red' if name.startswith('HAT-Net') else 'tab:blue')
         offset, side = ((5, -11), 'left') if index % 2 else ((-5, 5), 'right')
         axes.annotate(name, point, offset, textcoords='offset points', ha=side, fontsize=9)
+    for name, value in others.items():
+        axes.axvline(value, color='tab:gray', linestyle=':')
+        place = (value, 0.02)
+        axes.annotate(name, place, (3, 0), axes.get_xaxis_transform(), 'offset points', fontsize=9)
     axes.set(xlabel=label, ylabel='published ImageNet-1K top-1, %')
     axes.margins(x=0.2, y=0.1)
     figure.savefig(path, dpi=120)
@@ -194,11 +201,13 @@ def write_comparison(
     )
     (out / 'compare.md').write_text(text)
     top1 = {name: of.get('Top 1 Accuracy') for name, of in figures.items()}
-    known = [name for name, value in top1.items() if value]
-    speed = {n: (first[n]['shape'][0] / first[n]['seconds'], top1[n]) for n in known}
-    draw(speed, f'images/s, {WORDS[cases[0][0]]} {cases[0][1]}', out / 'compare_speed.png')
+    speed = {name: first[name]['shape'][0] / first[name]['seconds'] for name in backbones}
+    plots = {'compare_speed': (f'images/s, {WORDS[cases[0][0]]} {cases[0][1]}', speed)}
     case = next((c for c in reversed(cases) if all('memory' in r for r in rows[c].values())), None)
-    if case and all(rows[case][name]['memory'] for name in known):
-        memory = {n: (rows[case][n]['memory'] / 1e9, top1[n]) for n in known}
-        label = f'GB, {WORDS[case[0]]} {case[1]}'
-        draw(memory, label, out / 'compare_memory.png')
+    if case and all(rows[case][name]['memory'] for name in backbones):
+        memory = {name: rows[case][name]['memory'] / 1e9 for name in backbones}
+        plots['compare_memory'] = (f'GB, {WORDS[case[0]]} {case[1]}', memory)
+    for name, (label, values) in plots.items():
+        points = {n: (value, top1[n]) for n, value in values.items() if top1[n]}
+        others = {n: value for n, value in values.items() if not top1[n]}
+        draw(points, others, label, out / f'{name}.png')

@@ -28,7 +28,7 @@ EXPERIMENTS = [path for path in ALL_EXPERIMENTS if 'hatnet' in path.stem]
 OF_OTHER_BACKBONES = [path for path in ALL_EXPERIMENTS if path not in EXPERIMENTS]
 TOY = {path.stem: path for path in EXPERIMENTS if path.parent.name == 'toy'}
 NAME = re.compile(
-    r'(?:[a-z0-9-]+_)?(?P<network>hatnet|p2t|shunted|stvit|glnet)-(?P<arch>[a-z0-9-]+)_(?:\S+_)?'
+    r'(?:[a-z0-9-]+_)?(?P<network>hatnet|p2t|shunted|stvit|glnet|omninet)-(?P<arch>[a-z0-9-]+)_(?:\S+_)?'
     r'(?P<settings>[a-z0-9-]+)_(?P<data>coco|in1k|ade20k-512x512)'
 )
 LETTERS = dict(t='tiny', s='small', m='medium', b='base', l='large')
@@ -104,7 +104,9 @@ def made_small(cfg: Config, toy: bool = False) -> str:
     backbone = model['backbone']
     backbone['init_cfg'] = None
     network = MODELS.get(backbone['type'])
-    backbone['arch'] = dict(network.resolve_arch(backbone['arch']), depths=(1, 1, 1, 1))
+    arch = network.resolve_arch(backbone['arch'])
+    # Of a network without stages, this is one partition.
+    backbone['arch'] = arch | (dict(depth=4) if 'depth' in arch else dict(depths=(1, 1, 1, 1)))
     cfg['model'] = limited(model)
     for name in ('data_preprocessor', 'test_cfg'):
         if model.get(name):

@@ -14,7 +14,7 @@ import torch
 from synthetic import published_shapes, synthetic_value
 from torch import Tensor, nn
 
-from mmhatnet import P2T, GLNet, HATNet, ShuntedTransformer, STViT
+from mmhatnet import P2T, GLNet, HATNet, OmniNet, ShuntedTransformer, STViT
 from mmhatnet.backbones.base import Backbone
 
 DATA = Path(__file__).parent / 'data'
@@ -50,6 +50,11 @@ class Network:
         noise: Arguments that make training random.
         wrong_heads: A change of ``small`` in which the heads do not divide the channels, and the
             message.
+        arguments: Arguments with which there are four features.
+        strides: The strides of the four features.
+        feature_names: Their names in the file of golden features.
+        rates: The drop path rate of each block of ``small``, in units of the last one's. None means
+            that it grows linearly.
     """
 
     network: type[Backbone]
@@ -67,6 +72,15 @@ class Network:
         dict(head_dim=48),
         'embed_dims=[0-9]+ cannot be divided by head_dim=48',
     )
+    arguments: dict = field(default_factory=dict)
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    feature_names: tuple[str, ...] = ('stage0', 'stage1', 'stage2', 'stage3')
+    rates: list[float] | None = None
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The channels of the four features of ``small``."""
+        return self.small['embed_dims']
 
     @property
     def golden(self) -> dict[str, np.ndarray]:
@@ -74,7 +88,7 @@ class Network:
 
     def build(self, **kwargs) -> Backbone:
         """Builds the small instance with synthetic weights."""
-        model = self.network(self.small, **kwargs)
+        model = self.network(self.small, **{**self.arguments, **kwargs})
         model.load_state_dict(self.synthetic_weights(model), strict=False)
         return model
 
@@ -92,6 +106,10 @@ class Network:
         linear = tensor.ndim == 2 and re.search(self.convolutions, name)
         return (*tensor.shape, 1, 1) if linear else tuple(tensor.shape)
 
+    def in_our_layout(self, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Returns a published tensor as this package has it."""
+        return value.reshape(shape)
+
     def synthetic_weights(self, model: Backbone) -> dict[str, Tensor]:
         """Returns a published checkpoint for a backbone, with synthetic weights."""
         weights = model.state_dict()
@@ -99,6 +117,31 @@ class Network:
         for ours, name in self.published(model).items():
             checkpoint[name] = synthetic_value(name, self.published_shape(name, weights[ours]))
         return checkpoint | self.constants(model) | {'head.bias': torch.zeros(7)}
+
+
+class OmniNetwork(Network):
+    """A network whose published tensors are in the layouts of JAX."""
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return (self.small['embed_dims'],) * 4
+
+    def published_shape(self, name: str, tensor: Tensor) -> tuple[int, ...]:
+        head_dim = 64 if tensor.shape[0] % 64 == 0 else self.small['head_dim']
+        if name.startswith('embedding/kernel'):
+            out, channels, *sides = tensor.shape
+            return (*sides, channels, out)
+        if match := re.search('/(query|key|value|out)/(kernel|bias)$', name):
+            heads = (tensor.shape[0] // head_dim, head_dim)
+            if match[2] == 'bias':
+                return tuple(tensor.shape) if match[1] == 'out' else heads
+            return (*heads, len(tensor)) if match[1] == 'out' else (len(tensor), *heads)
+        return tuple(tensor.T.shape) if name.endswith('kernel') else tuple(tensor.shape)
+
+    def in_our_layout(self, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) == 4:
+            return value.movedim((2, 3), (1, 0))
+        return value.reshape(*shape[::-1]).T if len(shape) == 2 else value.reshape(shape)
 
 
 def shunted_sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -288,5 +331,48 @@ NETWORKS = {
         initial_std=lambda name, layer: (
             0.02 if re.match(r'stages\.3\..*\.mlp\.', name) else glnet_std(name, layer)
         ),
+    ),
+    'omninet': OmniNetwork(
+        network=OmniNet,
+        features='omninet_features.npz',
+        parameters=dict(tiny=5_717_032, small=22_049_896, base=86_566_120),
+        head_parameters=lambda channels: 1000 * channels + 1000,
+        # Three omni blocks, and a layer that fills no partition.
+        small=dict(embed_dims=16, head_dim=8, depth=13),
+        names=[
+            (r'^stem\.patch\.', 'embedding.'),
+            (r'^stem\.class_token', 'cls'),
+            (r'^stem\.position', 'Transformer.posembed_input.pos_embedding'),
+            (r'^stages\.3\.norm\.', 'Transformer.encoder_norm.'),
+            *(
+                (rf'^stages\.{s}\.blocks\.{i}\.', f'Transformer.encoder_block_{4 * s + i}.')
+                for s in range(4)
+                for i in range(3)
+            ),
+            *(
+                (rf'^stages\.{s}\.blocks\.3\.', f'Transformer.omni_encoder_block_{4 * s + 2}.')
+                for s in range(3)
+            ),
+            *((rf'\.norm{i + 1}\.', f'.LayerNorm_{i}.') for i in range(3)),
+            (r'(LayerNorm_\d|encoder_norm)\.weight', r'\1.scale'),
+            (r'\.weight$', '.kernel'),
+            (r'\.attn\.', '.MultiHeadAttention_0.'),
+            *((rf'\.{name[0]}\.', f'.{name}.') for name in ('query', 'key', 'value')),
+            (r'\.proj\.', '.out.'),
+            (r'\.mlp\.expand\.', '.MlpBlock_0.Dense_0.'),
+            (r'\.mlp\.project\.', '.MlpBlock_0.Dense_1.'),
+            (r'\.', '/'),
+        ],
+        convolutions=r'(?!)',
+        initial_std=lambda name, layer: math.sqrt(
+            1 / 768 if isinstance(layer, nn.Conv2d) else 2 / sum(layer.weight.shape)
+        ),
+        sizes=lambda height, width: [(-(-height // 16), -(-width // 16))] * 4,
+        noise=dict(drop_path_rate=0.5, drop_rate=0.1),
+        arguments=dict(out_indices=(0, 1, 2, 3)),
+        strides=(16,) * 4,
+        feature_names=('partition0', 'partition1', 'partition2', 'map'),
+        # An omni block has the rate of the layer before it.
+        rates=[layer / 12 for layer in (0, 1, 2, 2, 4, 5, 6, 6, 8, 9, 10, 10, 12)],
     ),
 }

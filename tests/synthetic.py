@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mmhatnet.backbones.hatnet_reference import ReferenceHATNet
 
-# Layers of STViT and GLNet whose weights are reduced, so that no block outweighs the residual
-# stream: depthwise convolutions and the last layers of MLPs.
+# Layers of STViT, GLNet and OmniNet whose weights are reduced, so that no block outweighs the
+# residual stream: depthwise convolutions and the last layers of MLPs.
 DAMPED = re.compile(
     r'\.(pos_embed\.conv|mlp2\.conv\.conv|mlp2\.fc2|pos_conv|feature_conv\.1|mlp\.[123])\.weight$'
+    r'|/Dense_1/kernel$'
 )
 
 # Of OmniNet: linear layers to heads, whose kernels are (inputs, heads, channels of a head).
@@ -46,26 +47,26 @@ def synthetic_value(name: str, shape: tuple) -> Tensor:
         values = 1 + 0.1 * values.abs()
     elif name.endswith('slot_scale'):  # at its initial value the grouping would have little effect
         values = 8 + values
-    elif name.endswith('init_slots'):
-        pass
-    elif name.endswith(('pos_embedding', 'cls')):  # of OmniNet
-        values = 0.5 * values
+    elif name.endswith(('init_slots', 'pos_embedding', 'cls')):
+        values = (1 if name.endswith('init_slots') else 0.5) * values
     elif name.endswith(('gamma', 'gamma_1', 'gamma_2')):
         values = 1 + 0.1 * values
     elif name.endswith(('bias', 'running_mean')):
         values = 0.1 * values
     elif values.ndim == 1:
         values = 1 + 0.1 * values
-    elif name.endswith('kernel'):  # in the layouts of JAX
-        inputs = shape[0] if OF_HEADS.search(name) else math.prod(shape[:-1])
-        values = values / math.sqrt(inputs) * (0.3 if name.endswith('Dense_1/kernel') else 1)
-    elif TRANSPOSED.search(name):
-        values = values / math.sqrt(shape[0])
     else:
-        values = values / math.sqrt(math.prod(shape[1:]))
+        values = values / math.sqrt(num_inputs(name, shape))
         if DAMPED.search(name):
             values = 0.3 * values
     return values.float()
+
+
+def num_inputs(name: str, shape: tuple) -> int:
+    """Returns the number of inputs of a layer, from the name and shape of its weight."""
+    if name.endswith('kernel'):  # in the layouts of JAX
+        return shape[0] if OF_HEADS.search(name) else math.prod(shape[:-1])
+    return shape[0] if TRANSPOSED.search(name) else math.prod(shape[1:])
 
 
 def published_shapes(arch: str | dict, num_classes: int = 1000, in_channels: int = 3) -> dict:

@@ -62,19 +62,20 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize('variant', rest_slow(VARIANTS, *SMALLEST.items()), ids='-'.join)
 @torch.no_grad()
 def test_features_agree_with_golden_figures(variant: tuple[str, str]) -> None:
-    name, arch = variant
-    network, golden = NETWORKS[name], NETWORKS[name].golden
+    called, arch = variant
+    network, golden = NETWORKS[called], NETWORKS[called].golden
     sizes = sorted({key.split('/')[1] for key in golden.files if key.startswith(f'{arch}/')})
     count = max(len(golden[key]) for key in golden.files if key.endswith('/samples'))
-    model = network.network(arch).eval()
+    model = network.network(arch, **network.arguments).eval()
     model.load_state_dict(network.synthetic_weights(model), strict=False)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-6)):
         model.to(dtype)
         deviations = {}
         for size in sizes:
             features = model(synthetic_image(*map(int, size.split('x'))).to(dtype))
-            for stage, feature in enumerate(features):
-                key = f'{arch}/{size}/stage{stage}'
+            assert len(features) == len(network.feature_names)
+            for name, feature in zip(network.feature_names, features):
+                key = f'{arch}/{size}/{name}'
                 assert feature.shape == tuple(golden[f'{key}/shape'])
                 flat = feature.flatten().double().numpy()
                 mean, std = golden[f'{key}/mean_std']
@@ -85,7 +86,7 @@ def test_features_agree_with_golden_figures(variant: tuple[str, str]) -> None:
                 ]
                 deviations[key] = np.abs(differences).max() / std
         worst = max(deviations, key=deviations.get)
-        print(f'\n{name} {worst}: {deviations[worst]:.1e} standard deviations in {dtype}')
+        print(f'\n{called} {worst}: {deviations[worst]:.1e} standard deviations in {dtype}')
         assert deviations[worst] < tolerance
 
 
@@ -200,7 +201,7 @@ def test_published_checkpoint_loads(network: Network, wrap, tmp_path: Path, capf
     assert f'{tensors} of {tensors} tensors of the backbone are in' in capfd.readouterr().out
     for ours, name in network.published(model).items():
         value = weights[ours]
-        assert torch.equal(value, published[name].reshape(value.shape)), name
+        assert torch.equal(value, network.in_our_layout(published[name], value.shape)), name
 
 
 def test_backbone_of_a_detector_loads(network: Network) -> None:
@@ -330,8 +331,9 @@ def test_out_indices_choose_features_and_build_no_more(network: Network) -> None
     image = synthetic_image(1, 3, 64, 96)
     features = network.build().eval()(image)
     chosen = network.build(out_indices=(2, 0)).eval()
-    dims = network.network(network.small).embed_dims
-    assert chosen.out_channels == (dims[2], dims[0]) and chosen.out_strides == (16, 4)
+    dims, strides = network.channels, network.strides
+    assert chosen.out_channels == (dims[2], dims[0])
+    assert chosen.out_strides == (strides[2], strides[0])
     assert len(chosen.stages) == 3
     for feature, index in zip(chosen(image), (2, 0)):
         torch.testing.assert_close(feature, features[index])
@@ -339,7 +341,7 @@ def test_out_indices_choose_features_and_build_no_more(network: Network) -> None
 
 def test_in_channels(network: Network) -> None:
     features = network.network(network.small, in_channels=4)(torch.rand(2, 4, 64, 64))
-    assert features[0].shape[1:] == (network.network(network.small).embed_dims[0], 16, 16)
+    assert features[0].shape[1:] == (network.channels[0], *network.sizes(64, 64)[0])
     with pytest.raises(ValueError, match=r'takes images \(N, 4, H, W\), not \(2, 3, 64, 64\)'):
         network.network(network.small, in_channels=4)(torch.rand(2, 3, 64, 64))
 
@@ -347,9 +349,11 @@ def test_in_channels(network: Network) -> None:
 def test_drop_path_grows_linearly(network: Network) -> None:
     model = network.build(drop_path_rate=0.4)
     blocks = [block for stage in model.stages for block in stage.blocks]
-    for i, block in enumerate(blocks):
+    rates = network.rates or [i / (len(blocks) - 1) for i in range(len(blocks))]
+    assert len(rates) == len(blocks)
+    for block, expected in zip(blocks, rates):
         (rate,) = {m.rate for m in block.modules() if isinstance(m, DropPath)}
-        assert rate == pytest.approx(0.4 * i / (len(blocks) - 1))
+        assert rate == pytest.approx(0.4 * expected)
 
 
 def test_initialization(network: Network) -> None:
@@ -390,13 +394,14 @@ def test_every_framework_builds_it(network: Network) -> None:
 def test_impossible_arguments_are_named(network: Network) -> None:
     called, archs = network.network.CHECKPOINT.network, re.escape(str([*network.network.ARCHS]))
     small = network.small
-    fewer = {key: value for key, value in small.items() if key != 'depths'}
+    fewer = {key: value for key, value in small.items() if key != 'embed_dims'}
+    one_number = "unknown settings .'depths'" if 'depth' in small else "'depths': 3"
     heads, message = network.wrong_heads
     cases = [
         (dict(arch='huge'), f"arch='huge' is not a {called} variant: .*{archs}"),
-        (dict(arch=dict(small, depth=3)), r"unknown settings \['depth'\]"),
-        (dict(arch=fewer), r"missing settings \['depths'\]"),
-        (dict(arch=dict(small, depths=(1, 1, 1))), "'depths': 3"),
+        (dict(arch=dict(small, width=3)), r"unknown settings \['width'\]"),
+        (dict(arch=fewer), r"missing settings \['embed_dims'\]"),
+        (dict(arch=dict(small, depths=(1, 1, 1))), one_number),
         (dict(arch=dict(small, **heads)), message),
         (dict(arch=small, out_indices=(0, 4)), r'out_indices=\(0, 4\) must name stages of 0 to 3'),
         (dict(arch=small, out_indices=()), 'out_indices'),

@@ -573,7 +573,10 @@ def test_convert_classifier(convert, published, tmp_path) -> None:
     ('content', 'message'),
     [
         (None, 'There is no checkpoint'),
-        ({'a': torch.ones(1)}, 'does not hold all weights of any variant of GLNet, HAT-Net, P2T'),
+        (
+            {'a': torch.ones(1)},
+            'does not hold all weights of any variant of GLNet, HAT-Net, OmniNet',
+        ),
     ],
 )
 def test_convert_names_bad_input(convert, content, message, tmp_path) -> None:

@@ -31,13 +31,14 @@ def test_tables_hold_the_record_and_the_published_figures(run_tool, tmp_path: Pa
     assert '| HAT-Net small | 20.0 | 4.00 | 82.6 | 45.2 / 41.6 | 44.8 | 46.6 |  |' in lines
     assert '| STViT small | 23.0 | 7.00 | 83.6 | 47.6 / 43.1 |  |  | 48.6 |' in lines
     assert '| P2T small | 2 / 0.20 | 6 / 0.60 |' in lines
-    # Ratios of the reference implementation, the eleventh backbone, to the first and the tenth.
+    assert '| OmniNet small | 25.0 | 9.00 |  |  |  |  |  |' in lines
+    # Ratios of the reference implementation, the twelfth backbone, to the first and the eleventh.
     for case, factor in (('forward', 1), ('training step', 3)):
         of_case = f'| {case} 8x3x224x224 |'
         for title, i, ratio, share in (
-            ('Published formulation', 10, '1.00', '1.00'),
-            ('`HATNet`', 0, '11.00', '0.09'),
-            ('`HATNet`, `with_cp=True`', 9, '1.10', '0.91'),
+            ('Published formulation', 11, '1.00', '1.00'),
+            ('`HATNet`', 0, '12.00', '0.08'),
+            ('`HATNet`, `with_cp=True`', 10, '1.09', '0.92'),
         ):
             line = next(line for line in lines if line.startswith(f'{of_case} {title} |'))
             seconds, faster, _, memory, memory_ratio = line.split(' | ')[2:]

@@ -54,7 +54,7 @@ import mmhatnet
 
 built = []
 for name, arch in dict(
-    HATNet='tiny', P2T='tiny', ShuntedTransformer='tiny', STViT='small', GLNet='4g'
+    HATNet='tiny', P2T='tiny', ShuntedTransformer='tiny', STViT='small', GLNet='4g', OmniNet='tiny'
 ).items():
     network = getattr(mmhatnet, name)(arch).eval()
     network.init_weights()
@@ -68,7 +68,7 @@ for name, arch in dict(
     built.append(name)
 print(*built)
 """
-    assert run(code)[-1] == 'HATNet P2T ShuntedTransformer STViT GLNet'
+    assert run(code)[-1] == 'HATNet P2T ShuntedTransformer STViT GLNet OmniNet'
 
 
 def test_import_leaves_other_packages_alone_and_patches_are_applied_once() -> None:
@@ -89,7 +89,7 @@ with warnings.catch_warnings():
     warnings.simplefilter('error')
     import mmhatnet
 assert state() == before and wrapped() == {{0}}
-names = mmhatnet.__all__[:5]
+names = mmhatnet.__all__[:7]
 assert [MODELS.get(name) for name in names] == [getattr(mmhatnet, name) for name in names]
 
 import mmhatnet.openmmlab.setup
@@ -99,9 +99,10 @@ assert after != before and wrapped() == {{1}}
 apply_patches()
 apply_patches.__wrapped__()  # each step by itself
 assert state() == after
-print(names)
+print(*names)
 """
-    assert run(code)[-1] == "['P2T', 'GLNet', 'HATNet', 'STViT', 'ShuntedTransformer']"
+    registered = 'P2T GLNet HATNet OmniNet STViT ShuntedTransformer SimpleFeaturePyramid'
+    assert run(code)[-1] == registered
 
 
 def test_patches_come_after_mmdet_and_name_an_operator_that_mmcv_has_renamed() -> None:

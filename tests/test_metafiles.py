@@ -37,6 +37,7 @@ PAPERS = dict(
     shunted='2111.15193',
     stvit='2211.11167',
     glnet='2411.14429',
+    omninet='2103.01075',
 )
 METAFILES = {
     network: yaml.safe_load((ROOT / 'configs' / network / 'metafile.yml').read_text())

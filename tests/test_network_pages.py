@@ -7,10 +7,13 @@ import pytest
 import torch
 from data.make_features import NETWORKS
 
-from mmhatnet import P2T, GLNet, HATNet, ShuntedTransformer, STViT
+from mmhatnet import P2T, GLNet, HATNet, OmniNet, ShuntedTransformer, STViT
 
 PAGES = Path(__file__).parents[1] / 'docs' / 'networks'
-BACKBONES = dict(hatnet=HATNet, p2t=P2T, shunted=ShuntedTransformer, stvit=STViT, glnet=GLNet)
+BACKBONES = dict(
+    **dict(hatnet=HATNet, p2t=P2T, shunted=ShuntedTransformer),
+    **dict(stvit=STViT, glnet=GLNet, omninet=OmniNet),
+)
 
 
 def read_table(network: str) -> dict[str, dict[str, str]]:
@@ -34,6 +37,10 @@ def test_sizes_are_those_of_the_backbone(network: str) -> None:
     assert set(table) == set(backbone.ARCHS) == set(NETWORKS[network].variants)
     for variant, rows in table.items():
         settings = backbone.resolve_arch(variant)
+        if network == 'omninet':
+            channels = settings['embed_dims']
+            assert rows['Channels, heads'] == f'{channels}, {channels // settings["head_dim"]}'
+            continue
         expected = {'Blocks per stage': settings['depths']}
         if network != 'shunted':  # its variants have the same channels
             expected['Channels of the stages'] = settings['embed_dims']

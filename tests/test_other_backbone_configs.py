@@ -22,11 +22,12 @@ from mmengine.utils import import_modules_from_strings
 from networks import NETWORKS
 from synthetic import synthetic_image, synthetic_value
 
+from mmhatnet import OmniNet
 from mmhatnet.checkpoints.loading import read_pretrained
 from mmhatnet.config_checks import require_channels, require_complete, require_known_settings
 from mmhatnet.errors import CheckpointError
 
-FOLDERS = ('p2t', 'shunted', 'stvit', 'glnet')
+FOLDERS = ('p2t', 'shunted', 'stvit', 'glnet', 'omninet')
 METAFILE = {
     model['Config']: model
     for folder in FOLDERS
@@ -35,12 +36,13 @@ METAFILE = {
 # The others differ from these by a few numbers.
 ORDINARY = [path for path in OF_OTHER_BACKBONES if re.search('-(s|small|4g)_', path.stem)]
 ORDINARY += [path for path in OF_OTHER_BACKBONES if path.parent.name == 'toy']
-# One task of each network, and each task once. The others train in the slow tests.
+# One task of each network, and each task at least once. The others train in the slow tests.
 TRAINED = (
     'p2t/mask-rcnn_p2t-s_fpn_1x_coco',
     'shunted/retinanet_shunted-s_fpn_1x_coco',
     'stvit/stvit-s_fpn_4xb4-80k_ade20k-512x512',
     'glnet/glnet-4g_16xb128_in1k',
+    'omninet/retinanet_omninet-s_fpn_1x_coco',
 )
 TRAINED = [CONFIGS / f'{name}.py' for name in TRAINED]
 # Parameters of the whole model in millions, from P2T's README.
@@ -113,6 +115,8 @@ def test_name_describes_the_config(path: Path) -> None:
         known |= {'4g_tklb': 27_514_593, '9g_tklb': 60_779_617}
         assert parameters == known[backbone.arch]
         assert 'init_cfg' not in backbone
+    elif path.parent.name == 'omninet':  # no weights are published
+        assert 'init_cfg' not in backbone
     else:
         checkpoint = f'checkpoints/{path.parent.name}_{backbone.arch}.pth'
         assert backbone.init_cfg == dict(type='Pretrained', checkpoint=checkpoint)
@@ -127,6 +131,28 @@ def test_training_does_not_start_without_the_weights(tmp_path: Path, monkeypatch
         read_pretrained(cfg)
     cfg.model.backbone.init_cfg = None
     read_pretrained(cfg)
+
+
+def test_options_of_the_readme_name_weights(tmp_path: Path, monkeypatch) -> None:
+    """OmniNet's configs name no weights, but those of its classifier can be given."""
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    (options,) = re.findall(
+        r'--cfg-options (\S+=Pretrained) (\S+)=FILE',
+        (CONFIGS / 'omninet' / 'README.md').read_text(),
+    )
+    network = NETWORKS['omninet']
+    weights = OmniNet(network.small).state_dict()
+    path = tmp_path / 'epoch_300.pth'
+    torch.save({'state_dict': {f'backbone.{key}': v for key, v in weights.items()}}, path)
+    cfg = Config.fromfile(CONFIGS / 'omninet' / 'mask-rcnn_omninet-s_fpn_1x_coco.py')
+    read_pretrained(cfg)
+    cfg.model.backbone.arch = network.small
+    type_option, key = options
+    cfg.merge_from_dict(dict([type_option.split('='), (key, str(path))]))
+    read_pretrained(cfg)
+    model = MODELS.build(cfg.model.backbone)
+    model.init_weights()
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize('path', rest_slow(OF_OTHER_BACKBONES, *TRAINED), ids=identify)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import NETWORKS
-from reference import glnet, p2t, shunted, stvit
+from reference import glnet, omninet, p2t, shunted, stvit
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -128,7 +128,7 @@ class Case:
     def shapes(self) -> list[tuple[int, ...]]:
         """The shapes of the features by the pages of the networks."""
         network = NETWORKS[self.network]
-        sizes, channels = network.sizes(*self.size), network.small['embed_dims']
+        sizes, channels = network.sizes(*self.size), network.channels
         return [(self.batch, channels[i], *sizes[i]) for i in self.out_indices]
 
     def run(self, model: Backbone, image: Tensor) -> tuple[Tensor, ...]:
@@ -229,6 +229,7 @@ REFERENCES = {
             (32, 32, 64, 64), (1, 1, 1, 1), glnet.SMALL['mixers'], False, learned_slots=True
         ),
     ),
+    'omninet': ({}, lambda: omninet.OmniNet(16, head_dim=8, depth=13)),
 }
 
 
@@ -236,14 +237,17 @@ REFERENCES = {
 def pair(name: str) -> tuple[Backbone, nn.Module]:
     """Builds a network and its reference implementation with the same weights."""
     network, (settings, build) = NETWORKS[name], REFERENCES[name]
-    ours, reference = network.network(dict(network.small, **settings)), build()
+    ours = network.network(dict(network.small, **settings), **network.arguments)
+    reference = build()
     weights = network.synthetic_weights(ours)
     ours.load_state_dict(weights, strict=False)
     shapes = {key: value.shape for key, value in reference.state_dict().items()}
     # A linear layer may be a convolution in the published code.
     weights = {k: v.view(shapes[k]) for k, v in weights.items() if k in shapes and k != 'head.bias'}
     missing, _ = reference.load_state_dict(weights, strict=False)
-    assert all(re.match(r'(head|norm|proj|tklb_aux_head)\.', key) for key in missing), missing
+    assert all(
+        re.match(r'(head|norm|proj|tklb_aux_head)\.|output_projection/', key) for key in missing
+    ), missing
     return ours.double().eval(), reference.double().eval()
 
 

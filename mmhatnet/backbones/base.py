@@ -43,11 +43,14 @@ class Stage(nn.Module):
         """Features of the stage before, or of the stem, to (N, C, H, W)."""
         x = self.downsample(x)
         for block in self.blocks:
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(self.run_block, block, x, use_reentrant=False)
-            else:
-                x = self.run_block(block, x)
+            x = self.call(block, x)
         return x
+
+    def call(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Runs a block, and arranges that the backward pass recomputes it if that is wanted."""
+        if self.with_cp and x.requires_grad:
+            return checkpoint(self.run_block, block, x, use_reentrant=False)
+        return self.run_block(block, x)
 
     def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         """Calls a block. A subclass passes on what the blocks of the stage share."""
@@ -72,14 +75,19 @@ class Backbone(BaseModule):
         init_cfg (dict | list[dict], optional): Initialization, as MMEngine defines it.
         norm_eval (bool): Whether batch normalization keeps its running statistics in training.
             Defaults to False.
+        depths (Sequence[int], optional): The number of blocks of each stage. Defaults to None,
+            which means those of the architecture.
 
     Attributes:
         ARCHS (dict[str, dict]): The settings of each variant. A tuple has a value for each stage.
-            ``embed_dims`` (channels) and ``depths`` (blocks) are required.
+            ``embed_dims`` (channels) and ``depths`` (blocks) are required, but for a network that
+            passes ``depths``, whose stages may have the same channels.
         ARCH_DEFAULTS (dict): Settings that a variant need not name.
         CHECKPOINT (Published): The names of the tensors in published checkpoints.
+        published (Published): The same for this instance.
         settings (dict): The settings of this instance.
         embed_dims (tuple[int]): Channels of all stages of the architecture.
+        depths (tuple[int]): Their numbers of blocks.
         out_channels (tuple[int]): Channels of the returned features.
         out_strides (tuple[int]): Their strides in pixels.
 
@@ -104,10 +112,14 @@ class Backbone(BaseModule):
         frozen_stages: int,
         init_cfg: dict | list[dict] | None,
         norm_eval: bool = False,
+        depths: Sequence[int] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.published = self.CHECKPOINT
         self.settings = self.resolve_arch(arch)
-        self.embed_dims = self.settings['embed_dims']
+        dims = self.settings['embed_dims']
+        self.depths = tuple(self.settings['depths'] if depths is None else depths)
+        self.embed_dims = dims if isinstance(dims, tuple) else (dims,) * len(self.depths)
         num_stages = len(self.embed_dims)
         stages = range(num_stages)
         if (
@@ -144,7 +156,7 @@ class Backbone(BaseModule):
         """
         self.stem = stem
         self.stages = nn.ModuleList()
-        dims, depths = self.embed_dims, self.settings['depths']
+        dims, depths = self.embed_dims, self.depths
         rates = torch.linspace(0, self.drop_path_rate, sum(depths), device='cpu').tolist()
         for index in range(max(self.out_indices) + 1):
             # In this order, in which earlier versions drew their initial weights.
@@ -204,9 +216,10 @@ class Backbone(BaseModule):
         per_stage = [key for key, value in example.items() if isinstance(value, tuple)]
         settings |= {key: tuple(settings[key]) for key in per_stage}
         lengths = {key: len(settings[key]) for key in per_stage}
-        if len(set(lengths.values())) != 1:
+        if len(set(lengths.values())) > 1:
             raise ValueError(f'arch={arch!r}: the numbers of stages differ: {lengths}')
-        for stage, channels in enumerate(settings['embed_dims']):
+        dims = settings['embed_dims']
+        for stage, channels in enumerate(dims if isinstance(dims, tuple) else (dims,)):
             key = 'head_dim' if 'head_dim' in settings else 'num_heads'
             divisor = settings[key] if key == 'head_dim' else settings[key][stage]
             if channels % divisor:
@@ -234,7 +247,7 @@ class Backbone(BaseModule):
             What the blocks of a stage share belongs to the first of them, a norm after them to the
             last.
         """
-        depths = self.settings['depths'][: len(self.stages)]
+        depths = self.depths[: len(self.stages)]
         num_layers = sum(depths) + 2
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
@@ -301,9 +314,9 @@ class Backbone(BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         if not prefix:
-            lift_backbone(state_dict, self.CHECKPOINT)
+            lift_backbone(state_dict, self.published)
         expected = self.state_dict()
-        to_native_keys(state_dict, self.CHECKPOINT, expected, prefix)
+        to_native_keys(state_dict, self.published, expected, prefix)
         self._loaded = sum(prefix + name in state_dict for name in expected)
         if self._loaded:
             check_architecture(state_dict, prefix, type(self), expected)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmhatnet.backbones.base import Backbone, Stage
 from mmhatnet.backbones.layers import (
-    Conv2d,
+    CeilPatchConv,
     DropPath,
     LayerNorm2d,
     conv,
@@ -155,18 +155,6 @@ class Block(nn.Module):
         mixed = self.attn(self.norm1(placed), x)
         x = placed + self.drop_path(self.scale1(mixed))
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
-
-
-class CeilPatchConv(Conv2d):
-    """Convolution of patches side by side, padded with zeros at the right and bottom."""
-
-    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
-        super().__init__(in_channels, out_channels, size, stride=size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, ceil(H / size), ceil(W / size))."""
-        (bottom, right), (height, width) = self.stride, x.shape[2:]
-        return super().forward(F.pad(x, (0, -width % right, 0, -height % bottom)))
 
 
 class Stem(nn.Sequential):

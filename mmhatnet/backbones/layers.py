@@ -31,7 +31,7 @@ def convolve(layer: nn.Conv2d, x: Tensor, call: Callable[[Tensor], Tensor] | Non
     Returns:
         Tensor: (N, C_out, H', W').
     """
-    call = call or layer
+    call = layer if call is None else call
     if x.device.type != 'cpu' or computing_dtype(x).itemsize != 2:
         return call(x)
     width, stride, padding = x.shape[3], layer.stride[1], int(layer.padding[1])
@@ -51,6 +51,18 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H', W')."""
         return convolve(self, x, super().forward)
+
+
+class CeilPatchConv(Conv2d):
+    """Convolution of patches side by side, padded with zeros at the right and bottom."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
+        super().__init__(in_channels, out_channels, size, stride=size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, ceil(H / size), ceil(W / size))."""
+        (bottom, right), (height, width) = self.stride, x.shape[2:]
+        return super().forward(F.pad(x, (0, -width % right, 0, -height % bottom)))
 
 
 def computing_dtype(x: Tensor) -> torch.dtype:
@@ -160,7 +172,12 @@ def layer_scale(channels: int, value: float | None) -> nn.Module:
 
 
 def multi_head_attention(
-    q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    head_dim: int,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Softmax attention.
 
@@ -171,9 +188,10 @@ def multi_head_attention(
         head_dim (int): The number of channels of a head. A head has consecutive channels.
         mask (Tensor, optional): (B, 1, 1, M), true for the keys to attend to. Defaults to None,
             which means all.
+        dropout (float): Probability of dropping a weight. Defaults to 0.
 
     Returns:
         Tensor: (B, L, C).
     """
     q, k, v = (t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(1, 2).flatten(2)

@@ -6,7 +6,7 @@ says how its authors name them.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -31,6 +31,8 @@ class Published:
             output the published network does not use. Matches nothing by default.
         head (Sequence[tuple[str, str]]): Regular expressions for the published keys of the
             classifier, and their replacements in a classifier of MMPretrain.
+        to_torch (Callable[[str, Tensor], Tensor], optional): Brings a tensor with this published
+            key into PyTorch's layout. Defaults to None, for tensors that are in it.
     """
 
     network: str
@@ -38,6 +40,7 @@ class Published:
     renamings: Sequence[tuple[str, str]]
     unused: str = r'(?!)'
     head: Sequence[tuple[str, str]] = ((r'^head\.', 'head.fc.'),)
+    to_torch: Callable[[str, Tensor], Tensor] | None = None
 
 
 class Network(Protocol):
@@ -97,8 +100,9 @@ def to_native_keys(
 ) -> None:
     """Gives the published tensors of a state dict this package's names, in place.
 
-    Their shapes get or lose dimensions of size one to match the backbone's: a published 1x1
-    convolution may be a linear layer here. Native names and all other items stay as they are.
+    They are brought into PyTorch's layout. Their shapes get or lose dimensions of size one to match
+    the backbone's: a published 1x1 convolution may be a linear layer here. Native names and all
+    other items stay as they are.
 
     Args:
         state_dict (dict[str, Any]): Tensors by key.
@@ -113,6 +117,8 @@ def to_native_keys(
         tensor = state_dict.pop(key)
         if re.search(published.unused, name):
             continue
+        if published.to_torch and isinstance(tensor, Tensor):
+            tensor = published.to_torch(name, tensor)
         for pattern, replacement in published.renamings:
             name = re.sub(pattern, replacement, name)
         if name in expected and _sizes(tensor) == _sizes(expected[name]):

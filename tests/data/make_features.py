@@ -7,6 +7,7 @@ reference implementations in ``tests/reference``, in float64.
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -83,15 +84,14 @@ def with_synthetic_weights(build: Callable[[], nn.Module]) -> nn.Module:
 def compute(network: str, variant: str, sizes: list[str]) -> Iterator[tuple[str, Tensor]]:
     """Yields the features and the logits of one variant in float64, with their keys."""
     golden = NETWORKS[network]
-    model = with_synthetic_weights(lambda: golden.build(variant))
+    model = with_synthetic_weights(partial(golden.build, variant))
     for size in sizes:
         features, logits = model(synthetic_image(*map(int, size.split('x'))).double())
         for index, feature in enumerate(features):
             yield f'{variant}/{size}/{golden.feature_name(index, len(features))}', feature
         yield f'{variant}/{size}/logits', logits
         if golden.neck and variant in golden.variants and size == golden.sizes[-1]:
-            channels, neck = features[-1].shape[1], golden.neck
-            pyramid = with_synthetic_weights(lambda: neck(channels))
+            pyramid = with_synthetic_weights(partial(golden.neck, features[-1].shape[1]))
             for level, feature in enumerate(pyramid(features[-1]), 2):
                 yield f'{variant}/{size}/pyramid{level}', feature
 
