@@ -7,6 +7,8 @@ from textwrap import fill
 import yaml
 from matplotlib.figure import Figure
 
+from mmhatnet.errors import DataError
+
 FORMULATIONS = {
     'literal_small': 'Published formulation',
     'HAT-Net small': '`HATNet`',
@@ -58,13 +60,13 @@ the tests compare `HATNet` with it. [Performance](performance.md) explains the d
 The smallest variant of each network was trained in Mask R-CNN on synthetic data: 400 images, 3
 epochs, random weights, seed {seed}. All use one recipe, which was made for HAT-Net. AP is in per
 cent, on 50 other images.
-The networks were trained on {learned_on}.
+{learned_on}
 The results show that all networks learn. They do not show how the networks compare on real images.
 
 {learned}
 
-Five of the 50 images, with annotations and with the predictions of each network (scores of 0.3 and
-more):
+Five of the 50 images, with annotations and with the predictions of the networks that were trained
+together (scores of 0.3 and more):
 
 ![Annotated and detected objects, a column for each network](compare_toy.jpg)
 """
@@ -126,6 +128,15 @@ def described(machine: dict[str, str]) -> str:
     return f'{machine["date"]} ({machine["device"]}, PyTorch {machine["torch"]})'
 
 
+def trained_on(toy: dict) -> str:
+    """Returns the sentences about the machines on which networks learned synthetic data."""
+    lines = [f'The networks were trained on {described(toy["machine"])}.']
+    for name, result in toy['results'].items():
+        if 'machine' in result:
+            lines.append(f'{name} was trained later, on {described(result["machine"])}.')
+    return '\n'.join(lines)
+
+
 def draw(
     points: dict[str, tuple[float, float]], others: dict[str, float], label: str, path: Path
 ) -> None:
@@ -158,10 +169,20 @@ def write_comparison(
         root (Path): The checkout. Its metafiles hold published figures.
         out (Path): The folder of the output.
         record (str): The name of the file with the measurements, for a link on the page.
+
+    Raises:
+        DataError: If the record lacks measurements of a backbone.
     """
     rows = {}
     for row in measured['results']:
         rows.setdefault((row['mode'], 'x'.join(map(str, row['shape']))), {})[row['backbone']] = row
+    wanted = [*backbones, *FORMULATIONS]
+    missing = dict.fromkeys(n for n in wanted if not all(n in of_case for of_case in rows.values()))
+    if missing:
+        raise DataError(
+            f'{record} lacks measurements of {", ".join(missing)}: measure all backbones again '
+            'with --measure.'
+        )
     cases = sorted(rows, key=lambda case: (case[1].split('x')[0] == '1', case[0]))
     first = rows[cases[0]]
     figures = {name: figures_of(entry, root) for name, entry in backbones.items()}
@@ -187,7 +208,7 @@ def write_comparison(
     text = TEXT.format(
         json=record,
         seed=toy['seed'],
-        learned_on=described(toy['machine']),
+        learned_on=trained_on(toy),
         learned=table(['Backbone', 'Config', 'box AP50', 'AP', 'mask AP50', 'AP'], learned),
         published=table(['Backbone', 'Parameters, M', 'GFLOPs', *TITLES], published),
         sources='\n'.join(item(f'{name}: {entry["source"]}.') for name, entry in backbones.items()),

@@ -31,6 +31,7 @@ def test_tables_hold_the_record_and_the_published_figures(run_tool, tmp_path: Pa
     assert '| HAT-Net small | 20.0 | 4.00 | 82.6 | 45.2 / 41.6 | 44.8 | 46.6 |  |' in lines
     assert '| STViT small | 23.0 | 7.00 | 83.6 | 47.6 / 43.1 |  |  | 48.6 |' in lines
     assert '| P2T small | 2 / 0.20 | 6 / 0.60 |' in lines
+    assert any(line.startswith('OmniNet tiny was trained later, on 2026-11-30 (') for line in lines)
     assert '| OmniNet small | 25.0 | 9.00 |  |  |  |  |  |' in lines
     # Ratios of the reference implementation, the twelfth backbone, to the first and the eleventh.
     for case, factor in (('forward', 1), ('training step', 3)):
@@ -47,3 +48,12 @@ def test_tables_hold_the_record_and_the_published_figures(run_tool, tmp_path: Pa
             assert memory_ratio == f'{share} |'
     for plot in ('compare_speed.png', 'compare_memory.png'):
         assert (tmp_path / plot).read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_backbone_that_was_not_measured_is_named(run_tool_captured, tmp_path: Path) -> None:
+    row = dict(backbone='HAT-Net small', mode='forward', shape=[8, 3, 224, 224])
+    (tmp_path / 'compare.json').write_text(json.dumps(dict(machine={}, results=[row])))
+    result = run_tool_captured('compare', '--docs', tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith('compare.json lacks measurements of P2T small, Shunted small,')
+    assert result.stderr.endswith('measure all backbones again with --measure.')

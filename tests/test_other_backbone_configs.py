@@ -25,7 +25,7 @@ from synthetic import synthetic_image, synthetic_value
 from mmhatnet import OmniNet
 from mmhatnet.checkpoints.loading import read_pretrained
 from mmhatnet.config_checks import require_channels, require_complete, require_known_settings
-from mmhatnet.errors import CheckpointError
+from mmhatnet.errors import CheckpointError, ConfigError
 
 FOLDERS = ('p2t', 'shunted', 'stvit', 'glnet', 'omninet')
 METAFILE = {
@@ -131,6 +131,13 @@ def test_training_does_not_start_without_the_weights(tmp_path: Path, monkeypatch
         read_pretrained(cfg)
     cfg.model.backbone.init_cfg = None
     read_pretrained(cfg)
+
+
+def test_a_neck_for_another_variant_is_refused() -> None:
+    cfg = Config.fromfile(CONFIGS / 'omninet' / 'mask-rcnn_omninet-s_fpn_1x_coco.py')
+    cfg.model.backbone.arch = 'base'
+    with pytest.raises(ConfigError, match='neck.in_channels is 384, but model.backbone gives 768'):
+        require_channels(cfg, 'train')
 
 
 def test_options_of_the_readme_name_weights(tmp_path: Path, monkeypatch) -> None:

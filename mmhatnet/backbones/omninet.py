@@ -284,8 +284,8 @@ class OmniNet(Backbone):
         class_token (bool): Whether a learned token precedes those of the patches. Defaults to
             False.
         out_type (str): The feature of the last stage. 'map': (N, C, H', W'). 'class_token': the
-            class token (N, C), which the published classifier takes if there is one. Defaults to
-            'map'.
+            class token (N, C), which the published classifier takes if there is one, without a neck
+            before it. Defaults to 'map'.
         drop_rate (float): Dropout after the position embeddings, on attention weights, and after
             attention, GELU and MLP. The published class has 0.1, its default configuration 0.
             Defaults to 0.

@@ -32,6 +32,8 @@ def require_channels(cfg: Config, *splits: str) -> None:
 def _require_features(cfg: Config, built: Backbone) -> None:
     neck, head = (cfg.model.get(part) or {} for part in ('neck', 'head'))
     dims, features = built.embed_dims, [*built.out_channels]
+    if isinstance(neck.get('in_channels'), int):  # such a neck takes the last feature
+        features = features[-1]
     for part, expected, given in (
         ('neck', neck.get('in_channels'), features),
         ('head', neck.get('type') == 'GlobalAveragePooling' and head.get('in_channels'), dims[-1]),
