@@ -75,7 +75,7 @@ def blocks(page: Path) -> Iterator[Block]:
 @pytest.fixture
 def project(toy_data: Path, tmp_path: Path, monkeypatch) -> Path:
     """Makes a folder like a checkout, with the data, checkpoint and images that pages assume."""
-    for name in ('configs', 'tools'):
+    for name in ('configs', 'tools', 'examples'):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(toy_data / 'data', tmp_path / 'data')
     shutil.copytree(toy_data / 'data' / 'toy' / 'coco', tmp_path / 'my_photos')

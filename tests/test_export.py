@@ -201,13 +201,13 @@ def test_a_single_output_becomes_one_for_each_class(threshold: float) -> None:
 
 def test_upsampling_in_a_head_takes_any_size(segmentor, tmp_path: Path) -> None:
     """MMSegmentation's Upsample converts sizes to int, which fixes them to the traced ones."""
-    assert export_model(segmentor, tmp_path / 'segmentor.onnx', 'onnx') < 1e-4
+    assert export_model(segmentor, tmp_path / 'segmentor.onnx') < 1e-4
 
 
 def test_a_file_that_takes_few_sizes_is_refused(segmentor, tmp_path: Path) -> None:
     """PyTorch 2.12 restricts max pooling to sizes of the traced parity; 2.7 and 2.14 do not."""
     try:
-        deviation = export_model(segmentor, tmp_path / 'segmentor.pt2', 'pt2')
+        deviation = export_model(segmentor, tmp_path / 'segmentor.pt2')
     except ExportError as error:
         message = r'does not take images \(1, 3, 161, 243\), .*Guard'
         assert re.search(message, str(error)) and not [*tmp_path.iterdir()]
@@ -228,7 +228,7 @@ def test_exported_program_of_a_segmentor(tmp_path: Path) -> None:
         test_cfg=ConfigDict(mode='whole'),
     )
     model, file = build('mmseg', settings), tmp_path / 'segmentor.pt2'
-    assert export_model(model, file, 'pt2', classes=['a', 'b', 'c']) < 1e-4
+    assert export_model(model, file, classes=['a', 'b', 'c']) < 1e-4
     metadata = dict.fromkeys(['classes', 'channel_order'], '')
     program = torch.export.load(file, extra_files=metadata).module()
     assert json.loads(metadata['classes']) == ['a', 'b', 'c']
@@ -261,8 +261,8 @@ DETECTOR = dict(
 
 def test_parts_of_detectors_can_be_exported(tmp_path: Path) -> None:
     model = build('mmdet', DETECTOR)
-    with pytest.raises(ExportError, match='RetinaNet is neither .* --part neck or --part back'):
-        export_model(model, tmp_path / 'detector.onnx', 'onnx')
+    with pytest.raises(ExportError, match='RetinaNet is neither .* export_detector, or its part'):
+        export_model(model, tmp_path / 'detector.onnx')
     images = rgb_images(1, 61, 90)
     for part, channels in dict(neck=[8, 8], backbone=[16, 32]).items():
         features = export.FromPixels(model, part)(images)
@@ -281,7 +281,7 @@ def test_a_wrong_file_is_not_kept(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(
         ExportError, match=r'\(1, 3, 161, 243\) its outputs deviate .* 1.0e-03 .* not kept'
     ):
-        export_model(model, tmp_path / 'backbone.pt2', 'pt2', 'backbone')
+        export_model(model, tmp_path / 'backbone.pt2', 'backbone')
     assert list(tmp_path.iterdir()) == []
 
 
@@ -294,6 +294,8 @@ def test_a_wrong_file_is_not_kept(tmp_path: Path, monkeypatch) -> None:
         (['--format', 'tflite'], r"invalid choice: 'tflite'"),
         (['--cfg-options', 'default_scope=mmpose'], "default_scope is 'mmpose'"),
         (['--device', 'tpu9'], '--device tpu9 cannot be used'),
+        (['--no-resize'], '--no-resize is for whole detectors: leave it out'),
+        (['--images', 'a.jpg'], '--images is for whole detectors: leave it out'),
     ],
 )
 def test_bad_input_is_named(args: list, message: str, run_tool_captured, tmp_path: Path) -> None:

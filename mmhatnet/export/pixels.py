@@ -51,9 +51,8 @@ class FromPixels(TakesPixels):
         super().__init__(model)
         if part == 'model' and not self.gives_logits(model):
             raise ExportError(
-                f'{type(model).__name__} is neither a classifier nor a segmentor: PyTorch cannot '
-                'export the steps that compute boxes, such as NMS. Export the network below them '
-                'with --part neck or --part backbone.'
+                f'{type(model).__name__} is neither a classifier nor a segmentor: export a whole '
+                'detector with export_detector, or its part "neck" or "backbone".'
             )
         self.part = part
         self.model = model.backbone if part == 'backbone' else model

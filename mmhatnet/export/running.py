@@ -1,20 +1,24 @@
-"""Runs exported files, and times them."""
+"""Runs exported files, and reads what they say about themselves."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.benchmark import Compare, Timer
+from torch import Tensor
 
-from mmhatnet.export.pixels import FromPixels, synthetic_images
+from mmhatnet.errors import ExportError
 
 
 def runners(file: str | Path) -> Iterator[tuple[str, Callable[[Tensor], list[Tensor]]]]:
     """Yields the name of each installed runtime, and its function from images to outputs."""
     if Path(file).suffix == '.pt2':
+        with suppress(ImportError):
+            import torchvision  # noqa: F401  has operators of detectors
         yield 'PyTorch', torch.export.load(file).module()
         return
     if find_spec('onnxruntime'):
@@ -35,37 +39,25 @@ def runners(file: str | Path) -> Iterator[tuple[str, Callable[[Tensor], list[Ten
         yield 'OpenVINO', lambda x: _tensors(compiled(x.cpu().numpy()).values())
 
 
-def compare_speed(
-    model: nn.Module, file: str | Path, part: str, sizes: Sequence[tuple[int, int]]
-) -> Compare:
-    """Times a model and its exported file with each of the ``runners``.
+def read_metadata(file: str | Path) -> dict:
+    """Reads what an exported file says about itself."""
+    if Path(file).suffix == '.pt2':
+        with zipfile.ZipFile(file) as archive:
+            names = [name for name in archive.namelist() if '/extra/' in name]
+            return {name.rpartition('/')[2]: json.loads(archive.read(name)) for name in names}
+    import onnx
 
-    Args:
-        model (nn.Module): The model.
-        file (str | Path): The file.
-        part (str): The part that is in the file.
-        sizes (Sequence[tuple[int, int]]): (height, width) of single images.
+    model = onnx.load(file, load_external_data=False)
+    return {entry.key: json.loads(entry.value) for entry in model.metadata_props}
 
-    Returns:
-        torch.utils.benchmark.Compare: Prints as a table of medians.
-    """
-    functions = {'PyTorch, eager': FromPixels(model, part).eval(), **dict(runners(file))}
-    with torch.no_grad():
-        return Compare(
-            [
-                Timer(
-                    stmt='run(image)',
-                    setup='run(image)',
-                    globals=dict(run=run, image=synthetic_images(model, 1, height, width)),
-                    label='One image, median time',
-                    sub_label=f'{height}x{width}',
-                    description=name,
-                    num_threads=torch.get_num_threads(),
-                ).blocked_autorange(min_run_time=3)
-                for height, width in sizes
-                for name, run in functions.items()
-            ]
-        )
+
+def not_taken(images: Tensor, error: Exception) -> ExportError:
+    """Returns the error for a file that fails for images of a size."""
+    reason = next(iter(str(error).strip().splitlines()), repr(error))
+    return ExportError(
+        f'The exported file does not take images {tuple(images.shape)}, because PyTorch fixed it '
+        f'to other sizes: {reason}. The file is not kept. Another --format or --part may work.'
+    )
 
 
 def _tensors(arrays: list[np.ndarray]) -> list[Tensor]:

@@ -26,6 +26,26 @@ def write_onnx(
     program.save(file)
 
 
+def quantize(file: Path) -> None:
+    """Makes the matrix products of an ONNX file 8-bit, with onnxruntime's quantizer."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(file)
+    # The quantizer infers the shapes anew, and refuses different names of the same sizes.
+    del model.graph.value_info[:]
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    quantize_dynamic(
+        *(model, file),
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=['MatMul', 'Gemm'],
+        extra_options=dict(DefaultTensorType=onnx.TensorProto.FLOAT),
+    )
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, about | dict(precision='"int8"'))
+    onnx.save(model, file)
+
+
 def write_pt2(
     module: nn.Module, traced: Tensor, names: list[str], metadata: dict[str, str], file: Path
 ) -> None:
