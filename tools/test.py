@@ -14,6 +14,7 @@ from mmhatnet.config_checks import build_errors_as_messages, require_complete
 from mmhatnet.errors import ConfigError
 from mmhatnet.evaluation import augment_tests, dump_predictions, show_predictions
 from mmhatnet.openmmlab.output_files import separate_output_files
+from mmhatnet.report import ReportHook
 
 
 def parse_args() -> argparse.Namespace:
@@ -84,6 +85,8 @@ def test(args: argparse.Namespace, screen: cli.Screen) -> None:
                     lambda runner: cli.describe_job(runner, cfg, report, str(checkpoint), 'test'),
                 )
             )
+        if not args.no_report:
+            runner.register_hook(ReportHook())
         runner.test()  # MMEngine loads the content read above, and calls its hooks.
 
 

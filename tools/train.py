@@ -24,6 +24,7 @@ from mmhatnet.checkpoints.loading import (
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.config_checks import build_errors_as_messages, require_complete
 from mmhatnet.errors import ConfigError
+from mmhatnet.report import ReportHook
 from mmhatnet.training.hooks import Stopped
 from mmhatnet.training.saving import full_disk_as_message
 from mmhatnet.training.work_folder import WorkFolder
@@ -195,6 +196,8 @@ def train(args: argparse.Namespace, screen: cli.Screen) -> None:
                     ),
                 )
             )
+        if not args.no_report:
+            runner.register_hook(ReportHook())
         # A training that is refused leaves the earlier one to be resumed.
         if not cfg.get('resume'):
             folder.start_anew()

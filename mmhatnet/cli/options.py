@@ -51,6 +51,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     add_settings_option(parser)
     parser.add_argument('--no-check', action='store_true', help='skip the checks of the data')
+    parser.add_argument('--no-report', action='store_true', help='do not write report.html')
     parser.add_argument(
         '--verbose',
         action='store_true',

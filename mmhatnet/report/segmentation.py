@@ -1,0 +1,165 @@
+"""The part of a report on a segmentor."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.evaluator import BaseMetric
+
+from mmhatnet.report.collecting import Collector, Worst
+from mmhatnet.report.drawing import (
+    colors_of,
+    confused_pairs,
+    confusion_chart,
+    css,
+    read,
+    view,
+)
+from mmhatnet.report.parts import Example, Gallery, Section, Table, lowest_first
+
+SIDE = 420  # pixels, of the label maps that are kept
+NAMED = 10  # classes in the legend of an image
+IGNORED = -1
+
+
+class SegmentationCollector(Collector):
+    """Counts which classes the pixels are taken for, and keeps the worst images."""
+
+    def __init__(self, metric: BaseMetric, size: int) -> None:
+        super().__init__(metric, size)
+        count = len(self.classes)
+        self.matrix = np.zeros((count, count), np.int64)
+        # Pixels whose true class is none of the model's. The metric counts them as predicted.
+        self.outside = np.zeros(count, np.int64)
+        self.images = 0
+        self.worst = Worst()
+        self.random: dict[int, tuple] = {}
+
+    def add(self, position: int, sample: Any) -> None:
+        """Adds the prediction of an image."""
+        if 'gt_sem_seg' not in sample or self.metric.format_only:
+            return
+        predicted = sample.pred_sem_seg.data.squeeze(0).long()
+        truth = sample.gt_sem_seg.data.squeeze(0).to(predicted)
+        count = len(self.classes)
+        valid = truth != self.metric.ignore_index
+        inside = valid & (truth >= 0) & (truth < count)
+        pairs = torch.bincount(count * truth[inside] + predicted[inside], minlength=count**2)
+        matrix = pairs.reshape(count, count).cpu().numpy()
+        self.matrix += matrix
+        self.outside += torch.bincount(predicted[valid & ~inside], minlength=count).cpu().numpy()
+        self.images += 1
+        present = matrix.sum(1) > 0
+        # An image in which nothing counts is neither good nor bad.
+        score = float(_iou(matrix)[present].mean()) if present.any() else 1.0
+        wanted = self.worst.wants(score) and present.any()
+        if not wanted and position not in self.chosen:
+            return
+        step = -(-max(truth.shape) // SIDE)
+        kept = [labels[::step, ::step].cpu().numpy().astype(np.int16)
+                for labels in (truth.where(inside, IGNORED), predicted)]  # fmt: skip
+        example = (str(sample.get('img_path', '')), score, *kept)
+        if wanted:
+            self.worst.add(score, position, example)
+        if position in self.chosen:
+            self.random[position] = example
+
+    def state(self) -> Any:
+        return self.matrix, self.outside, self.images, self.worst.examples(), self.random
+
+    def merge(self, states: Sequence[Any]) -> None:
+        matrices, outside, images, worst, chosen = zip(*states)
+        self.matrix, self.outside, self.images = sum(matrices), sum(outside), sum(images)
+        self.worst.merge(worst)
+        self.random = {key: value for part in chosen for key, value in part.items()}
+
+    def section(self) -> Section:
+        section, matrix, names = Section('Classes'), self.matrix, self.classes
+        if not matrix.sum():
+            section.notes.append('There is no confusion matrix: no pixel has a true class.')
+            return section
+        right, true = np.diag(matrix), matrix.sum(1)
+        predicted = matrix.sum(0) + self.outside
+        found = self.metric.total_area_to_metrics(
+            *map(torch.from_numpy, (right.copy(), true + predicted - right, predicted, true))
+        )
+        with np.errstate(invalid='ignore', divide='ignore'):
+            precision = right / predicted
+        section.figures = [
+            ('mIoU', f'{100 * np.nanmean(found["IoU"]):.2f}'),
+            ('mean accuracy', f'{100 * np.nanmean(found["Acc"]):.2f}'),
+            ('accuracy of all pixels', f'{100 * found["aAcc"]:.2f}'),
+        ]
+        section.charts.append(confusion_chart(matrix, names, f'Pixels of {self.images:,} images.'))
+        section.tables = [
+            Table(
+                'Classes',
+                ['class', 'IoU', 'accuracy', 'precision', 'share of the pixels'],
+                lowest_first(
+                    [
+                        [name, *map(float, values), f'{share:.2%}']
+                        for name, *values, share in zip(
+                            *(names, found['IoU'], found['Acc'], precision, true / true.sum())
+                        )
+                    ],
+                    1,
+                ),
+                'The lowest IoU comes first. Accuracy is the share of the pixels of a class that '
+                'are predicted as it, its recall. Precision is the share of right ones among the '
+                'pixels predicted as it.',
+            ),
+            Table(
+                'Most frequent mistakes',
+                ['true class', 'predicted class', 'pixels', 'share of the true class'],
+                confused_pairs(matrix, names),
+                texts=2,
+            ),
+        ]
+        palette = (self.metric.dataset_meta or {}).get('palette')
+        colors = colors_of(len(names), palette)
+        section.galleries = [
+            Gallery(
+                'The worst images',
+                [self._example(example, colors) for _, _, example in self.worst.examples()],
+                'They have the lowest mean IoU of the classes that are in the image.',
+            ),
+            Gallery(
+                'Typical images',
+                [self._example(self.random[key], colors) for key in sorted(self.random)],
+                'They are chosen by chance.',
+            ),
+        ]
+        return section
+
+    def _example(self, example: tuple, colors: np.ndarray) -> Example:
+        path, score, truth, predicted = example
+        loaded = read(path, SIDE)
+        note = f'mean IoU {score:.2f}'
+        if loaded is None:
+            return Example(path, note, [])
+        image, size = loaded
+        views = [
+            (name, view(_overlaid(image, labels, colors), size))
+            for name, labels in (('truth', truth), ('prediction', predicted))
+        ]
+        shown, counts = np.unique([*truth.flat, *predicted.flat], return_counts=True)
+        order = [i for i in shown[np.argsort(-counts)] if i != IGNORED]
+        legend = [(css(colors[i]), self.classes[i]) for i in order[:NAMED]]
+        if len(order) > NAMED:
+            note += f'; the legend names {NAMED} of {len(order)} classes'
+        return Example(path, note, views, legend)
+
+
+def _iou(matrix: np.ndarray) -> np.ndarray:
+    right = np.diag(matrix)
+    union = matrix.sum(0) + matrix.sum(1) - right
+    return np.divide(right, union, where=union > 0, out=np.zeros(len(matrix)))
+
+
+def _overlaid(image: np.ndarray, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Colors an image (H, W, 3) by label maps, which may be of another size."""
+    labels = mmcv.imresize(labels, image.shape[1::-1], interpolation='nearest')
+    painted = (0.4 * image + 0.6 * colors[labels]).astype(np.uint8)
+    return np.where((labels == IGNORED)[..., None], image, painted)
