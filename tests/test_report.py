@@ -79,7 +79,7 @@ def detections(folder: Path, predict: bool = True) -> tuple[BaseMetric, list]:
     images, annotations, samples = [], [], []
     for number, path in enumerate(write_images(folder, 8)):
         images.append(dict(id=100 - number, file_name=Path(path).name, width=80, height=60))
-        boxes, labels = [], []
+        boxes, labels = [[1, 1, 6, 6]], [0]  # the first one is wrong, with a low score
         for _ in range(3):
             x, y, size = (int(value) for value in rng.integers((0, 0, 6), (40, 20, 40)))
             label = int(rng.integers(3))
@@ -104,7 +104,7 @@ def detections(folder: Path, predict: bool = True) -> tuple[BaseMetric, list]:
         sample.pred_instances = InstanceData(
             bboxes=torch.tensor(np.array(boxes)[:count], dtype=torch.float32).reshape(-1, 4),
             labels=torch.tensor(labels[:count], dtype=torch.long),
-            scores=torch.tensor(rng.random(count), dtype=torch.float32),
+            scores=torch.tensor([0.1, *rng.uniform(0.3, 1, 3)][:count], dtype=torch.float32),
             masks=masks,
         )
         samples.append(sample)
