@@ -37,7 +37,8 @@ class Collector(ABC):
         """Adds the predictions of a batch, which the metric has processed.
 
         The images are dealt out to the processes in turn. As in ``collect_results``, those beyond
-        the number of images are repeated ones that fill up the last batches.
+        the number of images are left out: they fill up the last batches, or MMPretrain's EMAHook
+        predicts all images once more with the other parameters.
 
         Args:
             samples (Sequence[BaseDataElement]): The data samples with predictions.

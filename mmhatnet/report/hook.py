@@ -39,7 +39,6 @@ class ReportHook(Hook):
         self.metrics: dict[str, float] = {}
         self.measured: dict[str, int] = {}
         self.failure = ''
-        self._batches_left = 0
         self._started = time.time()
 
     def before_train(self, runner: Runner) -> None:
@@ -86,7 +85,6 @@ class ReportHook(Hook):
 
     def _start(self, loop: BaseLoop) -> None:
         self.collector, self.failure = None, ''
-        self._batches_left = len(loop.dataloader)
         try:
             for metric in loop.evaluator.metrics:
                 for base in type(metric).__mro__:
@@ -98,13 +96,11 @@ class ReportHook(Hook):
             self._fail(error)
 
     def _add(self, samples: Sequence[Any]) -> None:
-        # MMPretrain's EMAHook predicts once more with the other parameters.
-        if self._batches_left > 0 and self.collector is not None:
+        if self.collector is not None:
             try:
                 self.collector.add_batch(samples)
             except Exception as error:
                 self._fail(error)
-        self._batches_left -= 1
 
     def _fail(self, error: Exception) -> None:
         self.collector, self.failure = None, f'{type(error).__name__}: {error}'
