@@ -442,7 +442,7 @@ def test_a_training_and_a_test_leave_reports(
     job: str, train, run_tool, tmp_path: Path, capsys
 ) -> None:
     report = train(job)
-    assert f'The report is {report}\n' in capsys.readouterr().out
+    assert f'report   {report}\n' in capsys.readouterr().out
     page = report.read_text()
     assert_self_contained(page)
     for text in (f'<title>Training: {job}</title>', SECTION[job], 'Losses', 'HATNet', 'PyTorch'):
@@ -452,7 +452,7 @@ def test_a_training_and_a_test_leave_reports(
     options = ['--work-dir', tmp_path / 'test', '--cfg-options', *NO_WORKERS]
     run_tool('test', tmp_path / f'{job}.py', tmp_path / f'{job}.pth', *options)
     (folder,) = tmp_path.glob('test/*')
-    assert f'The report is {folder / "report.html"}\n' in capsys.readouterr().out
+    assert f'report   {folder / "report.html"}\n' in capsys.readouterr().out
     page = (folder / 'report.html').read_text()
     assert_self_contained(page)
     assert f'<title>Test: {job}</title>' in page and 'Losses' not in page

@@ -117,7 +117,10 @@ class ReportHook(Hook):
                 from mmhatnet.report.writing import write_report  # which imports Matplotlib
 
                 self.path = write_report(self, runner, folder / NAME, train, self._started)
-                print(f'The report is {self.path}')
+                here = Path.cwd()
+                inside = self.path.is_relative_to(here)
+                # A line like those of the screen.
+                print(f'report   {self.path.relative_to(here) if inside else self.path}')
         except Exception as error:  # nothing may fail a job that has finished
             what = 'training' if train else 'test'
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())
