@@ -27,11 +27,14 @@ def _reasons(model: nn.Module) -> Iterator[str]:
     from mmdet.models.roi_heads.bbox_heads.bbox_head import BBoxHead
     from mmdet.models.roi_heads.mask_heads.fcn_mask_head import FCNMaskHead
 
+    yield from _overridden(model, BaseDetector, 'forward', 'add_pred_to_datasample')
+    yield from _overridden(model.data_preprocessor, mmdet.DetDataPreprocessor, 'forward')
+    if isinstance(model, mmdet.DetectionTransformer):
+        yield from _of_transformer(model)
+        return
     two_stages = isinstance(model, mmdet.TwoStageDetector)
     base = mmdet.TwoStageDetector if two_stages else mmdet.SingleStageDetector
     yield from _overridden(model, base, 'predict')
-    yield from _overridden(model, BaseDetector, 'forward', 'add_pred_to_datasample')
-    yield from _overridden(model.data_preprocessor, mmdet.DetDataPreprocessor, 'forward')
     if not two_stages:
         yield from _of_dense_head(model.bbox_head, final=True)
         return
@@ -59,6 +62,32 @@ def _reasons(model: nn.Module) -> Iterator[str]:
             yield from _overridden(
                 mask_head, FCNMaskHead, 'predict_by_feat', '_predict_by_feat_single'
             )
+
+
+def _of_transformer(model: nn.Module) -> Iterator[str]:
+    from mmcv.ops import MultiScaleDeformableAttention
+    from mmdet import models as mmdet
+    from mmdet.models.layers import DeformableDetrTransformerEncoder
+
+    yield from _overridden(
+        model, mmdet.DeformableDETR, 'predict', 'pre_transformer', 'gen_encoder_output_proposals'
+    )
+    base = mmdet.DINO if isinstance(model, mmdet.DINO) else mmdet.DeformableDETR
+    yield from _overridden(model, base, 'forward_transformer', 'pre_decoder', 'forward_decoder')
+    yield from _overridden(
+        model.encoder, DeformableDetrTransformerEncoder, 'forward', 'get_encoder_reference_points'
+    )
+    for module in model.modules():
+        if isinstance(module, MultiScaleDeformableAttention):
+            yield from _overridden(module, MultiScaleDeformableAttention, 'forward')
+    yield from _overridden(
+        model.bbox_head,
+        mmdet.DeformableDETRHead,
+        *('predict', 'predict_by_feat', '_predict_by_feat_single'),
+    )
+    yield from _of_loss(model.bbox_head)
+    if model.data_preprocessor.pad_size_divisor > 1:
+        yield f'{type(model).__name__} masks the padding that pad_size_divisor asks for'
 
 
 def stages_of(head: nn.Module, task: str) -> list[tuple[nn.Module, nn.Module]]:

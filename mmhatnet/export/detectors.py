@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmhatnet.export.coverage import require_covered, stages_of
 from mmhatnet.export.pixels import TakesPixels
+from mmhatnet.export.queries import detect_with_queries
 from mmhatnet.export.regions import pool_regions
 from mmhatnet.export.suppression import Found, suppress
 
@@ -46,6 +47,8 @@ class Detections(TakesPixels):
         """Maps images (N, C, H, W) to the ``outputs``."""
         size = images.shape[2:]
         features = self.model.extract_feat(self._padded(self.normalize(images)))
+        if hasattr(self.model, 'forward_transformer'):
+            return tuple(detect_with_queries(self.model, features, size))
         if not hasattr(self.model, 'roi_head'):
             return tuple(_dense(self.model.bbox_head, features, size))
         proposals = _dense(self.model.rpn_head, features, size)
