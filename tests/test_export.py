@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from experiments import rest_slow
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
@@ -16,6 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mmhatnet import HATNet, export
 from mmhatnet.backbones import hatnet
+from mmhatnet.backbones.layers import adaptive_means
 from mmhatnet.export import ExportError, export_model
 
 SMALL = dict(embed_dims=(16, 16, 32, 32), head_dim=16, depths=(1, 2, 1, 1))
@@ -153,6 +155,23 @@ def test_onnx_file_of_a_classifier(options: tuple, run_tool_captured, tmp_path: 
         expected = model(preprocessed(model, images))
         for run in runners.values():
             assert_near(run(images)[0], expected)
+
+
+class AdaptiveMeans(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return adaptive_means(x, (4, (x.shape[3] + 2) // 3))
+
+
+@torch.no_grad()
+def test_adaptive_means_take_any_size() -> None:
+    """PyTorch's graph of its own operator is right for the traced size alone."""
+    any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    image, shapes = synthetic_image(2, 3, 16, 18), (any_size,)
+    program = torch.export.export(AdaptiveMeans(), (image,), dynamic_shapes=shapes).module()
+    for size in [(1, 9, 20), (2, 37, 31), (3, 4, 45)]:
+        image = synthetic_image(size[0], 3, *size[1:])
+        expected = F.adaptive_avg_pool2d(image, (4, (size[2] + 2) // 3))
+        torch.testing.assert_close(program(image), expected)
 
 
 def export_settings(config: Path) -> dict:

@@ -21,6 +21,7 @@ from mmhatnet.backbones.layers import (
     CeilPatchConv,
     DropPath,
     LayerNorm2d,
+    adaptive_means,
     conv,
     depthwise_conv,
     layer_scale,
@@ -91,7 +92,7 @@ class SlotMixing(nn.Module):
             x (Tensor): The input of the block, of which the initial slots are made.
         """
         if self.slots is None:
-            slots = F.adaptive_avg_pool2d(x, self.side).flatten(2).transpose(1, 2)
+            slots = adaptive_means(x, (self.side, self.side)).flatten(2).transpose(1, 2)
         else:
             slots = self.slots
         positions = z.permute(0, 2, 3, 1).flatten(1, 2)

@@ -4,7 +4,7 @@ Inside every network a feature is (N, C, H, W) in the channels-last memory forma
 fastest in it, and (N, H, W, C) is a view, so that a linear layer needs no copy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -97,6 +97,27 @@ def to_channels_last(x: Tensor) -> Tensor:
     """(N, C, H, W) to the same in the channels-last memory format."""
     # Function transforms such as vmap do not support `x.contiguous(memory_format=...)`.
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def adaptive_means(x: Tensor, size: Sequence[int]) -> Tensor:
+    """``F.adaptive_avg_pool2d``: (N, C, H, W) to means (N, C, *size).
+
+    In a graph for all sizes PyTorch fixes the largest number of positions that a mean covers. There
+    means are products with two matrices.
+    """
+    if not any(isinstance(side, torch.SymInt) for side in (*x.shape[2:], *size)):
+        return F.adaptive_avg_pool2d(x, size)
+    rows, columns = (_averaging(*sides, like=x) for sides in zip(x.shape[2:], size))
+    return rows @ x @ columns.mT
+
+
+def _averaging(before: int, after: int, like: Tensor) -> Tensor:
+    """Returns the weights (after, before) of positions in means."""
+    index = torch.arange(after, device=like.device)[:, None]
+    start, end = index * before // after, ((index + 1) * before + after - 1) // after
+    position = torch.arange(before, device=like.device)
+    inside = (position >= start) & (position < end)
+    return inside.to(like.dtype) / (end - start)
 
 
 def pointwise(layer: nn.Module, x: Tensor) -> Tensor:

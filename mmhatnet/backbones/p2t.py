@@ -20,6 +20,7 @@ from mmhatnet.backbones.layers import (
     Downsample,
     DropPath,
     LayerNorm2d,
+    adaptive_means,
     depthwise_conv,
     multi_head_attention,
     pointwise,
@@ -33,7 +34,10 @@ class Projection(nn.Linear):
 
 def pooled_size(size: int, ratio: int) -> int:
     """Rounds half to even. The published code fails where the result is 0; here it is 1."""
-    return torch.sym_max(round(size / ratio), 1)
+    doubled = 2 * size + ratio
+    rounded_up = doubled // (2 * ratio)
+    is_half = 1 - torch.sym_min(doubled % (2 * ratio), 1)
+    return torch.sym_max(rounded_up - is_half * (rounded_up % 2), 1)
 
 
 class PoolingAttention(nn.Module):
@@ -65,7 +69,7 @@ class PoolingAttention(nn.Module):
         levels = []
         for ratio, conv in zip(self.ratios, positions):
             size = pooled_size(height, ratio), pooled_size(width, ratio)
-            pooled = F.adaptive_avg_pool2d(x, size)
+            pooled = adaptive_means(x, size)
             levels.append((pooled + conv(pooled)).flatten(2))
         return torch.cat(levels, dim=2).transpose(1, 2)
 
