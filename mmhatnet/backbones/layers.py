@@ -4,7 +4,7 @@ Inside every network a feature is (N, C, H, W) in the channels-last memory forma
 fastest in it, and (N, H, W, C) is a view, so that a linear layer needs no copy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ def to_channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def adaptive_means(x: Tensor, size: Sequence[int]) -> Tensor:
+def adaptive_means(x: Tensor, size: tuple[int, int]) -> Tensor:
     """``F.adaptive_avg_pool2d``: (N, C, H, W) to means (N, C, *size).
 
     In a graph for all sizes PyTorch fixes the largest number of positions that a mean covers. There
