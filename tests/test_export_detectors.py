@@ -224,7 +224,7 @@ def narrow_to_two_levels(head: dict) -> None:
 REFUSED = {
     'gfl/gfl_r50_fpn_1x_coco.py': 'GFLHead overrides _predict_by_feat_single of BaseDenseHead',
     'tood/tood_r50_fpn_1x_coco.py': 'TOODHead overrides _predict_by_feat_single of BaseDenseHead',
-    'detr/detr_r50_8xb2-150e_coco.py': 'DETR has its own predict, other than that of Sin',
+    'detr/detr_r50_8xb2-150e_coco.py': 'DETR has its own pre_transformer, other than that of De',
     'htc/htc_r50_fpn_1x_coco.py': 'HybridTaskCascadeRoIHead overrides predict of CascadeRoIHead',
     'double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py': 'DoubleHeadRoIHead overrides _bbox_forward',
     'groie/mask-rcnn_r50_fpn_groie_1x_coco.py': 'GenericRoIExtractor has its own forward',
