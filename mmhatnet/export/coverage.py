@@ -27,14 +27,15 @@ def _reasons(model: nn.Module) -> Iterator[str]:
     from mmdet.models.roi_heads.bbox_heads.bbox_head import BBoxHead
     from mmdet.models.roi_heads.mask_heads.fcn_mask_head import FCNMaskHead
 
+    two_stages = isinstance(model, mmdet.TwoStageDetector)
+    transformer = isinstance(model, mmdet.DetectionTransformer)
+    base = mmdet.TwoStageDetector if two_stages else mmdet.SingleStageDetector
+    yield from _overridden(model, mmdet.DetectionTransformer if transformer else base, 'predict')
     yield from _overridden(model, BaseDetector, 'forward', 'add_pred_to_datasample')
     yield from _overridden(model.data_preprocessor, mmdet.DetDataPreprocessor, 'forward')
-    if isinstance(model, mmdet.DetectionTransformer):
+    if transformer:
         yield from _of_transformer(model)
         return
-    two_stages = isinstance(model, mmdet.TwoStageDetector)
-    base = mmdet.TwoStageDetector if two_stages else mmdet.SingleStageDetector
-    yield from _overridden(model, base, 'predict')
     if not two_stages:
         yield from _of_dense_head(model.bbox_head, final=True)
         return
@@ -70,7 +71,7 @@ def _of_transformer(model: nn.Module) -> Iterator[str]:
     from mmdet.models.layers import DeformableDetrTransformerEncoder
 
     yield from _overridden(
-        model, mmdet.DeformableDETR, 'predict', 'pre_transformer', 'gen_encoder_output_proposals'
+        model, mmdet.DeformableDETR, 'pre_transformer', 'gen_encoder_output_proposals'
     )
     base = mmdet.DINO if isinstance(model, mmdet.DINO) else mmdet.DeformableDETR
     yield from _overridden(model, base, 'forward_transformer', 'pre_decoder', 'forward_decoder')
