@@ -8,23 +8,26 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-TRIANGLE = [[1, 1, 9, 1, 9, 9]]
+TRIANGLE, SIDE = [[1, 1, 9, 1, 9, 9]], 40
 
 
 def image(path: Path, labels: tuple[int, ...] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.zeros((4, 4, 3), np.uint8) if labels is None else np.uint8([labels])
+    pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
+    if labels is not None:
+        pixels = np.resize(np.uint8(labels), (SIDE, SIDE))
     Image.fromarray(pixels).save(path)
 
 
-def annotate(file: Path, images: Path, start: str = '', segmentation=TRIANGLE) -> None:
-    """Writes an annotation file of ten images, as Roboflow does."""
+def annotate(file: Path, images: Path, start: str = '') -> None:
+    """Writes an annotation file of ten images, with the project as a category, as Roboflow does."""
     names = [f'{number}.jpg' for number in range(10)]
     for name in names:
         image(images / name)
-    thing = dict(category_id=2, bbox=[1, 1, 8, 8], iscrowd=0, area=32, segmentation=segmentation)
+    thing = dict(category_id=2, bbox=[1, 1, 8, 8], iscrowd=0, area=32, segmentation=TRIANGLE)
+    size = dict(width=SIDE, height=SIDE)
     parts = dict(
-        images=[dict(id=i, file_name=start + name) for i, name in enumerate(names)],
+        images=[dict(id=i, file_name=start + name, **size) for i, name in enumerate(names)],
         annotations=[dict(thing, id=i + 1, image_id=i) for i in range(10)],
         categories=[
             dict(id=0, name='pets', supercategory='none'),
@@ -67,30 +70,6 @@ def test_annotations_and_images_are_found(
     assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size == 2
 
 
-def test_a_single_file_is_divided(run_tool, tmp_path: Path) -> None:
-    """Label Studio exports a single file, of boxes."""
-    annotate(tmp_path / 'result.json', tmp_path / 'images', 'images/', segmentation=[])
-    with pytest.raises(SystemExit, match=r'only .*result\.json: --split divides'):
-        written(run_tool, tmp_path)
-    cfg = written(run_tool, tmp_path, '--split')
-    assert cfg.model.type == 'RetinaNet'
-    parts = [
-        {image['id'] for image in json.loads((tmp_path / d.dataset.ann_file).read_text())['images']}
-        for d in (cfg.train_dataloader, cfg.val_dataloader)
-    ]
-    assert [len(part) for part in parts] == [8, 2]
-    assert not parts[0] & parts[1]
-
-
-def test_dividing_overwrites_nothing(run_tool, tmp_path: Path) -> None:
-    annotate(tmp_path / 'result.json', tmp_path / 'images', 'images/')
-    (tmp_path / 'result_val.json').write_text('[1, 2]')
-    with pytest.raises(SystemExit, match=r'--split would write over .*result_val\.json: move'):
-        written(run_tool, tmp_path, '--split')
-    assert (tmp_path / 'result_val.json').read_text() == '[1, 2]'
-    assert not (tmp_path / 'result_train.json').exists()
-
-
 @pytest.mark.parametrize(
     ('images', 'masks', 'splits'),
     [
@@ -131,5 +110,7 @@ def test_refusals(run_tool, tmp_path: Path) -> None:
         written(run_tool, tmp_path)
     (tmp_path / 'written').mkdir()
     (tmp_path / 'written' / 'config.py').touch()
-    with pytest.raises(SystemExit, match='exists already'):
+    image(tmp_path / 'val' / 'cat' / '1.jpg')
+    with pytest.raises(SystemExit, match='exists already, and would be another one'):
         written(run_tool, tmp_path)
+    assert not (tmp_path / 'written' / 'config.py').read_text()

@@ -17,7 +17,7 @@ number = dict(num_classes=len(classes))
 optim_wrapper = dict(optimizer=dict(lr={rate:g} * {batch} / {base_batch}))
 auto_scale_lr = dict(base_batch_size={batch})
 """
-DETECTION = """
+DETECTION = """{made}
 data_root = {root!r}
 dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
 train_data = dict(ann_file={files[train]!r}, data_prefix=dict(img={places[train]!r}))
@@ -28,6 +28,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + {files[val]!r})
 test_evaluator = val_evaluator
 """
+MADE = """
+# The annotation files are made from yours. After a change of these, run new-config again."""
 SEGMENTATION = """model = dict(decode_head=number)
 
 # Label 0 of the masks is {first}, and 255 is ignored.
@@ -82,8 +84,10 @@ def render_config(found: dict[str, object], root: Path, arch: str) -> str:
     name = BASES[found['job']].format(arch=arch, letter=arch[0])
     base = Config.fromfile(config_path(name))
     hatnet = Config.fromfile(config_path('_base_/hatnet.py')).hatnet[arch]
+    conversion = found.get('conversion')
     text = CONFIG.replace('{rest}', TEMPLATES[found['job']]).format(
         base=name,
+        made=MADE if conversion and conversion.made else '',
         root=f'{root.as_posix()}/',
         weights=hatnet.init_cfg.checkpoint,
         rate=base.optim_wrapper.optimizer.lr,
