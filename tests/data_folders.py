@@ -118,8 +118,14 @@ def cvat(root: Path, origin: Origin) -> None:
 
 
 def label_studio(root: Path, origin: Origin) -> None:
-    """Writes one COCO file whose names of images have a folder, as Label Studio does."""
-    coco(root, joined(origin), 'result.json', 'images', 'images/')
+    """Writes one COCO file as Label Studio does: paths of images, and ids that start at 0."""
+    (content,) = joined(origin).values()
+    content = json.loads(json.dumps(content))
+    for part, keys in (('images', ['id']), ('categories', ['id']),
+                       ('annotations', ['id', 'image_id', 'category_id'])):  # fmt: skip
+        for entry in content[part]:
+            entry.update({key: entry[key] - 1 for key in keys})
+    coco(root, {'': content}, 'result.json', 'images', 'images/')
 
 
 def joined(origin: Origin) -> Origin:

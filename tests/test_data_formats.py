@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import data_folders as write
+import mmcv
 import numpy as np
 import pytest
 from data_folders import CLASSES, HEIGHT, WIDTH, make_origin
@@ -154,7 +155,22 @@ def voc_as_roboflow(root: Path, origin: dict) -> None:
             (root / name / folder).rmdir()
 
 
+def voc_with_joined_list(root: Path, origin: dict) -> None:
+    write.voc(root, origin)
+    folder = root / 'ImageSets' / 'Main'
+    (folder / 'train.txt').rename(folder / 'trainval.txt')
+    (folder / 'kite_train.txt').write_text('plain -1')
+
+
+def yolo_with_keypoints(root: Path, origin: dict) -> None:
+    write.yolo(root, origin, outlines=False, kpt_shape=[1, 3])
+    for file in root.glob('labels/*/*.txt'):
+        file.write_text(file.read_text().replace('\n', ' 0.5 0.5 2\n'))
+
+
 WITH_BOXES = dict(
+    voc_with_joined_list=voc_with_joined_list,
+    yolo_with_keypoints=yolo_with_keypoints,
     yolo=partial(write.yolo, outlines=False),
     voc=write.voc,
     voc_without_lists=partial(write.voc, listed=False),
@@ -269,8 +285,11 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
     assert 'Shapes of type line, which have no area, are left out: 2, such as' in new.report
 
 
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp'])
 @pytest.mark.parametrize('orientation', [5, 6, 7, 8])
-def test_annotations_of_stored_images_are_turned(orientation: int, tmp_path: Path) -> None:
+def test_annotations_of_stored_images_are_turned(
+    orientation: int, suffix: str, tmp_path: Path
+) -> None:
     """Some tools show images without their EXIF orientation."""
     root, points = tmp_path / 'data', [[30, 20], [70, 20], [70, 40]]
     stored = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -279,18 +298,16 @@ def test_annotations_of_stored_images_are_turned(orientation: int, tmp_path: Pat
     exif[0x112] = orientation
     for name in ('a', 'b'):
         root.mkdir(exist_ok=True)
-        Image.fromarray(stored).save(root / f'{name}.jpg', exif=exif, quality=100)
-        shape = dict(label='box', points=points)
-        content = dict(imagePath=f'{name}.jpg', shapes=[shape])
+        Image.fromarray(stored).save(root / f'{name}.{suffix}', exif=exif, quality=100)
+        content = dict(imagePath=f'{name}.{suffix}', shapes=[shape(label='box', points=points)])
         write.write_json(root / f'{name}.json', dict(content, imageWidth=WIDTH, imageHeight=HEIGHT))
-    assert 'were made without the EXIF orientation' in made(root).report
-    from mmcv import imread
-
-    shown = imread(str(root / 'a.jpg'))[..., 0] > 128
-    assert shown.shape == (WIDTH, HEIGHT)
+    report = made(root).report
+    # As loaders show it, some of which turn only some formats.
+    shown = mmcv.imread(str(root / f'a.{suffix}'))[..., 0] > 128
+    assert ('were made without the EXIF orientation' in report) == (shown.shape != stored.shape[:2])
     (top, left), (bottom, right) = (f(np.nonzero(shown), axis=1) for f in (np.min, np.max))
     content = json.loads((root / OURS / 'val.json').read_text())
-    assert (content['images'][0]['width'], content['images'][0]['height']) == (HEIGHT, WIDTH)
+    assert (content['images'][0]['height'], content['images'][0]['width']) == shown.shape
     box = [left, top, right + 1 - left, bottom + 1 - top]
     assert content['annotations'][0]['bbox'] == box
 
@@ -474,6 +491,11 @@ def without_splits(root: Path) -> None:
         (root / f'{name}.json').rename(root / f'{other}.json')
 
 
+def coco_twice(root: Path) -> None:
+    write.coco(root, make_origin(), '{}.json', '{}')
+    (root / 'train_2.json').write_text((root / 'train.json').read_text())
+
+
 ONE_FOLDER = partial(write.coco, file='{}.json', images='images')
 HOSTILE = [
     (data_yaml('names: [a, b'), r'data.yaml, line 1: it is not YAML \(.*\): correct it'),
@@ -506,7 +528,7 @@ HOSTILE = [
     (voc('<annotation>\n<object>'), 'one.xml, line 2: it is not XML'),
     (voc('<?xml version="1.0" encoding="x"?><annotation/>'), 'one.xml'),
     (voc_object('<name>a</name><bndbox><xmin>1e999</xmin></bndbox>'),
-     r'one.xml, object 1: its <bndbox> is not four finite numbers \(xmin 1e999, ymin null'),
+     r'one.xml, object 1: its <bndbox> is not four finite numbers \(xmin 1e999, ymin missing'),
     (voc_object(''), 'one.xml, object 1: it has no <name>'),
     (without('JPEGImages/one.jpg', write.voc), 'one.xml: there is no image one.jpg'),
     (labelme('{"shapes": ['), r'one.json is not JSON \(.*line 1'),
@@ -525,6 +547,7 @@ HOSTILE = [
     (coco_text('{"images": 3, "annotations": [], "categories": []}'), '"images" is no list of'),
     (coco_text('{"images": [], "annotations": [], "categories": []}'), 'has no train split'),
     (without('images/one.jpg', ONE_FOLDER), 'val.json, image with the id 1: there is no one.jpg'),
+    (coco_twice, r'train.json and .*train_2.json are both of the split train: join them, or'),
     (without_splits, 'a.json and .*b.json name no split: rename them to train.json'),
     (coco('images', file_name=3), 'its "file_name" is 3: name the file'),
     (coco('images', file_name='x' * 5000), r'there is no x+\.\.\. in'),

@@ -60,6 +60,13 @@ def _find_files(root: Path, findings: Findings) -> dict:
                     f'{files[None].path} and {path} name no split: rename them to train.json and '
                     'val.json, or leave one of them there, which is then divided.'
                 )
+            if other := files.get(split):
+                if 'instances' not in path.name or 'instances' in other.path.name:
+                    raise DataError(
+                        f'{other.path} and {path} are both of the split {split}: join them, or '
+                        'move one of them away.'
+                    )
+                findings.notes.append(f'{other.path} is left out, as {path} replaces it.')
             files[split] = _File(path, content, findings)
     if len(files) > 1 and None in files:
         findings.notes.append(f'{files.pop(None).path} names no split, and is left out.')

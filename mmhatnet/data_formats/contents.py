@@ -1,12 +1,15 @@
 """What the formats have in common: images with objects, and what cannot be read of them."""
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from mmhatnet.data_formats.files import printable
 from mmhatnet.errors import DataError
 
 # Objects farther from their image than this many of its longer sides are mistakes.
@@ -97,7 +100,7 @@ class Findings:
         more = len(self.faults) - SHOWN
         if self.faults:
             further = [f'{more:,} more faults like these follow.'] if more > 0 else []
-            raise DataError('\n'.join(self.faults[:SHOWN] + further))
+            raise DataError('\n'.join(map(printable, self.faults[:SHOWN] + further)))
 
     def lines(self) -> list[str]:
         """Returns the notes, and what was dropped."""
@@ -105,7 +108,7 @@ class Findings:
             f'{reason} are left out: {len(places):,}, such as {"; ".join(places[:SHOWN])}.'
             for reason, places in self.dropped.items()
         ]
-        return [*dict.fromkeys(self.notes), *dropped]
+        return [*map(printable, [*dict.fromkeys(self.notes), *dropped])]
 
     def image(
         self, path: Path, place: object, stated: Sequence[float] | None = None
@@ -220,9 +223,22 @@ def _points(part: list[float]) -> list[tuple[float, float]]:
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format != 'JPEG':  # loaders ignore it in other formats
-        return 1
+    """Returns the EXIF orientation of an image if loaders turn it by a quarter; else 1."""
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # broken EXIF data, which loaders ignore
         return 1
+    return turn if turn in TURNS and _is_turned(image.format) else 1
+
+
+@cache
+def _is_turned(form: str) -> bool:
+    """Returns whether images of a format are turned when they are loaded, by trying it."""
+    import mmcv  # it takes a second
+
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    form = 'JPEG' if form == 'MPO' else form
+    Image.new('RGB', (2, 1)).save(content, form, exif=exif)
+    with Image.open(content) as image:  # Pillow turns some itself
+        return mmcv.imfrombytes(content.getvalue()).shape[1::-1] != image.size

@@ -143,7 +143,12 @@ def short(value: object) -> str:
     """Returns a value of a file for a message, without what is deep inside or far behind."""
     nested = isinstance(value, (list, dict))
     text = SHORT.repr(value) if nested else value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else f'{text[:80]}...'
+    return printable(text if len(text) <= 80 else f'{text[:80]}...')
+
+
+def printable(text: str) -> str:
+    """Escapes what terminals cannot show."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 class Images:

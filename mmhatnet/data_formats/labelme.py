@@ -50,11 +50,11 @@ def _open_image(
     found = known.find(name, path.parent, split=split)
     found = found or known.find(path.stem, path.parent, split=split)
     if found is None:
-        hint = ', which this file holds as imageData' * bool(content.get('imageData'))
+        hint = '; its field imageData holds a copy' * bool(content.get('imageData'))
         findings.refuse(
             path,
-            f'there is no image {short(name)}{hint} (or several): put it in {path.parent}, or '
-            'remove this file',
+            f'there is no image {short(name)} (or several): put it in {path.parent}, or remove '
+            f'this file{hint}',
         )
         return None
     try:

@@ -1,7 +1,7 @@
 """Pascal VOC: an XML file for each image, with boxes in pixels."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from xml.etree.ElementTree import Element
 
 from mmhatnet.data_formats.contents import DataFolder, Findings, LabeledImage, corners
 from mmhatnet.data_formats.files import (
@@ -17,50 +17,67 @@ from mmhatnet.data_formats.files import (
 EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
+@dataclass
+class _File:
+    """An XML file: the name and size of its image, and the values of its objects."""
+
+    path: Path
+    name: str
+    size: list[str | None]
+    objects: list[dict[str, str]]
+
+
 def read(root: Path, findings: Findings) -> DataFolder | None:
     """Reads a folder with Annotations, JPEGImages and ImageSets/Main, or XML beside images."""
-    trees = {}
-    for path in files_with(root, '.xml'):
-        # Without the zeros of UTF-16.
-        if b'<annotation' in path.read_bytes().replace(b'\0', b''):
-            tree = read_xml(path)
-            if tree.tag == 'annotation':
-                trees[path] = tree
-    if not trees:
+    files = [file for path in files_with(root, '.xml') if (file := _read_file(path))]
+    if not files:
         return None
-    first = _first_pixel(trees, findings)
-    found, known, names = {}, Images(root), {}
-    for path, tree in trees.items():
-        split = split_of(path.parent.relative_to(root))
-        if image := _open_image(path, tree, known, split, findings):
-            found[path] = image
-        for index, item in enumerate(tree.iterfind('object'), 1):
-            place = f'{path}, object {index}'
-            if (fault := _read_object(image, place, item, first, findings)) is None:
-                names.setdefault(item.findtext('name').strip())
-            else:
+    first = _first_pixel(files, findings)
+    found, known, names, splits = {}, Images(root), set(), {}
+    for file in files:
+        split = split_of(file.path.parent.relative_to(root))
+        image = _open_image(file, known, split, findings)
+        for index, item in enumerate(file.objects, 1):
+            place = f'{file.path}, object {index}'
+            if fault := _read_object(image, place, item, first, findings):
                 findings.refuse(place, fault)
-    splits = _listed(root, found, findings) or {}
-    for path, image in {} if splits else found.items():
-        splits.setdefault(split_of(path.parent.relative_to(root)), []).append(image)
-    return DataFolder('Pascal VOC', sorted(names), splits)
+            names.add(item['name'])
+        if image:
+            found[file.path] = image
+            splits.setdefault(split, []).append(image)
+    return DataFolder('Pascal VOC', sorted(names), _listed(root, found, findings) or splits)
 
 
-def _first_pixel(trees: dict[Path, Element], findings: Findings) -> int:
+def _read_file(path: Path) -> _File | None:
+    # Without the zeros of UTF-16.
+    if b'<annotation' not in path.read_bytes().replace(b'\0', b''):
+        return None
+    tree = read_xml(path)
+    if tree.tag != 'annotation':
+        return None
+    fields = dict(name='name', difficult='difficult', **{e: f'bndbox/{e}' for e in EDGES})
+    objects = [
+        {key: (item.findtext(place) or '').strip() for key, place in fields.items()}
+        for item in tree.iterfind('object')
+    ]
+    size = [tree.findtext(f'size/{side}') for side in ('width', 'height')]
+    return _File(path, (tree.findtext('filename') or '').strip(), size, objects)
+
+
+def _first_pixel(files: list[_File], findings: Findings) -> int:
     """Returns whether pixels are counted from 1, as VOC does, or boxes are edges from 0.
 
     Many tools write edges. These begin at 0 at the border of an image, or are no whole numbers.
     """
     starts, broken, total = [], 0, 0
-    for tree in trees.values():
-        for box in tree.iterfind('object/bndbox'):
-            try:
-                values = [number(box.findtext(edge)) for edge in EDGES]
-            except ValueError:
-                continue
-            total += 1
-            broken += any(value % 1 for value in values)
-            starts += values[:2]
+    for item in (item for file in files for item in file.objects):
+        try:
+            values = [number(item[edge]) for edge in EDGES]
+        except ValueError:
+            continue
+        total += 1
+        broken += any(value % 1 for value in values)
+        starts += values[:2]
     if 2 * broken > total or any(0 <= start < 1 for start in starts):
         findings.notes.append('Boxes begin at 0, so they are read as edges, not as pixels from 1.')
         return 0
@@ -68,14 +85,13 @@ def _first_pixel(trees: dict[Path, Element], findings: Findings) -> int:
 
 
 def _open_image(
-    path: Path, tree: Element, known: Images, split: str | None, findings: Findings
+    file: _File, known: Images, split: str | None, findings: Findings
 ) -> LabeledImage | None:
-    name = (tree.findtext('filename') or '').strip()
+    path, name = file.path, file.name
     near = path.parent, path.parent.parent / 'JPEGImages', path.parent.parent / 'images'
     # Images are often renamed with their XML files, which still have the old name inside.
-    own = Path(name).stem == path.stem
-    found = None if own else known.find(path.stem, *near, split=split)
-    found = found or known.find(name or path.stem, *near, split=split)
+    names = [name, path.stem] if Path(name).stem == path.stem else [path.stem, name]
+    found = next(filter(None, (known.find(text, *near, split=split) for text in names)), None)
     if found is None:
         findings.refuse(
             path,
@@ -84,29 +100,28 @@ def _open_image(
         )
         return None
     try:
-        stated = [number(tree.findtext(f'size/{side}') or 0) for side in ('width', 'height')]
+        stated = [number(side or 0) for side in file.size]
     except ValueError:
         stated = None
     return findings.image(found, path, stated)
 
 
 def _read_object(
-    image: LabeledImage | None, place: str, item: Element, first: int, findings: Findings
+    image: LabeledImage | None, place: str, item: dict[str, str], first: int, findings: Findings
 ) -> str | None:
     """Adds an object, or returns what is wrong with it."""
-    if not (name := (item.findtext('name') or '').strip()):
+    if not item['name']:
         return 'it has no <name>: give it the name of its class'
-    values = [item.findtext(f'bndbox/{edge}') for edge in EDGES]
     try:
-        left, top, right, bottom = map(number, values)
+        left, top, right, bottom = (number(item[edge]) for edge in EDGES)
     except ValueError:
-        given = ', '.join(f'{edge} {short(v)}' for edge, v in zip(EDGES, values))
+        given = ', '.join(f'{edge} {short(item[edge]) or "missing"}' for edge in EDGES)
         return f'its <bndbox> is not four finite numbers ({given}): correct it'
     if image:
         low = left - first, top - first
         box = corners(*low, max(right, low[0]), max(bottom, low[1]))
-        difficult = (item.findtext('difficult') or '').strip() not in ('', '0')
-        findings.add(image, place, name, box, box=True, ignored=difficult)
+        ignored = item['difficult'] not in ('', '0')
+        findings.add(image, place, item['name'], box, box=True, ignored=ignored)
     return None
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmhatnet.data_formats.contents import DataFolder, Findings, LabeledImage, corners
-from mmhatnet.data_formats.files import OURS, relative
+from mmhatnet.data_formats.files import OURS, printable, relative
 from mmhatnet.errors import DataError
 
 WRITTEN = 'Written by mmhatnet new-config'
@@ -87,7 +87,9 @@ class Conversion:
             Counter(thing.name for image in images for thing in image.objects)
             for images in splits.values()
         ]
-        rows |= {f'objects: {name}': [count[name] for count in counts] for name in classes}
+        rows |= {
+            f'objects: {printable(name)}': [count[name] for count in counts] for name in classes
+        }
         wide = max(map(len, rows))
         lines = [f'{self._folder.source} annotations in {self._root}']
         lines += [' ' * wide + ''.join(f'{split:>10}' for split in splits)]
@@ -103,10 +105,13 @@ class Conversion:
     def validation_images(self) -> Path:
         """Returns the folder of the validation images, or one of them if others are in it."""
         paths = {split: [image.path for image in images] for split, images in self.splits.items()}
-        folder = Path(os.path.commonpath([path.parent for path in paths['val']]))
-        if any(folder in path.parents for path in paths['train']):
-            return paths['val'][0]
-        return folder
+        # The folder of the first one, or one above it that has them all.
+        for folder in paths['val'][0].parents:
+            if any(folder in path.parents for path in paths['train']):
+                break
+            if all(folder in path.parents for path in paths['val']):
+                return folder
+        return paths['val'][0]
 
     def write(self) -> None:
         """Writes the files, unless the folder's own can be used or they are up to date.

@@ -79,7 +79,9 @@ def _names(content: dict, path: Path) -> list[str]:
 
 def _listed(content: dict, file: Path, findings: Findings) -> dict[str | None, list[Path]]:
     """Returns the images of each split that data.yaml names."""
-    splits = {}
+    base, splits = content.get('path'), {}
+    # The path may be that of another computer.
+    bases = [file.parent / base, file.parent] if isinstance(base, str) else [file.parent]
     for key in ('train', 'val', 'valid', 'test'):
         given = content.get(key) or []
         entries = given if isinstance(given, list) else [given]
@@ -87,7 +89,7 @@ def _listed(content: dict, file: Path, findings: Findings) -> dict[str | None, l
             continue
         if not all(isinstance(entry, str) for entry in entries):
             raise DataError(f'{file}: "{key}" is {short(given)}: name folders or lists of images.')
-        found = [_place(entry, content.get('path'), file) for entry in entries]
+        found = [_place(entry, bases) for entry in entries]
         if None in found and key == 'test':
             findings.notes.append(f'{file}: "test" names {short(given)}, which is not there.')
             continue
@@ -97,7 +99,7 @@ def _listed(content: dict, file: Path, findings: Findings) -> dict[str | None, l
                 f'{file}: "{key}" names {short(entry)}, which is neither below {file.parent} nor '
                 f'below "path": correct it, relative to {file.parent}.'
             )
-        images = [image for place in found for image in _images_at(place, file, findings)]
+        images = [image for place in found for image in _images_at(place, bases, findings)]
         splits['val' if key == 'valid' else key] = list(dict.fromkeys(images))
     if not splits:
         raise DataError(f'{file} has no "train": name the folder of the images, as images/train.')
@@ -108,17 +110,14 @@ def _listed(content: dict, file: Path, findings: Findings) -> dict[str | None, l
     return splits
 
 
-def _place(entry: str, base: object, file: Path) -> Path | None:
-    """Returns where an entry of data.yaml is, which may be written for another computer."""
-    here = file.parent
-    bases = [here / base, here] if isinstance(base, str) else [here]
-    entry = entry.replace('\\', '/')
+def _place(entry: str, bases: list[Path]) -> Path | None:
+    """Returns where an entry of data.yaml or of a list is."""
+    entry = plain = entry.replace('\\', '/')
     # Roboflow writes ../train/images for train/images.
-    plain = entry
     while plain.startswith('../'):
         plain = plain.removeprefix('../')
-    places = [above / name for name in (entry, plain) for above in bases]
-    return next((place for place in places if _exists(place)), None)
+    places = [base / name for name in (entry, plain) for base in bases]
+    return next(filter(_exists, places), None)
 
 
 def _exists(path: Path) -> bool:
@@ -128,7 +127,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _images_at(place: Path, file: Path, findings: Findings) -> Iterator[Path]:
+def _images_at(place: Path, bases: list[Path], findings: Findings) -> Iterator[Path]:
     """Yields the images in a folder, or those that a text file lists."""
     if place.is_dir():
         yield from files_with(place, *IMAGES)
@@ -140,7 +139,7 @@ def _images_at(place: Path, file: Path, findings: Findings) -> Iterator[Path]:
         name = text.strip()
         if not name:
             continue
-        if path := _place(name, str(place.parent.absolute()), file):
+        if path := _place(name, [place.parent, *bases]):
             yield path
         else:
             findings.refuse(
