@@ -113,7 +113,15 @@ def yolo_as_roboflow(root: Path, origin: dict) -> None:
             (root / kind / split).rename(root / name / kind)
 
 
+def yolo_with_classes(root: Path, origin: dict) -> None:
+    """Writes a list of classes instead of data.yaml, as Label Studio does."""
+    write.yolo(root, origin)
+    (root / 'data.yaml').unlink()
+    (root / 'classes.txt').write_text('\n'.join(CLASSES))
+
+
 WITH_OUTLINES = dict(
+    yolo_with_classes=yolo_with_classes,
     coco=partial(write.coco, file='annotations/instances_{}2017.json', images='{}2017'),
     roboflow=write.roboflow,
     cvat=write.cvat,
@@ -411,6 +419,12 @@ def test_masks_and_crowds_of_coco_stay(tmp_path: Path) -> None:
     one, two, *_ = read(root)['train']['plain.jpg']
     assert (one['segmentation'], one['iscrowd'], one['area']) == (rle, 1, 2200)
     assert two['segmentation'][1] == [1, 1, 5.5, 1, 5.5, 5.25]
+
+
+def test_images_of_training_and_validation_are_noted(tmp_path: Path) -> None:
+    write.yolo(tmp_path / 'data', make_origin(), val='images/train')
+    report = made(tmp_path / 'data').report
+    assert re.search(r'6 images are there more than once, such as .* in train and val', report)
 
 
 def test_test_images_validate_where_nothing_else_does(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from mmhatnet.data_formats.files import (
 from mmhatnet.errors import DataError
 
 PARTS = ('images', 'annotations', 'categories')
+LARGEST = 2**31  # more than any side of an image
 NUMBERED = 'ids of {} are numbered anew, as pycocotools needs whole numbers, each once{}'
 
 
@@ -130,14 +131,13 @@ class _File:
         raw = {_key(image.get('id')): image.get('id') for image in self._content['images']}
         self._check_ids('annotations')
         for index, entry in enumerate(self._content['annotations'], 1):
-            where = f'{self.path}, annotation {index} (id {short(entry.get("id"))})'
             key, name = _key(entry.get('image_id')), _key(entry.get('category_id'))
             if key not in raw or name not in self._names:
-                self._findings.drop(where, 'Annotations without an image or a category in the file')
+                self._drop(index, entry, 'Annotations without an image or a category in the file')
             elif key in images:
                 if entry['image_id'] != raw[key]:
                     self.repairs['values of "image_id" are of another type than the ids'] += 1
-                self._read_object(images[key], where, self._names[name], entry)
+                self._read_object(images[key], index, self._names[name], entry)
         return list({id(image): image for image in images.values()}.values()), place
 
     def _read_images(
@@ -179,35 +179,38 @@ class _File:
 
     def _open(self, path: Path, place: str, entry: dict) -> LabeledImage | None:
         size = [entry.get('width'), entry.get('height')]
-        if all(type(side) is int and side > 0 for side in size):
+        if all(type(side) is int and 0 < side < LARGEST for side in size):
             return LabeledImage(path, *size)
         self.repairs['images have no width or height, which those of the files replace'] += 1
         return self._findings.image(path, place)
 
-    def _read_object(self, image: LabeledImage, where: str, name: str, entry: dict) -> None:
+    def _read_object(self, image: LabeledImage, index: int, name: str, entry: dict) -> None:
         try:
             outline = self._outline(entry.get('segmentation'))
-            box, area = self._box(entry.get('bbox'), outline)
+            box = self._box(entry.get('bbox'), outline)
         except (TypeError, ValueError):
-            self._findings.drop(where, 'Annotations whose box or outline is not of finite numbers')
+            reason = 'Annotations whose box or outline is not of finite numbers'
+            self._drop(index, entry, reason)
             self.repairs['annotations have no usable box'] += 1
             return
-        given = entry.get('area')
-        if type(given) in (int, float) and 0 <= given < float('inf'):
-            area = given
-        else:
-            self.repairs['areas are filled in'] += 1
+        area = entry.get('area')
+        if type(area) not in (int, float) or not 0 < area < LARGEST**2:
+            drawn = isinstance(outline, list)
+            area = box_and_area(outline)[1] if drawn else max(box[2], 0) * max(box[3], 0)
+            self.repairs.update(['areas are filled in'] * (area > 0))
         if type(entry.get('iscrowd')) is not int or entry['iscrowd'] not in (0, 1):
             self.repairs['values of "iscrowd" are filled in'] += 1
         if reason := why_dropped(box, area, image):
-            self._findings.drop(where, reason)
+            self._drop(index, entry, reason)
             self.repairs.update(['objects are far from their image'] * ('far' in reason))
             return
-        ignored = str(entry.get('iscrowd') or entry.get('ignore') or 0).lower() not in (
-            '0',
-            'false',
-        )
+        marked = {str(entry.get(key) or 0).lower() for key in ('iscrowd', 'ignore')}
+        ignored = not marked <= {'0', 'false'}
         image.objects.append(LabeledObject(name, box, area, outline, ignored))
+
+    def _drop(self, index: int, entry: dict, reason: str) -> None:
+        place = f'{self.path}, annotation {index} (id {short(entry.get("id"))})'
+        self._findings.drop(place, reason)
 
     def _outline(self, given: object) -> list[list[float]] | dict | None:
         if isinstance(given, dict) or not given:
@@ -223,18 +226,15 @@ class _File:
             self.repairs['outlines have parts without three points, or numbers as text'] += 1
         return sound or None
 
-    def _box(self, given: object, outline: object) -> tuple[list[float], float]:
-        """Returns a box and the area that an object has if none is given."""
-        drawn = box_and_area(outline) if isinstance(outline, list) else None
+    def _box(self, given: object, outline: object) -> list[float]:
         if not isinstance(given, list) or len(given) != 4:
-            self.repairs['boxes are made of outlines'] += 1
-            if drawn is None:
+            if not isinstance(outline, list):
                 raise ValueError
-            return drawn
-        box = [*map(number, given)]
+            self.repairs['boxes are made of outlines'] += 1
+            return box_and_area(outline)[0]
         if any(isinstance(value, str) for value in given):
             self.repairs['boxes have numbers as text'] += 1
-        return box, drawn[1] if drawn else box[2] * box[3]
+        return [*map(number, given)]
 
 
 def _is_file(path: Path) -> bool:

@@ -40,6 +40,7 @@ class Conversion:
         self._root, self._folder, self._findings = root, folder, findings
         files = dict(folder.files)
         self.splits = _with_validation(root, folder.splits, files, findings)
+        _note_repeated(self.splits, findings)
         objects = [o for images in self.splits.values() for i in images for o in i.objects]
         outlined = sum(o.outline is not None for o in objects)
         if not any(image.objects for image in self.splits['train']):
@@ -184,6 +185,18 @@ def _with_validation(
             'for it, always the same ones.'
         )
     return {split: splits[split] for split in ('train', 'val', 'test') if split in splits}
+
+
+def _note_repeated(splits: dict[str, list[LabeledImage]], findings: Findings) -> None:
+    places: dict[Path, list[str]] = {}
+    for split, images in splits.items():
+        for image in images:
+            places.setdefault(image.path, []).append(split)
+    if twice := [path for path, where in places.items() if len(where) > 1]:
+        findings.notes.append(
+            f'{len(twice):,} images are there more than once, such as {twice[0]} in '
+            f'{" and ".join(places[twice[0]])}. AP says little where images were trained with.'
+        )
 
 
 def _divided(

@@ -103,10 +103,6 @@ def _listed(content: dict, file: Path, findings: Findings) -> dict[str | None, l
         splits['val' if key == 'valid' else key] = list(dict.fromkeys(images))
     if not splits:
         raise DataError(f'{file} has no "train": name the folder of the images, as images/train.')
-    if splits.get('val') and splits['val'] == splits.get('train'):
-        findings.notes.append(
-            f'{file}: "val" is the same as "train", so that AP says nothing about other images.'
-        )
     return splits
 
 
