@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmcv
 import numpy as np
@@ -119,6 +120,27 @@ def test_steps_that_leave_pixels_alone_are_not_refused() -> None:
     assert find_resizing(built) is None
 
 
+def brighten(data: dict) -> dict:
+    data['img'] //= 2  # in place
+    return data
+
+
+def read_path(data: dict) -> dict:
+    return data['img_path'] and data
+
+
+@pytest.mark.parametrize(
+    ('step', 'named'),
+    [
+        (brighten, 'brighten.* changes pixels, and is not a Resize'),
+        (read_path, r"read_path.* fails for an image of 61x90 pixels \(KeyError\('img_path'\)"),
+    ],
+)
+def test_steps_of_users_are_refused(step, named: str) -> None:
+    with pytest.raises(ExportError, match=named):
+        find_resizing([_from_array(np.uint8), step, lambda data: dict(inputs=0)])
+
+
 def instances(*rows: tuple) -> InstanceData:
     """Returns detections, each of a label, a score and the left side of a box."""
     labels, scores, lefts = map(torch.tensor, zip(*rows))
@@ -160,6 +182,51 @@ def test_other_detections_are_refused(changed: tuple | None) -> None:
     message = r'wrong: [12] of [34] detections .* such as class \d .*only .* finds. .* not kept'
     with pytest.raises(ExportError, match=message):
         compared(instances(*actual), instances(*EXPECTED))
+
+
+GARBAGE = [(0, 1.0, float(left)) for left in range(100)]
+
+
+@pytest.mark.parametrize(
+    'actual',
+    [
+        [*EXPECTED, (0, 0.02, 300.0)],  # below score_thr
+        GARBAGE,  # as many as are kept, so nothing was dropped for a low score
+        [*EXPECTED[:2], *((0, 0.0501, float(left)) for left in range(99))],  # more than are kept
+    ],
+    ids=['below the threshold', 'garbage', 'too many'],
+)
+def test_only_near_the_lowest_score_may_detections_be_missing(actual: list) -> None:
+    with pytest.raises(ExportError, match='The exported file is wrong'):
+        compared(instances(*actual), instances(*EXPECTED))
+
+
+def test_factors_make_scores_lower_than_the_threshold() -> None:
+    """As the centerness of FCOS does."""
+    expected = [*EXPECTED, (0, 0.01, 300.0)]
+    result = compared(instances(*EXPECTED, (0, 0.03, 250.0)), instances(*expected))
+    assert (result.pairs, result.near, result.others) == (3, 2, 0)
+
+
+def test_the_batch_has_the_image_with_most_detections(monkeypatch) -> None:
+    """A batch of images without detections would not be checked at all."""
+    from mmhatnet.export import agreement
+
+    found = dict(a=0, b=3, c=1)
+
+    def predict_loaded(inferencer: object, images: list) -> list:
+        names = [image.path.partition(',')[0] for image in images]
+        rows = [instances(*EXPECTED)[: found[name]] for name in names]
+        return [SimpleNamespace(pred_instances=row) for row in rows]
+
+    def load(path: str, pixels: np.ndarray = IMAGE.pixels) -> LoadedImage:
+        return LoadedImage(path, pixels, {})
+
+    monkeypatch.setattr(agreement, 'ImageLoader', lambda inferencer: load)
+    monkeypatch.setattr(agreement, 'predict_loaded', predict_loaded)
+    *single, pair = Examples(None, {}, ['a', 'b', 'c']).batches
+    assert [[image.path for image in batch] for batch in single] == [['a'], ['b'], ['c']]
+    assert [image.path for image in pair] == ['b', 'b, mirrored']
 
 
 def test_images_without_detections_are_called_so() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from mmhatnet import cli
 from mmhatnet.checkpoints.folder import find_checkpoint
 from mmhatnet.checkpoints.safe_loader import Checkpoint
+from mmhatnet.config_checks import require_complete, require_fitting_metrics
 from mmhatnet.errors import ConfigError
 from mmhatnet.export import (
     FORMATS,
@@ -81,6 +82,8 @@ def main() -> None:
     out = Path(args.out or f'work_dirs/exported/{Path(args.config).stem}.{args.format}')
     if out.suffix != f'.{args.format}':
         parser.error(f'--out {out} must end with .{args.format}')
+    if out.is_dir():
+        parser.error(f'--out {out} is a folder: name a file.')
     cli.require_writable('--out', out.parent)
     require_exporter(args.format)
     cfg, device = cli.load_config(args), cli.find_device(args.device)
@@ -92,6 +95,10 @@ def main() -> None:
         raise ConfigError(f'--{option} is for whole detectors: leave it out.')
     if args.precision == 'int8' and args.format != 'onnx':
         raise ConfigError('--precision int8 is for ONNX files: leave out --format pt2.')
+    if args.evaluate:
+        require_complete(cfg, 'test')
+        cli.require_datasets(cfg, 'test')
+        require_fitting_metrics(cfg, 'test')
     images = find_images(args.images)
     checkpoint = Checkpoint(find_checkpoint(args.checkpoint) or args.checkpoint)
     inferencer = build_inferencer(cfg, checkpoint, device)

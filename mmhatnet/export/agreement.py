@@ -106,14 +106,18 @@ class Examples:
         if not images:
             self.origin = 'that are synthetic'
             images = [load(f'synthetic image {i}', drawn_image(i)) for i in range(CHECKED)]
-        first = images[0]
-        mirror_image = np.ascontiguousarray(first.pixels[:, ::-1])
-        pair = [first, load(f'{first.path}, mirrored', mirror_image)]
-        self.batches = [*([image] for image in images), pair]
-        self.predicted = [
-            [predict_loaded(inferencer, [image])[0].pred_instances.cpu() for image in batch]
-            for batch in self.batches
-        ]
+
+        def predict(image: LoadedImage) -> InstanceData:
+            return predict_loaded(inferencer, [image])[0].pred_instances.cpu()
+
+        predicted = [predict(image) for image in images]
+        # A batch without detections would say nothing about batches.
+        most = max(range(len(images)), key=lambda index: len(predicted[index]))
+        chosen = images[most]
+        mirror_image = np.ascontiguousarray(chosen.pixels[:, ::-1])
+        mirrored = load(f'{chosen.path}, mirrored', mirror_image)
+        self.batches = [*([image] for image in images), [chosen, mirrored]]
+        self.predicted = [*([one] for one in predicted), [predicted[most], predict(mirrored)]]
 
     def compare(
         self, detector: FileDetector, settings: dict, tolerance: Tolerance = DETECTIONS
@@ -129,18 +133,29 @@ class Examples:
             ExportError: If more differs.
         """
         pairs, near, others = [], 0, []
+        # Lower than the threshold where a factor, such as a centerness, multiplies scores after it.
+        scores = [one.scores for predicted in self.predicted for one in predicted]
+        floor = min([settings['score_thr'], *torch.cat(scores).tolist()]) - tolerance.score
         for images, predicted in zip(self.batches, self.predicted):
             for image, actual, expected in zip(images, detector(images), predicted):
                 paired = _paired(actual, expected, tolerance)
                 pairs += [_difference(actual[i], expected[j]) for i, j in paired]
-                lowest = tolerance.score + max(
-                    _lowest(actual, settings), _lowest(expected, settings)
-                )
-                for found, matched, name in zip(
-                    (actual, expected), zip(*paired) if paired else ((), ()), ('file', 'PyTorch')
+                if len(actual) > settings['max_per_img'] > 0:
+                    raise ExportError(
+                        f'The exported file is wrong: it finds {len(actual)} objects in '
+                        f'{image.path}, and max_per_img is {settings["max_per_img"]}. '
+                        'The file is not kept.'
+                    )
+                for found, other, matched, name in zip(
+                    (actual, expected),
+                    (expected, actual),
+                    zip(*paired) if paired else ((), ()),
+                    ('file', 'PyTorch'),
                 ):
+                    # The other one may have dropped what it scores a little lower.
+                    lowest = _lowest(other, settings) + tolerance.score
                     for index in {*range(len(found))} - {*matched}:
-                        if found.scores[index] < lowest:
+                        if floor <= found.scores[index] < lowest:
                             near += 1
                         else:
                             others.append(_describe(found[index], name, image))

@@ -141,7 +141,10 @@ def find_resizing(steps: Sequence) -> Resizing | None:
         data = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
         before: np.ndarray | None = None
         for index, step in enumerate(steps):
-            data = step(data)
+            try:
+                data = step(data)
+            except Exception as error:  # steps raise many errors
+                _refuse(step, f'fails for an image of {shape[0]}x{shape[1]} pixels ({error!r})')
             image = data.get('img') if isinstance(data, dict) else None
             if image is None:
                 if not (isinstance(data, dict) and 'inputs' in data):
@@ -149,7 +152,7 @@ def find_resizing(steps: Sequence) -> Resizing | None:
                 break
             if before is not None and not np.array_equal(image, before):
                 found[index] = _resizing_of(step, before.dtype == np.uint8)
-            before = image
+            before = image.copy()  # Steps may write into the array.
     if len(found) > 1:
         _refuse(steps[max(found)], 'is the second one that resizes')
     return next(iter(found.values()), None)
