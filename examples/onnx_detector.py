@@ -31,7 +31,10 @@ def main() -> None:
     session = onnxruntime.InferenceSession(args.file, providers=['CPUExecutionProvider'])
     metadata = session.get_modelmeta().custom_metadata_map
     about = {key: json.loads(text) for key, text in metadata.items()}
-    image = ImageOps.exif_transpose(Image.open(args.image)).convert('RGB')
+    image = ImageOps.exif_transpose(Image.open(args.image))
+    if image.mode.startswith('I'):  # gray of 16 bits, which convert would clip at 255
+        image = Image.fromarray(np.uint8(np.asarray(image) >> 8))
+    image = image.convert('RGB')
     pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1)
     if about['channel_order'] == 'BGR':
         pixels = pixels[::-1]

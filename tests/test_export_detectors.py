@@ -249,6 +249,18 @@ def test_other_detectors_are_refused_with_their_class_and_method(config: str) ->
         Detections(model)
 
 
+@pytest.mark.parametrize('method', ['loss_by_feat', 'predict_by_feat'])
+def test_a_users_head_may_change_what_is_not_restated(method: str) -> None:
+    model = detector(settings_of(CONFIGS['RetinaNet']))
+    head = type(model.bbox_head)
+    model.bbox_head.__class__ = type('MyHead', (head,), {method: lambda self: None})
+    if method == 'loss_by_feat':
+        assert Detections(model).outputs == ['boxes', 'scores', 'labels', 'image_indices']
+        return
+    with pytest.raises(ExportError, match='^MyHead overrides predict_by_feat of BaseDenseHead'):
+        Detections(model)
+
+
 SETTINGS = {
     "test_cfg of RetinaHead has nms.type 'soft_nms'": dict(
         test_cfg=dict(nms=dict(type='soft_nms'))

@@ -377,6 +377,37 @@ def test_the_example_draws_what_the_model_predicts(exported: tuple, tmp_path: Pa
     assert before.shape == after.shape and (before != after).any(axis=2).mean() > 0.2
 
 
+# One box for an image, with the mean of its pixels as the score.
+MEAN = """
+<ir_version: 10, opset_import: ["" : 20]>
+network (float[1, 3, height, width] images)
+    => (float[1, 4] boxes, float[1] scores, int64[1] labels)
+{
+    boxes = Constant <value = float[1, 4] {1., 2., 9., 8.}> ()
+    labels = Constant <value = int64[1] {0}> ()
+    largest = Constant <value = float[1] {255.}> ()
+    mean = ReduceMean <keepdims = 0> (images)
+    scores = Div (mean, largest)
+}
+"""
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_the_example_reads_gray_images_as_opencv(dtype: type, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(MEAN)
+    about = dict(channel_order='RGB', outputs=['boxes', 'scores', 'labels'], classes=['sky'])
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
+    file, path, drawn = (tmp_path / name for name in ('mean.onnx', 'gray.png', 'drawn.png'))
+    onnx.save(model, file)
+    largest = np.iinfo(dtype).max
+    Image.fromarray(np.full((10, 20), 0.6 * largest).astype(dtype)).save(path)
+    assert np.asarray(Image.open(path)).dtype == dtype
+    share = mmcv.imread(str(path)).mean() / 255
+    command = [sys.executable, EXAMPLE, file, path, drawn]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.startswith(f'sky {share:.3f} ') and 0.59 < share < 0.61
+
+
 def test_the_example_pastes_masks_as_mmdetection() -> None:
     paste = runpy.run_path(str(EXAMPLE))['paste']
     from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
