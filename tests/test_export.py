@@ -323,6 +323,32 @@ def test_bad_input_is_named(args: list, message: str, run_tool_captured, tmp_pat
     assert result.returncode and re.search(message, result.stderr), result.stderr
 
 
+def test_a_folder_as_the_file_is_named(run_tool_captured, tmp_path: Path) -> None:
+    folder = tmp_path / 'model.onnx'
+    folder.mkdir()
+    result = run_tool_captured('export', *random_job('imagenet', tmp_path), '--out', folder)
+    assert result.returncode and f'--out {folder} is a folder' in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('test_dataloader.dataset.data_root=nowhere/', r'test data are missing: .*nowhere/'),
+        ('test_evaluator=None', r'has no test_evaluator, and test needs'),
+    ],
+)
+def test_evaluation_is_refused_before_the_export(
+    option: str, message: str, run_tool_captured, tmp_path: Path
+) -> None:
+    job = random_job('retinanet', tmp_path)
+    out = tmp_path / 'model.onnx'
+    result = run_tool_captured(
+        'export', *job, '--out', out, '--evaluate', '--cfg-options', option
+    )
+    assert result.returncode and re.search(message, result.stderr), result.stderr
+    assert not out.exists()
+
+
 def test_missing_packages_are_named(run_tool_captured, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(export.files, 'find_spec', lambda name: None)
     result = run_tool_captured('export', *random_job('imagenet', tmp_path))

@@ -229,6 +229,14 @@ def test_the_batch_has_the_image_with_most_detections(monkeypatch) -> None:
     assert [image.path for image in pair] == ['b', 'b, mirrored']
 
 
+def test_augmentation_at_test_time_is_refused(monkeypatch) -> None:
+    data = dict(inputs=[torch.zeros(3, 9, 9)] * 2)
+    load = LoadedImage('a.jpg', IMAGE.pixels, data)
+    monkeypatch.setattr('mmhatnet.export.agreement.ImageLoader', lambda _: lambda *image: load)
+    with pytest.raises(ExportError, match='^The test pipeline makes several images of one'):
+        Examples(None, {}, ['a.jpg'])
+
+
 def test_images_without_detections_are_called_so() -> None:
     none = instances(*EXPECTED)[:0]
     assert 'no detection in 1 images of a test' in str(compared(none, none))

@@ -95,13 +95,13 @@ def main() -> None:
         raise ConfigError(f'--{option} is for whole detectors: leave it out.')
     if args.precision == 'int8' and args.format != 'onnx':
         raise ConfigError('--precision int8 is for ONNX files: leave out --format pt2.')
+    images = find_images(args.images)
+    checkpoint = Checkpoint(find_checkpoint(args.checkpoint) or args.checkpoint)
+    inferencer = build_inferencer(cfg, checkpoint, device)
     if args.evaluate:
         require_complete(cfg, 'test')
         cli.require_datasets(cfg, 'test')
         require_fitting_metrics(cfg, 'test')
-    images = find_images(args.images)
-    checkpoint = Checkpoint(find_checkpoint(args.checkpoint) or args.checkpoint)
-    inferencer = build_inferencer(cfg, checkpoint, device)
     source = source_of(cfg, checkpoint)
     if detects:
         agreement = export_detector(

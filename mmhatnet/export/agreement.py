@@ -95,6 +95,10 @@ class Examples:
 
     Attributes:
         origin (str): Where the images are from.
+
+    Raises:
+        ExportError: If the test pipeline makes several images of one.
+        ImageError: If an image cannot be read.
     """
 
     def __init__(self, inferencer: object, dataset: ConfigDict, names: Sequence[str] = ()) -> None:
@@ -106,6 +110,11 @@ class Examples:
         if not images:
             self.origin = 'that are synthetic'
             images = [load(f'synthetic image {i}', drawn_image(i)) for i in range(CHECKED)]
+        if isinstance(images[0].data.get('inputs'), list):
+            raise ExportError(
+                'The test pipeline makes several images of one, as test-time augmentation does, '
+                'and a file detects in one: leave that step out of test_dataloader.'
+            )
 
         def predict(image: LoadedImage) -> InstanceData:
             return predict_loaded(inferencer, [image])[0].pred_instances.cpu()
