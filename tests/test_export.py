@@ -342,9 +342,7 @@ def test_evaluation_is_refused_before_the_export(
 ) -> None:
     job = random_job('retinanet', tmp_path)
     out = tmp_path / 'model.onnx'
-    result = run_tool_captured(
-        'export', *job, '--out', out, '--evaluate', '--cfg-options', option
-    )
+    result = run_tool_captured('export', *job, '--out', out, '--evaluate', '--cfg-options', option)
     assert result.returncode and re.search(message, result.stderr), result.stderr
     assert not out.exists()
 

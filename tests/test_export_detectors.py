@@ -278,6 +278,14 @@ def test_other_settings_are_refused(message: str) -> None:
         Detections(detector(settings_of(CONFIGS['RetinaNet'], **SETTINGS[message])))
 
 
+def test_masks_without_a_threshold_are_refused() -> None:
+    """Mmdetection then gives gray levels for visualizations."""
+    changes = dict(test_cfg=dict(rcnn=dict(mask_thr_binary=-1)))
+    settings = settings_of(CONFIGS['Mask R-CNN'], **changes)
+    with pytest.raises(ExportError, match='^test_cfg of StandardRoIHead has a negative mask_thr'):
+        Detections(detector(settings))
+
+
 def test_max_pooling_of_regions_is_refused() -> None:
     layer = dict(roi_layer=dict(pool_mode='max'))
     settings = settings_of(CONFIGS['Faster R-CNN'], roi_head=dict(bbox_roi_extractor=layer))

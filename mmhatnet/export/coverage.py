@@ -58,6 +58,8 @@ def _reasons(model: nn.Module) -> Iterator[str]:
             yield f'{type(box_head).__name__} has no classes or no boxes'
     yield from _of_settings(head, head.test_cfg)
     if head.with_mask:
+        if head.test_cfg['mask_thr_binary'] < 0:
+            yield f'test_cfg of {type(head).__name__} has a negative mask_thr_binary'
         for extractor, mask_head in stages_of(head, 'mask'):
             yield from _of_extractor(extractor)
             yield from _overridden(
