@@ -33,8 +33,10 @@ NARROW = dict(
     out_channels=32,
     conv_out_channels=32,
     fc_out_channels=64,
-    num_groups=8,
 )
+# Heads whose norm has 32 groups unless a config says otherwise. With 32 channels, a level of one
+# position would have one value per group, which PyTorch refuses.
+WITH_GROUP_NORM = ('FCOSHead', 'ATSSHead')
 
 
 def settings_of(config: str, **changes) -> ConfigDict:
@@ -59,6 +61,8 @@ def _narrowed(node):
     if isinstance(node, dict):
         narrow = {key: _narrowed(value) for key, value in node.items()}
         narrow.update((key, NARROW[key]) for key in NARROW if isinstance(node.get(key), int))
+        if node.get('type') in WITH_GROUP_NORM:
+            narrow['norm_cfg'] = dict(type='GN', num_groups=8)
         return narrow | (dict(num_classes=5) if node.get('num_classes', 1) > 1 else {})
     return [_narrowed(value) for value in node] if isinstance(node, (list, tuple)) else node
 
