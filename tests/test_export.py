@@ -347,6 +347,25 @@ def test_evaluation_is_refused_before_the_export(
     assert not out.exists()
 
 
+def test_a_model_that_rounds_more_is_allowed_more(tmp_path: Path, monkeypatch) -> None:
+    """The limit follows the model's own deviation from float64."""
+    model = build('mmdet', DETECTOR)
+    monkeypatch.setattr(export.files, 'write_pt2', lambda *args: args[-1].touch())
+    monkeypatch.setattr(export.files, 'TOLERANCE', 0.0)
+    for error in (1e-6, 1e-3):
+
+        def run(images: Tensor, error: float = error) -> list[Tensor]:
+            features = export.FromPixels(model, 'backbone')(images)
+            return [feature + error * feature.std() for feature in features]
+
+        monkeypatch.setattr(export.files, 'runners', lambda file, run=run: iter([('own', run)]))
+        if error == 1e-6:
+            assert 0 < export_model(model, tmp_path / 'backbone.pt2', 'backbone') < 1e-5
+        else:
+            with pytest.raises(ExportError, match='rounding explains at most'):
+                export_model(model, tmp_path / 'backbone.pt2', 'backbone')
+
+
 def test_missing_packages_are_named(run_tool_captured, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(export.files, 'find_spec', lambda name: None)
     result = run_tool_captured('export', *random_job('imagenet', tmp_path))

@@ -1,5 +1,6 @@
 """Exports a model to a file, and checks the file."""
 
+import copy
 import hashlib
 import json
 import os
@@ -28,7 +29,9 @@ from mmhatnet.export.writing import quantize, upsampling_at_any_size, write_onnx
 
 NEEDED = dict(onnx=('onnx', 'onnxscript'), pt2=())
 FORMATS = tuple(NEEDED)
-TOLERANCE = 1e-4  # for the outputs of a file, in standard deviations
+# For the outputs of a file, in standard deviations. Where PyTorch itself rounds more, as in some
+# trained models, the limit is this many times the deviation of float32 from float64.
+TOLERANCE, ROUNDINGS = 1e-4, 10
 # Batch, height and width of the traced images, and of others to check the file with. The latter
 # have odd sides, which no stride divides.
 TRACED, TRIED = (2, 224, 288), (1, 161, 243)
@@ -108,11 +111,16 @@ def export_model(
         except Exception as error:
             raise not_taken(tried, error) from error
         deviation = max(map(_deviation, outputs, expected))
-        if not deviation <= TOLERANCE:
+        allowed = TOLERANCE
+        if not deviation <= allowed:
+            with torch.no_grad():
+                exact = copy.deepcopy(module).double()(tried.double())
+            allowed = max(allowed, ROUNDINGS * max(map(_deviation, expected, exact)))
+        if not deviation <= allowed:
             raise ExportError(
                 f'The exported file is wrong: for images {tuple(tried.shape)} its outputs '
                 f'deviate from PyTorch by {deviation:.1e} standard deviations, and rounding '
-                f'explains at most {TOLERANCE:.0e}. The file is not kept.'
+                f'explains at most {allowed:.0e}. The file is not kept.'
             )
     return deviation
 
