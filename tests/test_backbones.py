@@ -394,13 +394,14 @@ def test_every_framework_builds_it(network: Network) -> None:
 def test_impossible_arguments_are_named(network: Network) -> None:
     called, archs = network.network.CHECKPOINT.network, re.escape(str([*network.network.ARCHS]))
     small = network.small
-    fewer = {key: value for key, value in small.items() if key != 'embed_dims'}
+    needed = 'embed_dims' if 'depth' in small else 'depths'
+    fewer = {key: value for key, value in small.items() if key != needed}
     one_number = "unknown settings .'depths'" if 'depth' in small else "'depths': 3"
     heads, message = network.wrong_heads
     cases = [
         (dict(arch='huge'), f"arch='huge' is not a {called} variant: .*{archs}"),
         (dict(arch=dict(small, width=3)), r"unknown settings \['width'\]"),
-        (dict(arch=fewer), r"missing settings \['embed_dims'\]"),
+        (dict(arch=fewer), rf"missing settings \['{needed}'\]"),
         (dict(arch=dict(small, depths=(1, 1, 1))), one_number),
         (dict(arch=dict(small, **heads)), message),
         (dict(arch=small, out_indices=(0, 4)), r'out_indices=\(0, 4\) must name stages of 0 to 3'),

@@ -56,7 +56,7 @@ def train_killed(job: str, kills: list[tuple[str, int]], folder: Path, cwd: Path
     starts = []
     for number, (place, count) in enumerate([*kills, ('never', 1)]):
         held = {p.name: p.stat().st_size for p in work.iterdir() if p.is_file()} if number else {}
-        words = [config, '--work-dir', work, *(['--resume'] if number else [])]
+        words = [config, '--work-dir', work, '--verbose', *(['--resume'] if number else [])]
         script = Script(KILLED, place, count, *words, log=folder / f'log_{number}', cwd=cwd)
         script.process.join()
         log = script.log.read_text()

@@ -156,7 +156,11 @@ def test_the_screen_of_a_test(trained, run_tool_captured, tmp_path, monkeypatch)
     assert found.returncode == 0
     lines = found.stdout.splitlines()
     said = labelled(lines)
-    assert [x for x in said if x != 'warning'] == [*(x for x in LABELS if x != 'recipe'), 'result']
+    assert [x for x in said if x != 'warning'] == [
+        *(x for x in LABELS if x != 'recipe'),
+        'result',
+        'report',
+    ]
     assert said['weights'].endswith('epoch_2.pth')
     assert re.search(r'^coco/bbox_mAP +\d', said['result'], re.M)
     large = re.search(r'^coco/segm_mAP_l +(.*)', said['result'], re.M)[1]

@@ -197,7 +197,7 @@ def test_a_training_that_does_not_begin_changes_nothing_for_resume(
     def stop(*args) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match='130'):
         patch.setattr(Runner, 'build_model', stop)
         run_tool('train', job, '--work-dir', work)
     assert f'--resume {work}/epoch_2.pth continues it' in capsys.readouterr().out

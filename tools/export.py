@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument(
         '--images',
         nargs='+',
+        type=cli.path,
         default=[],
         help='images to check the file of a detector with (default: a few of the test data)',
     )
