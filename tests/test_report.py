@@ -25,7 +25,7 @@ import mmhatnet.report.hook as hook_module
 from mmhatnet.report import ReportHook, collecting, detection
 from mmhatnet.report.classification import ClassificationCollector
 from mmhatnet.report.collecting import Collector
-from mmhatnet.report.curves import read_scalars, runs_of
+from mmhatnet.report.curves import curves, read_scalars, runs_of
 from mmhatnet.report.detection import DetectionCollector
 from mmhatnet.report.page import render
 from mmhatnet.report.parts import Section, Table
@@ -406,6 +406,14 @@ def test_curves_join_the_runs_of_one_training(tmp_path: Path) -> None:
     assert [record['step'] for record in training] == list(range(1, 9))
     assert [record['loss'] for record in training] == [1, 1, 1, 2, 2, 2, 2, 2]
     assert [(record['step'], record['mIoU']) for record in validation] == [(5, 10), (8, 20)]
+
+
+def test_losses_of_several_sizes_have_numbers_at_their_axis(tmp_path: Path) -> None:
+    losses = [dict(loss=1.0, loss_mask=0.9, loss_rpn=0.001, step=step) for step in (1, 2, 3)]
+    write_run(tmp_path, '20250101_000000', losses)
+    section = curves(tmp_path, '20250101_000000', by_epoch=True)
+    svg = next(chart.svg for chart in section.charts if chart.title == 'Losses').decode()
+    assert 'mathdefault' not in svg and '>0.001<' in svg
 
 
 SHORT = dict(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from mmhatnet.report.drawing import chart
 from mmhatnet.report.parts import Chart, Section, shortened
@@ -104,6 +105,9 @@ def _line_chart(title: str, records: Records, keys: list[str], x: str, note: str
                 lowest, highest = min(lowest, values.min()), max(highest, values.max())
         if title == 'Losses' and 0 < 50 * lowest < highest:
             ax.set_yscale('log')
+            # The default writes powers as formulas, which charts leave as they are.
+            ax.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+            ax.yaxis.set_minor_formatter(NullFormatter())
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_xlabel(x)
         if len(keys) > 1:
