@@ -409,7 +409,8 @@ def test_curves_join_the_runs_of_one_training(tmp_path: Path) -> None:
 
 
 def test_losses_of_several_sizes_have_numbers_at_their_axis(tmp_path: Path) -> None:
-    losses = [dict(loss=1.0, loss_mask=0.9, loss_rpn=0.001, step=step) for step in (1, 2, 3)]
+    small = dict(lr=0.1, loss=1.0, loss_mask=0.9, loss_rpn=0.001)
+    losses = [dict(small, step=step) for step in (1, 2, 3)]
     write_run(tmp_path, '20250101_000000', losses)
     section = curves(tmp_path, '20250101_000000', by_epoch=True)
     svg = next(chart.svg for chart in section.charts if chart.title == 'Losses').decode()
