@@ -27,3 +27,8 @@ class CheckpointError(MMHATNetError):
 
 class ExportError(MMHATNetError):
     """A model cannot be exported."""
+
+
+def printable(text: str) -> str:
+    """Escapes what terminals cannot show, in a text that was not written here."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)

@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from mmhatnet.errors import printable
+
 
 @dataclass
 class Report:
@@ -51,7 +53,7 @@ class Report:
     def make_printable(self) -> None:
         """Escapes characters of names in files and folders that terminals cannot show."""
         for texts in (self.errors, self.notes, self.facts):
-            texts[:] = map(_printable, texts)
+            texts[:] = map(printable, texts)
 
     def show(self, console: Console) -> None:
         """Prints tables, then notes, then errors."""
@@ -87,11 +89,7 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence]) -> Table
 def _cell(value) -> str:
     if isinstance(value, int):
         return f'{value:,}' if value else '[dim]0[/]'
-    return '\n'.join(escape(_printable(line)) for line in str(value).split('\n'))
-
-
-def _printable(text: str) -> str:
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+    return '\n'.join(escape(printable(line)) for line in str(value).split('\n'))
 
 
 @dataclass

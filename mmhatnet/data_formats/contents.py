@@ -9,8 +9,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from mmhatnet.data_formats.files import printable
-from mmhatnet.errors import DataError
+from mmhatnet.errors import DataError, printable
 
 # Objects farther from their image than this many of its longer sides are mistakes.
 FAR = 10

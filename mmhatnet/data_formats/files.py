@@ -13,7 +13,7 @@ from xml.parsers import expat
 
 import yaml
 
-from mmhatnet.errors import DataError
+from mmhatnet.errors import DataError, printable
 
 OURS = 'mmhatnet_coco'  # the folder that is written
 IMAGES = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm'))
@@ -144,11 +144,6 @@ def short(value: object) -> str:
     nested = isinstance(value, (list, dict))
     text = SHORT.repr(value) if nested else value if isinstance(value, str) else json.dumps(value)
     return printable(text if len(text) <= 80 else f'{text[:80]}...')
-
-
-def printable(text: str) -> str:
-    """Escapes what terminals cannot show."""
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 class Images:

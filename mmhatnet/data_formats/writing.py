@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmhatnet.data_formats.contents import DataFolder, Findings, LabeledImage, corners
-from mmhatnet.data_formats.files import OURS, printable, relative
-from mmhatnet.errors import DataError
+from mmhatnet.data_formats.files import OURS, relative
+from mmhatnet.errors import DataError, printable
 
 WRITTEN = 'Written by mmhatnet new-config'
 DIGITS = 3  # of a pixel

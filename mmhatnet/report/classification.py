@@ -8,7 +8,7 @@ from mmengine.evaluator import BaseMetric
 from mmpretrain.evaluation import ConfusionMatrix
 
 from mmhatnet.report.collecting import Collector, Worst
-from mmhatnet.report.drawing import confused_pairs, confusion_chart, read, view
+from mmhatnet.report.drawing import confusion_chart, read, table_of_mistakes, view
 from mmhatnet.report.parts import Example, Gallery, Section, Table, lowest_first, readable
 
 
@@ -88,12 +88,7 @@ class ClassificationCollector(Collector):
                 'are predicted as it, which some call the accuracy of the class. Precision is the '
                 'share of right ones among those predicted as it.',
             ),
-            Table(
-                'Most frequent mistakes',
-                ['true class', 'predicted class', 'images', 'share of the true class'],
-                confused_pairs(matrix, names),
-                texts=2,
-            ),
+            table_of_mistakes(matrix, names, 'images'),
         ]
         section.galleries = [
             Gallery(

@@ -21,9 +21,9 @@ from mmhatnet.report.collecting import EXAMPLES, Collector
 from mmhatnet.report.drawing import (
     chart,
     colors_of,
-    confused_pairs,
     confusion_chart,
     read,
+    table_of_mistakes,
     view,
 )
 from mmhatnet.report.parts import (
@@ -129,14 +129,7 @@ class DetectionCollector(Collector):
                 'has detections where no object is.',
             )
         )
-        section.tables.append(
-            Table(
-                'Most frequent mistakes',
-                ['true class', 'predicted class', 'number', 'share of the true class'],
-                confused_pairs(matrix, names, NOTHING),
-                texts=2,
-            )
-        )
+        section.tables.append(table_of_mistakes(matrix, names, 'number', NOTHING))
         section.galleries = self._galleries(truth, detections, matches, threshold)
         return section
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.fileio import get
 
-from mmhatnet.report.parts import Cell, Chart, shortened
+from mmhatnet.report.parts import Cell, Chart, Table, shortened
 
 # Text stays text, so that it is sharp and in a font of the reader's; '$' starts no formula.
 STYLE = {
@@ -116,19 +116,24 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str], note: str) -> Char
     return chart('Confusion matrix', draw, shown + note, (side, 0.95 * side))
 
 
-def confused_pairs(
-    matrix: np.ndarray, names: Sequence[str], nothing: str | None = None, most: int = 10
-) -> list[list[Cell]]:
-    """Returns the most frequent mistakes.
+def table_of_mistakes(
+    matrix: np.ndarray,
+    names: Sequence[str],
+    counted: str,
+    nothing: str | None = None,
+    most: int = 10,
+) -> Table:
+    """Lists the most frequent mistakes.
 
     Args:
         matrix (np.ndarray): The counts (true class, predicted class).
         names (Sequence[str]): The names of rows and columns.
+        counted (str): What is counted.
         nothing (str, optional): The last name if it stands for none of the classes.
         most (int): How many. Defaults to 10.
 
     Returns:
-        list[list[Cell]]: The true class, the predicted class, the count and its share of the row.
+        Table: The true class, the predicted class, the count and its share of the row.
     """
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
@@ -139,7 +144,8 @@ def confused_pairs(
             is_class = nothing is None or row < len(matrix) - 1
             share = f'{number / matrix[row].sum():.1%}' if is_class else None
             rows.append([names[row], names[column], number, share])
-    return rows
+    columns = ['true class', 'predicted class', counted, 'share of the true class']
+    return Table('Most frequent mistakes', columns, rows, texts=2)
 
 
 def read(path: str, most: int = 840) -> tuple[np.ndarray, tuple[int, int]] | None:

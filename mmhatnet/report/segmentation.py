@@ -11,10 +11,10 @@ from mmengine.evaluator import BaseMetric
 from mmhatnet.report.collecting import Collector, Worst
 from mmhatnet.report.drawing import (
     colors_of,
-    confused_pairs,
     confusion_chart,
     css,
     read,
+    table_of_mistakes,
     view,
 )
 from mmhatnet.report.parts import Example, Gallery, Section, Table, lowest_first
@@ -110,12 +110,7 @@ class SegmentationCollector(Collector):
                 'are predicted as it, its recall. Precision is the share of right ones among the '
                 'pixels predicted as it.',
             ),
-            Table(
-                'Most frequent mistakes',
-                ['true class', 'predicted class', 'pixels', 'share of the true class'],
-                confused_pairs(matrix, names),
-                texts=2,
-            ),
+            table_of_mistakes(matrix, names, 'pixels'),
         ]
         palette = (self.metric.dataset_meta or {}).get('palette')
         colors = colors_of(len(names), palette)
