@@ -63,7 +63,7 @@ toy-data: env
 $(toy)/toy.json: toy-data ;
 
 sources := $(wildcard configs/hatnet/mask-rcnn_hatnet-s_fpn_1x_coco.py \
-    configs/_base_/*.py configs/toy/*.py mmhatnet/*.py mmhatnet/*/*.py tools/train.py)
+    configs/_base_/*.py configs/toy/*.py mmhatnet/*.py mmhatnet/*/*.py mmhatnet_cli/*.py)
 $(demo)/trained: $(toy)/toy.json $(sources)
 	@rm -rf $(demo)
 	@echo '==> Training Mask R-CNN with HAT-Net: about 5 minutes on 2 cores'

@@ -1,24 +1,6 @@
-"""The command ``python -m mmhatnet.install_ops``: operators for an mmcv that has none compiled."""
+"""``python -m mmhatnet.install_ops`` is ``mmhatnet install-ops``."""
 
-import argparse
-
-from mmhatnet.openmmlab import operators
-
-
-def main() -> None:
-    """Installs or removes the operators, and prints what was done."""
-    parser = argparse.ArgumentParser(
-        prog='python -m mmhatnet.install_ops',
-        description='Give the installed mmcv operators that need no compiler. Compiled operators '
-        'are left alone. Run it again after an update of mmhatnet.',
-    )
-    parser.add_argument('--remove', action='store_true', help='remove the operators again')
-    args = parser.parse_args()
-    try:
-        print(operators.remove() if args.remove else operators.install())
-    except operators.OperatorsError as error:
-        raise SystemExit(str(error)) from None
-
+from mmhatnet_cli import run_command
 
 if __name__ == '__main__':
-    main()
+    run_command('install-ops', program='python -m mmhatnet.install_ops')

@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -29,43 +30,42 @@ def read_experiments(metafile: Path) -> dict[str, dict]:
 
 def reproduce(
     experiment: dict,
-    root: Path,
-    work_dir: Path,
+    config: str,
+    work_dir: str,
     checkpoint: str | None = None,
     gpus: int = 1,
-    options: dict[str, object] | None = None,
+    options: Sequence[str] = (),
 ) -> Table:
     """Tests the published classifier of an experiment, or trains from the published backbone.
 
     Args:
         experiment (dict): An entry of the metafile.
-        root (Path): The folder with ``configs`` and ``tools``.
-        work_dir (Path): The folder of logs and checkpoints. A training in it is resumed.
+        config (str): The path of its config.
+        work_dir (str): The folder of logs and checkpoints. A training in it is resumed.
         checkpoint (str, optional): The published weights. Defaults to None: they are downloaded.
         gpus (int): The number of processes. Defaults to 1.
-        options (dict, optional): Settings for ``--cfg-options`` of the tools.
+        options (Sequence[str]): Settings for ``--cfg-options`` of the commands.
 
     Returns:
         rich.table.Table: The paper's results and the measured ones.
 
     Raises:
         CheckpointError: If weights cannot be downloaded.
-        MMHATNetError: If a tool fails, or the test has no result.
+        MMHATNetError: If a command fails, or the test has no result.
     """
-    config, options = root / experiment['Config'], options or {}
     if 'Weights' in experiment:
         published = checkpoint or fetch_weights(experiment['Weights'], '--checkpoint FILE')
         checkpoint = Path(work_dir, 'published.pth')
-        _run(root, 'convert_checkpoint', '--classifier', published, checkpoint)
+        _run('convert-checkpoint', '--classifier', published, checkpoint)
     else:
-        weights = {'model.backbone.init_cfg.checkpoint': checkpoint} if checkpoint else {}
+        weights = [f'model.backbone.init_cfg.checkpoint={checkpoint}'] if checkpoint else []
         # The learning rate of a config assumes the batch size of the recipe's number of GPUs.
         words = [config, '--work-dir', work_dir, '--auto-scale-lr', '--resume']
-        _run(root, 'train', *words, processes=gpus, options=weights | options)
+        _run('train', *words, processes=gpus, options=[*weights, *options])
         checkpoint = find_checkpoint(work_dir)
     test_dir = Path(work_dir, 'test')
     words = [config, checkpoint, '--work-dir', test_dir]
-    _run(root, 'test', *words, processes=gpus, options=options)
+    _run('test', *words, processes=gpus, options=options)
     results = max(test_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
     measured = json.loads(results.read_text())
     paper = {}
@@ -81,16 +81,15 @@ def reproduce(
     return table
 
 
-def _run(
-    root: Path, tool: str, *words: object, processes: int = 1, options: dict | None = None
-) -> None:
-    """Runs a tool in one or several processes."""
-    command = [sys.executable, str(root / 'tools' / f'{tool}.py'), *map(str, words)]
+def _run(name: str, *words: object, processes: int = 1, options: Sequence[str] = ()) -> None:
+    """Runs a command in one or several processes."""
+    command = ['-m', 'mmhatnet', name, *map(str, words)]
     if options:
-        command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+        command += ['--cfg-options', *options]
     if processes > 1:
         launcher = f'-m torch.distributed.run --standalone --nproc-per-node={processes}'
-        command = [command[0], *launcher.split(), *command[1:], '--launcher', 'pytorch']
+        command = [*launcher.split(), *command, '--launcher', 'pytorch']
+    command = [sys.executable, *command]
     print(shlex.join(command), flush=True)
     if status := subprocess.call(command):
         raise MMHATNetError(f'The command failed with status {status}: {shlex.join(command)}')

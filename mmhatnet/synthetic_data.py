@@ -19,7 +19,6 @@ from mmhatnet.errors import DataError
 
 # Increase the version when the same settings give other files, so that older data is replaced.
 GENERATOR = dict(generator='tools/make_toy_data.py', version=3)
-DEFAULT_COUNTS = dict(coco=[400, 50], ade=[200, 40], imagenet=[100, 25])
 SCALE = 3  # Images are drawn this many times larger and averaged down, for smooth edges.
 Rng = np.random.Generator
 # Polygons (N, 2) and their colors (RGB in 0..1), each painted over the ones before. Painters return

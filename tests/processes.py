@@ -14,7 +14,7 @@ class Script:
     """A Python script with its arguments, which runs as on a command line.
 
     Args:
-        path (str | Path): The script.
+        path (str | Path): The script, or -m if the first argument is a module.
         args: Its arguments, of any type.
         log (Path): Where its output goes.
         cwd (Path): The folder that it runs in. Defaults to the current one.
@@ -48,5 +48,9 @@ def _run(words: list[str], log: Path, cwd: Path, variables: dict[str, str]) -> N
     os.chdir(cwd)
     os.environ.update(variables)
     sys.path[:0] = filter(None, variables.get('PYTHONPATH', '').split(os.pathsep))
-    sys.argv = words
-    runpy.run_path(words[0], run_name='__main__')
+    if words[0] == '-m':
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name='__main__', alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name='__main__')

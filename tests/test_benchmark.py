@@ -64,7 +64,7 @@ def test_reference_implementation_has_the_same_flops_and_takes_more_memory(
         (['--shapes', '3x224x224'], '3x224x224 is not a shape such as 8x3x224x224'),
         (['--shapes', '0x3x32x32'], '0x3x32x32 is not a shape'),
         (['--device', 'cuda'], 'PyTorch finds no GPU here'),
-        (['--rounds', '0'], '--rounds 0 must be at least 1'),
+        (['--rounds', '0'], 'argument --rounds: 0 must be at least 1'),
     ],
 )
 def test_impossible_options_are_named(args, message, run_tool, monkeypatch, capsys) -> None:

@@ -255,7 +255,7 @@ def test_damaged_and_wrong_files_are_named(content, what, tmp_path) -> None:
             'holds a dict instead of named',
         ),
         (lambda path: path.mkdir(), 'is a folder'),
-        (lambda path: None, 'There is no checkpoint .*file.pth: tools/train.py'),
+        (lambda path: None, 'There is no checkpoint .*file.pth: `mmhatnet train`'),
     ],
 )
 def test_files_that_hold_no_weights_are_named(save, what, tmp_path) -> None:

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmhatnet import config_checks
-from mmhatnet.cli import SettingsAction, load_config, merge_options, read_config
+from mmhatnet.cli import load_config, merge_options, parse_settings, read_config
 from mmhatnet.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -84,12 +84,6 @@ def test_a_config_with_imports_of_its_own_builds_our_head(tmp_path: Path, monkey
     assert 'mmhatnet.openmmlab.cls_head' in cfg.custom_imports.imports
 
 
-def options(*words: str) -> dict:
-    parser = ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=SettingsAction)
-    return parser.parse_args(['--cfg-options', *words]).cfg_options
-
-
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
@@ -111,7 +105,7 @@ def options(*words: str) -> dict:
 def test_impossible_options(words: str, message: str) -> None:
     cfg = Config.fromfile(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py')
     with pytest.raises(ConfigError, match=message):
-        merge_options(cfg, options(*words.split()))
+        merge_options(cfg, parse_settings(words.split()))
 
 
 def test_possible_options(capsys) -> None:
@@ -119,7 +113,7 @@ def test_possible_options(capsys) -> None:
     words = 'model.backbone.frozen_stages=2 model.test_cfg.rcnn.score_the=0.1 tta_model.type=A '
     words += 'model.backbone.init_cfg._delete_=True model.backbone.init_cfg.type=Pretrained '
     words += 'model.roi_head.mask_head=None train_dataloader.dataset.pipeline.3.prob=0.3,0.5'
-    merge_options(cfg, options(*words.split()))
+    merge_options(cfg, parse_settings(words.split()))
     assert cfg.model.backbone.init_cfg == dict(type='Pretrained')
     assert cfg.model.backbone.frozen_stages == 2
     assert 'perhaps model.test_cfg.rcnn.score_thr is meant' in capsys.readouterr().out
@@ -245,7 +239,7 @@ def test_home_is_found_in_a_config(tmp_path: Path, monkeypatch) -> None:
     )
     args = Namespace(
         config=str(tmp_path / 'own.py'),
-        cfg_options={'work_dir': '~/work'},
+        cfg_options=['work_dir=~/work'],
         **dict(work_dir=None, launcher='none', local_rank=0),
     )
     cfg = load_config(args)
@@ -261,11 +255,11 @@ def test_options_import_modules(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / 'part_of_options.py').write_text('')
     cfg = read_config(str(CONFIGS / 'toy' / 'maskrcnn_hatnet_toy.py'))
     before = cfg.custom_imports.imports
-    merge_options(cfg, options('custom_imports.imports=part_of_options'))
+    merge_options(cfg, parse_settings(['custom_imports.imports=part_of_options']))
     assert 'part_of_options' in sys.modules
     assert cfg.custom_imports.imports == [*before, 'part_of_options']
     with pytest.raises(ConfigError, match='custom_imports: Failed to import no_part; .*PYTHONPATH'):
-        merge_options(cfg, options('custom_imports.imports=no_part'))
+        merge_options(cfg, parse_settings(['custom_imports.imports=no_part']))
 
 
 def test_an_interruption_is_one_line(run_tool_captured, monkeypatch) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import runpy
 import socket
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmhatnet import HATNet, cli
 from mmhatnet.backbones.hatnet import Block
+from mmhatnet.cli.train import apply_options
 from mmhatnet.errors import ConfigError
 from mmhatnet.openmmlab.fsdp import ResumableFSDPStrategy
 
@@ -288,14 +288,13 @@ def test_without_gpu_another_backend_is_refused(monkeypatch) -> None:
 
 
 def test_fsdp_without_launcher_is_refused() -> None:
-    with pytest.raises(ValueError, match='start them with tools/dist_train.sh CONFIG GPUS'):
+    with pytest.raises(ValueError, match='torchrun --nproc-per-node GPUS -m mmhatnet train CONFIG'):
         ResumableFSDPStrategy(env_kwargs=dict(launcher='none'))
 
 
 @pytest.mark.parametrize('job', ENTRY_CONFIGS)
 def test_auto_scale_lr(job: str, tmp_path: Path, caplog) -> None:
     cfg = Config.fromfile(CONFIGS / f'{job}_hatnet.py')
-    apply_options = runpy.run_path(str(TOOLS / 'train.py'))['apply_options']
     options = Namespace(amp=False, auto_scale_lr=True, resume=None, config=cfg.filename)
     apply_options(cfg, options)
     cfg.work_dir = str(tmp_path)

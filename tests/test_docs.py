@@ -28,7 +28,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from synthetic import synthetic_checkpoint
 
-from mmhatnet.cli import merge_options
+from mmhatnet.cli import merge_options, parse_settings
 
 ROOT = CONFIGS.parent
 PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
@@ -155,7 +155,8 @@ def require_parsable(words: list[str], monkeypatch) -> None:
             return
     config = getattr(args, 'config', None)
     if config and config != 'CONFIG':
-        merge_options(Config.fromfile(config), getattr(args, 'cfg_options', None) or {})
+        settings = parse_settings(getattr(args, 'cfg_options', None) or ())
+        merge_options(Config.fromfile(config), settings)
 
 
 def run_shell(block: Block, monkeypatch) -> None:

@@ -61,6 +61,6 @@ def test_command(run_tool, capsys) -> None:
 def test_impossible_shape_and_missing_config(run_tool, capsys) -> None:
     with pytest.raises(SystemExit):
         run_tool('get_flops', ROOT / 'configs' / 'imagenet_hatnet.py', '--shape', '64', '0')
-    assert '--shape 64 0 must be two positive numbers' in capsys.readouterr().err
+    assert 'argument --shape: 0 must be at least 1' in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r'There is no config nothing\.py'):
         run_tool('get_flops', 'nothing.py')

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def checkout(tmp_path_factory):
     """Copies the files that the package is built from."""
     copy = tmp_path_factory.mktemp('checkout')
     generated = shutil.ignore_patterns('__pycache__', '.mim')
-    for name in ('mmhatnet', 'configs', 'tools'):
+    for name in ('mmhatnet', 'mmhatnet_cli', 'configs', 'tools'):
         shutil.copytree(ROOT / name, copy / name, ignore=generated)
     for name in BUILD_FILES:
         if (ROOT / name).exists():
@@ -103,11 +104,13 @@ def test_wheel_holds_configs_and_tools_where_mim_looks(wheel):
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert {path.name for path in wheel.iterdir()} == {
         'mmhatnet',
+        'mmhatnet_cli',
         f'mmhatnet-{mmhatnet.__version__}.dist-info',
     }
     modules = {name for name in files_below(wheel / 'mmhatnet') if not name.startswith('.mim')}
     originals = files_below(ROOT / 'mmhatnet')
     assert modules == {name for name in originals if not name.startswith('.mim')}
+    assert files_below(wheel / 'mmhatnet_cli') == files_below(ROOT / 'mmhatnet_cli')
 
 
 @pytest.mark.parametrize('name', ['LICENSE', 'NOTICE'])
@@ -211,6 +214,47 @@ def test_downstream_project_trains_outside_the_checkout(tool, wheel, tmp_path):
     assert (project / 'work_dirs' / 'config' / 'epoch_1.pth').is_file()
     (results,) = project.glob('work_dirs/config/*/vis_data/scalars.json')
     assert '"coco/segm_mAP"' in results.read_text()
+
+
+def test_commands_need_no_checkout(wheel: Path, tmp_path: Path) -> None:
+    """From synthetic data to predictions, with the commands that are printed."""
+    (entry,) = wheel.glob('*.dist-info/entry_points.txt')
+    module, _, function = re.search(r'^mmhatnet = (\S+):(\S+)$', entry.read_text(), re.M).groups()
+    script, folder = tmp_path / 'bin' / 'mmhatnet', tmp_path / 'empty'
+    for new in (script.parent, folder):
+        new.mkdir()
+    script.write_text(f'from {module} import {function}\n{function}()\n')
+
+    def call(*words: object) -> str:
+        run_with(wheel, script, *words, cwd=folder)
+        return (folder / 'output.txt').read_text()
+
+    def printed(output: str) -> list[list[str]]:
+        lines = [line.partition(f'{script} ')[2] for line in output.splitlines()]
+        return [shlex.split(line) for line in lines if line]
+
+    few = ['--coco', 6, 2, '--ade', 0, 0, '--imagenet', 0, 0]
+    call('make-toy-data', 'data', *few)
+    train, predict = printed(call('new-config', '--data', 'data/coco'))
+    assert train == ['train', 'config.py'] and predict[:2] == ['predict', 'config.py']
+    settings = [
+        'model.backbone.init_cfg=None',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+        'val_dataloader.dataset.pipeline.1.scale=(96,96)',
+        'test_dataloader.dataset.pipeline.1.scale=(96,96)',
+        'model.test_cfg.rpn.max_per_img=32',
+        'default_hooks.checkpoint.save_optimizer=False',
+        *(f'{split}_dataloader.num_workers=0' for split in ('train', 'val', 'test')),
+        *(f'{split}_dataloader.persistent_workers=False' for split in ('train', 'val', 'test')),
+    ]
+    (test,) = printed(call(*train, '--cfg-options', *settings))
+    assert test[:2] == ['test', 'work_dirs/config/config.py']
+    assert 'coco/segm_mAP' in call(*test)
+    call(*predict, '--cfg-options', *settings)
+    assert (folder / 'work_dirs/predictions/predictions.json').is_file()
+    shown = call('flops', 'mmhatnet::imagenet_hatnet.py', '--shape', 32, 32)
+    assert 'backbone' in shown
 
 
 def test_ci_runs_on_every_supported_python() -> None:

@@ -192,9 +192,9 @@ def classifier(tmp_path_factory) -> tuple[Path, Path]:
         (['nowhere.jpg'], r'There is no image at nowhere\.jpg'),
         (['good', 'nothing/*.jpg'], r'There is no image at nothing/\*\.jpg'),
         (['empty'], 'There is no image in the folder empty'),
-        (['good', '--batch-size', '0'], '--batch-size 0 must be at least 1'),
+        (['good', '--batch-size', '0'], '--batch-size: 0 must be at least 1'),
         (['good', '--device', 'tpu9'], '--device tpu9 cannot be used'),
-        (['good', '--num-workers', '-1'], '--num-workers -1 must be at least 0'),
+        (['good', '--num-workers', '-1'], '--num-workers: -1 must be at least 0'),
         (['good', '--ann-file', 'file'], '--ann-file: only the results of detectors have ids'),
         (['good', '--out-dir', 'file'], '--out-dir file cannot be written to'),
         (

@@ -142,11 +142,11 @@ def test_detector_is_trained_and_tested(run, published, tmp_path, server, capfd)
 
 def test_several_processes(run, published, monkeypatch, capsys) -> None:
     monkeypatch.setattr('subprocess.call', lambda command: 3)
-    with pytest.raises(SystemExit, match=r'The command failed with status 3: .*train\.py'):
+    with pytest.raises(SystemExit, match='The command failed with status 3: .* -m mmhatnet train '):
         run(DETECTOR, '--gpus', 4, '--cfg-options', 'a.b=[1,2]')
     command = capsys.readouterr().out
     assert '-m torch.distributed.run --standalone --nproc-per-node=4' in command
-    assert "--cfg-options 'a.b=[1, 2]' --launcher pytorch" in command
+    assert "--cfg-options 'a.b=[1,2]' --launcher pytorch" in command
 
 
 class Malicious:

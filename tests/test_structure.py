@@ -1,4 +1,4 @@
-"""Modules depend on each other in one direction, and only tools turn errors into exits."""
+"""Modules depend on each other in one direction, and only commands turn errors into exits."""
 
 import ast
 import sys
@@ -12,6 +12,7 @@ from experiments import TOY
 from processes import Script
 
 from mmhatnet.errors import CheckpointError, ConfigError, DataError, ExportError
+from mmhatnet_cli import NAMES
 
 ROOT = Path(__file__).parents[1]
 TOOLS = {path.stem: path for path in ROOT.glob('tools/*.py')}
@@ -58,13 +59,24 @@ def test_no_tool_imports_a_tool() -> None:
         assert not {name.partition('.')[0] for name in imports(path, everywhere=True)} & {*TOOLS}
 
 
-def test_nothing_needs_the_command_line_but_the_tools() -> None:
+def test_no_command_imports_a_command() -> None:
+    commands = {f'mmhatnet_cli.{name.replace("-", "_")}' for name in NAMES}
+    for path in ROOT.glob('mmhatnet_cli/*.py'):
+        assert not {*imports(path, everywhere=True)} & commands, path
+
+
+def test_commands_import_the_standard_library_until_they_run() -> None:
+    for path in ROOT.glob('mmhatnet_cli/*.py'):
+        named = {name.partition('.')[0] for name in imports(path)}
+        assert named <= sys.stdlib_module_names | {'mmhatnet_cli'}, path
+
+
+def test_nothing_needs_the_command_line_but_the_commands() -> None:
     for module, path in MODULES.items():
         if module.startswith('mmhatnet.cli'):
             continue
         assert not any(name.startswith('mmhatnet.cli') for name in imports(path, everywhere=True))
-        if module != 'mmhatnet.install_ops':  # a command
-            assert 'SystemExit' not in path.read_text(), module
+        assert 'SystemExit' not in path.read_text(), module
 
 
 def test_data_checks_import_nothing_of_the_networks() -> None:
@@ -153,4 +165,7 @@ def test_a_process_shows_the_message_alone(tmp_path: Path) -> None:
         Script(TOOLS['get_flops'], 'nothing.py', log=tmp_path / 'log.txt', cwd=tmp_path).wait()
     status, *lines = str(failed.value).strip().splitlines()
     assert status.startswith('exit status 1') and 'Traceback' not in str(failed.value)
-    assert lines[-1] == 'There is no config nothing.py: those of this project are in configs/.'
+    assert lines[-1] == (
+        'There is no config nothing.py: name a file, or one of this package, such as '
+        'mmhatnet::maskrcnn_hatnet.py.'
+    )

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import runpy
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from experiments import rest_slow
 from mmengine.config import Config
 
+from mmhatnet.cli.train import report_earlier_training
 from mmhatnet.evaluation import augment_tests, dump_predictions
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -129,14 +129,14 @@ def test_tta(job: str, options: list[str], run_tool, tmp_path: Path) -> None:
             'maskrcnn_hatnet',
             [],
             r'train data are missing: .* looks for data/coco/annotations/instances_train2017\.json'
-            r'.*cocodataset\.org.*configs/toy/maskrcnn_hatnet_toy\.py',
+            r'.*cocodataset\.org.*mmhatnet::toy/maskrcnn_hatnet_toy\.py',
         ),
-        ('train', 'retinanet_hatnet', [], r'configs/toy/retinanet_hatnet_toy\.py'),
+        ('train', 'retinanet_hatnet', [], r'mmhatnet::toy/retinanet_hatnet_toy\.py'),
         (
             'train',
             'hatnet/retinanet_hatnet-t_fpn_1x_coco',
             [],
-            r'looks for data/coco.*configs/toy/retinanet_hatnet_toy\.py',
+            r'looks for data/coco.*mmhatnet::toy/retinanet_hatnet_toy\.py',
         ),
         (
             'train',
@@ -220,8 +220,7 @@ def test_the_dumped_config_holds_no_options_and_survives_testing(
     run_tool('test', source, tmp_path / 'epoch_2.pth', '--work-dir', tmp_path, '--tta', *options)
     assert dumped.read_bytes() == before
 
-    train = runpy.run_path(str(CONFIGS.parent / 'tools' / 'train.py'))
-    train['report_earlier_training'](Config(dict(work_dir=str(tmp_path))))
+    report_earlier_training(Config(dict(work_dir=str(tmp_path))))
     assert 'epoch_1.pth, epoch_2.pth of an earlier training' in capsys.readouterr().out
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmhatnet import cli
 from mmhatnet.errors import ConfigError, DataError, MMHATNetError
+from mmhatnet_cli import exit_on_error
+from mmhatnet_cli.options import local_path, path
 
 # The meaning of each metric, and the factor that makes it a percentage.
 METRICS = {
@@ -21,16 +22,14 @@ METRICS = {
 }
 
 
-@cli.exit_on_error()
+@exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        'config', type=cli.path, help='a config with `goals`: minimum values of metrics'
+        'config', type=path, help='a config with `goals`: minimum values of metrics'
     )
-    parser.add_argument(
-        'work_dir', type=cli.local_path, help='the work folder of a training or a test'
-    )
-    parser.add_argument('--record', type=cli.local_path, help='a JSON file to save the figures in')
+    parser.add_argument('work_dir', type=local_path, help='the work folder of a training or a test')
+    parser.add_argument('--record', type=local_path, help='a JSON file to save the figures in')
     args = parser.parse_args()
 
     goals = Config.fromfile(args.config).get('goals')

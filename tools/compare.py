@@ -12,15 +12,16 @@ from pathlib import Path
 
 import yaml
 
-from mmhatnet import cli
 from mmhatnet.compare import FORMULATIONS, write_comparison
 from mmhatnet.errors import DataError
+from mmhatnet_cli import exit_on_error
+from mmhatnet_cli.options import local_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ['8x3x224x224', '1x3x896x1344']
 
 
-@cli.exit_on_error()
+@exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
@@ -30,7 +31,7 @@ def main() -> None:
         help='first run tools/benchmark.py with the arguments that follow',
     )
     add('--json', default='compare.json', help='record of the measurements, in the folder --docs')
-    add('--docs', type=cli.local_path, default=ROOT / 'docs', help='folder of the output')
+    add('--docs', type=local_path, default=ROOT / 'docs', help='folder of the output')
     args = parser.parse_args()
     source = ROOT / 'docs' / 'compare.yml'
     if not source.is_file():

@@ -131,7 +131,7 @@ def read_checkpoint(path: str | Path, map_location: MapLocation = 'cpu') -> dict
         raise CheckpointError(f'{path} is a folder: name a file in it, such as epoch_1.pth.')
     if not path.is_file():
         raise CheckpointError(
-            f'There is no checkpoint {path}: tools/train.py writes checkpoints to work_dirs/, and '
+            f'There is no checkpoint {path}: `mmhatnet train` writes them to work_dirs/, and '
             'the README says where the published ones are.'
         )
     try:

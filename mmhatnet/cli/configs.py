@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 
 import mmengine
@@ -14,6 +15,7 @@ from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
 from mmhatnet.errors import ConfigError
+from mmhatnet.openmmlab.config_inheritance import PREFIX, config_folder, config_path
 from mmhatnet.openmmlab.patches import apply_patches
 from mmhatnet.openmmlab.versions import require_supported
 
@@ -23,18 +25,49 @@ CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
 PARSERS = ('_file2dict', '_parse_lazy_import')
 
 
+def find_config(name: str) -> str:
+    """Returns the path of a config.
+
+    Args:
+        name (str): Its path, or ``mmhatnet::`` and its path below ``configs/`` of this package.
+
+    Raises:
+        ConfigError: If this package has no such config.
+    """
+    if not name.startswith(PREFIX):
+        return name
+    try:
+        return config_path(name.removeprefix(PREFIX))
+    except FileNotFoundError:
+        raise ConfigError(f'There is no config {name}{_meant(name)}.') from None
+
+
+def _meant(name: str) -> str:
+    """Returns what a message about a config that is missing says next."""
+    folder = config_folder()
+    known = [path.relative_to(folder).as_posix() for path in folder.rglob('*.py')]
+    given = name.removeprefix(PREFIX).rpartition('configs/')[2].removeprefix('./')
+    if similar := get_close_matches(given, known, n=1, cutoff=0.8):
+        return f': this package has {PREFIX}{similar[0]}'
+    return f': name a file, or one of this package, such as {PREFIX}maskrcnn_hatnet.py'
+
+
 def read_config(path: str) -> Config:
     """Reads a config.
+
+    Args:
+        path (str): What ``find_config`` knows.
 
     Raises:
         ConfigError: If there is none, or it or one that it inherits cannot be read, with the file
             and the line.
     """
+    path = find_config(path)
     suffix = Path(path).suffix
     if suffix in CHECKPOINTS:
         raise ConfigError(f'{path} is a checkpoint: the config comes first, as in CONFIG {path}.')
     if not Path(path).exists():
-        raise ConfigError(f'There is no config {path}: those of this project are in configs/.')
+        raise ConfigError(f'There is no config {path}{_meant(path)}.')
     if Path(path).is_dir() or suffix not in CONFIGS:
         what = 'a folder' if Path(path).is_dir() else 'no config'
         raise ConfigError(f'{path} is {what}: name a {", ".join(CONFIGS)} file.')

@@ -1,12 +1,8 @@
-"""The job of a tool: its config, its checks before time is spent, its runner and its end."""
+"""The job of a command: its config, its checks before time is spent, its runner and its end."""
 
 import argparse
 import copy
 import os
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,8 +17,8 @@ from mmhatnet.checkpoints.contents import allowed_content
 from mmhatnet.checkpoints.files import force_weights_only
 from mmhatnet.checkpoints.loading import without_pretrained
 from mmhatnet.checkpoints.safe_loader import Checkpoint
-from mmhatnet.cli.configs import expand_home, read_config
-from mmhatnet.cli.options import merge_options
+from mmhatnet.cli.configs import expand_home, find_config, read_config
+from mmhatnet.cli.options import merge_options, parse_settings
 from mmhatnet.cli.screen import Screen, ScreenRunner
 from mmhatnet.config_checks import (
     drop_worker_settings,
@@ -38,8 +34,10 @@ from mmhatnet.config_checks import (
 )
 from mmhatnet.config_walk import datasets_of
 from mmhatnet.data_checks import Report, require_sound_data
-from mmhatnet.errors import ConfigError, DataError, MMHATNetError
+from mmhatnet.errors import ConfigError, DataError
+from mmhatnet.openmmlab.config_inheritance import PREFIX
 from mmhatnet.training.runner import ReliableTraining
+from mmhatnet_cli.calls import command_line
 
 # Settings of a single run, which a later training from the dumped config must not repeat.
 OF_ONE_RUN = ('launcher', 'work_dir', 'load_from', 'resume', 'model_wrapper_cfg')
@@ -59,33 +57,21 @@ TOY_CONFIGS = dict(
 )
 
 
-@contextmanager
-def exit_on_error() -> Iterator[None]:
-    """Ends a tool with the message of an error of this package. Also works as a decorator.
-
-    Ctrl-C ends it with the exit status of shells; a training that has begun saves itself before.
-    """
-    try:
-        yield
-    except MMHATNetError as error:
-        raise SystemExit(str(error)) from None
-    except KeyboardInterrupt:
-        print('Interrupted.', file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
-
-
 def load_config(args: argparse.Namespace) -> Config:
     """Reads the config that the common options name, and applies their overrides.
 
-    Settings of this run replace those of the config, which are kept as ``args.given``.
+    Settings of this run replace those of the config, which are kept as ``args.given``. The path of
+    a config of this package replaces its name in ``args.config``.
 
     Raises:
         ConfigError: If the config cannot be read, or an option cannot be used.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    args.config = find_config(args.config)
+    settings = parse_settings(args.cfg_options or ())
     cfg = read_config(args.config)
-    if args.cfg_options is not None:
-        merge_options(cfg, args.cfg_options)
+    if settings:
+        merge_options(cfg, settings)
     expand_home(cfg)
     drop_worker_settings(cfg)
     args.given = {key: cfg[key] for key in OF_ONE_RUN if key in cfg}
@@ -284,13 +270,13 @@ def require_datasets(cfg: Config, *splits: str) -> None:
                 keys = (cfg.get('model', {}).get('type'), cfg.get('default_scope'), 'mmdet')
                 toy_config = next(TOY_CONFIGS[key] for key in keys if key in TOY_CONFIGS)
                 help_text = DATASET_HELP.get(dataset.get('type'), 'Put the data set there')
+                toy = command_line('train', f'{PREFIX}toy/{toy_config}')
                 raise DataError(
                     f'The {split} data are missing: {cfg.filename} looks for {path}. '
                     f'{help_text}; link or unpack it to {dataset.get("data_root") or path}, or '
                     'name your folder with --cfg-options '
                     f'{split}_dataloader.dataset.data_root=FOLDER. To run on synthetic data '
-                    'instead: python tools/make_toy_data.py && python tools/train.py '
-                    f'configs/toy/{toy_config}'
+                    f'instead: {command_line("make-toy-data")} && {toy}'
                 )
 
 

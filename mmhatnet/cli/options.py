@@ -1,9 +1,7 @@
-"""The options of the tools, and what --cfg-options may set."""
+"""What --cfg-options may set."""
 
-import argparse
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
@@ -23,91 +21,26 @@ from mmhatnet.config_checks import (
 from mmhatnet.errors import ConfigError
 
 
-def path(text: str) -> str:
-    """Reads an argument that names a file, a folder or an address.
-
-    Shells replace ~ at the start of a word alone, not in ``--out=~/labels``, and programs that
-    start tools replace neither it nor variables.
+def parse_settings(words: Sequence[str]) -> dict[str, object]:
+    """Returns the settings that the words after --cfg-options give, as MMEngine reads them.
 
     Raises:
-        argparse.ArgumentTypeError: If it is empty, as a variable without a value is.
+        ConfigError: If one is malformed.
     """
-    if not text.strip():
-        raise argparse.ArgumentTypeError('its path is empty: name a file or folder')
-    return os.path.expanduser(os.path.expandvars(text))
-
-
-def local_path(text: str) -> Path:
-    """Reads an argument that names a file or a folder of this machine."""
-    return Path(path(text))
-
-
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that training and testing share in all OpenMMLab projects."""
-    parser.add_argument(
-        '--work-dir',
-        type=path,
-        help='folder of logs and checkpoints (default: work_dirs/ and the config name)',
-    )
-    add_settings_option(parser)
-    parser.add_argument('--no-check', action='store_true', help='skip the checks of the data')
-    parser.add_argument('--no-report', action='store_true', help='do not write report.html')
-    parser.add_argument(
-        '--verbose',
-        action='store_true',
-        help='show on the screen, too, what is otherwise in the log file alone',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of a distributed job are started',
-    )
-    # Older PyTorch launchers pass the rank as an option, not as an environment variable.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-
-
-def add_settings_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --cfg-options, and defaults of the other options that ``load_config`` reads."""
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=SettingsAction,
-        help='settings that override the config: key=value, key="[a,b]" or key=a,b; quotation '
-        'marks are needed around brackets, and no white space is allowed',
-    )
-
-
-def inference_parser(description: str) -> argparse.ArgumentParser:
-    """Returns a parser with the arguments that tools for single images share."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', type=path, help='the config of the job')
-    parser.add_argument(
-        'checkpoint', type=path, help='the checkpoint, or the work folder of a training'
-    )
-    parser.add_argument('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
-    add_settings_option(parser)
-    return parser
-
-
-class SettingsAction(DictAction):
-    """Parses ``--cfg-options``, and refuses malformed ones."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        for word in values:
-            key, equals, value = word.partition('=')
-            if not equals and Path(word).suffix in (*CONFIGS, *CHECKPOINTS):
-                _refuse(word, f'files come before {option_string}, and settings are key=value')
-            if not equals or not all(key.split('.')):
-                _refuse(word, 'settings are key=value, with no white space around the sign')
-            if re.match(r'[\'"]*(dict\(|\{\s*[\'"])', value):
-                _refuse(word, f'a dict is given by its keys, as in {key}.KEY=VALUE')
-            try:
-                self._parse_iterable(value)
-            except (AssertionError, RecursionError):
-                _refuse(word, f'the brackets do not pair up; a list is {key}="[a,b]"')
-        super().__call__(parser, namespace, values, option_string)
+    settings = {}
+    for word in words:
+        key, equals, value = word.partition('=')
+        if not equals and Path(word).suffix in (*CONFIGS, *CHECKPOINTS):
+            _refuse(word, 'files come before --cfg-options, and settings are key=value')
+        if not equals or not all(key.split('.')):
+            _refuse(word, 'settings are key=value, with no white space around the sign')
+        if re.match(r'[\'"]*(dict\(|\{\s*[\'"])', value):
+            _refuse(word, f'a dict is given by its keys, as in {key}.KEY=VALUE')
+        try:
+            settings[key] = DictAction._parse_iterable(value)
+        except (AssertionError, RecursionError):
+            _refuse(word, f'the brackets do not pair up; a list is {key}="[a,b]"')
+    return settings
 
 
 def _refuse(option: str, reason: str) -> NoReturn:

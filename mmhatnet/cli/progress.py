@@ -1,7 +1,5 @@
 """Hooks that show the progress of a job, and its results."""
 
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -15,6 +13,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmhatnet.cli.overview import counted, relative
 from mmhatnet.cli.screen import Screen
+from mmhatnet_cli.calls import command_line
 
 OF_SIZE = ('_s', '_m', '_l', '_s@1000', '_m@1000', '_l@1000')
 MOST_METRICS = 8
@@ -111,7 +110,7 @@ class TrainingProgress(_ProgressHook):
             show('log', _with_warnings(self.screen))
         if checkpoint := next(iter(best.values()), last):
             config = Path(runner.work_dir, Path(runner.cfg.filename or 'CONFIG').name)
-            show('next', command('test', relative(config), relative(checkpoint)))
+            show('next', command_line('test', relative(config), relative(checkpoint)))
 
     def _show_epoch(self) -> None:
         if self._finished:
@@ -152,13 +151,6 @@ def _checkpoints(runner: Runner) -> tuple[dict[str, str], str | None]:
         if path := hub.get(f'best_ckpt{end}'):
             best[f'{metric} {hub.get(f"best_score{end}", nan):.4g}'] = path
     return best, hub.get('last_ckpt')
-
-
-def command(tool: str, *words: str) -> str:
-    """Returns the command line of another tool, called as this one was."""
-    this = Path(sys.argv[0])
-    start = ['python', str(this.with_name(f'{tool}.py'))] if this.suffix == '.py' else [this.name]
-    return shlex.join([*start, *([tool] if this.suffix != '.py' else []), *words])
 
 
 def _numbers(metrics: Mapping[str, object]) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """What a job shows on the screen. All of it, and the rest, is in the log file."""
 
 import inspect
-import io
 import logging
 import os
 import re
@@ -18,14 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from mmhatnet_cli.output import QUIET, is_by_package
+
 if TYPE_CHECKING:
     from mmengine.runner import Runner as Base
 else:
     Base = object
 
-# What these packages print, and the warnings that they give through Python, are in the log file
-# alone. What other code prints is shown, such as that of the user and a debugger.
-QUIET = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'pycocotools', 'torch', 'torchvision'}
 PROGRESS = re.compile(r'(Epoch|Iter)\((train\)|test\).* eta: )')  # lines of MMEngine's LoggerHook
 NOISE = re.compile('deprecated|The prefix is not set in metric class')
 TABLE = re.compile(r'^[+|]', re.MULTILINE)
@@ -68,7 +66,7 @@ class Screen:
 
     def __enter__(self) -> 'Screen':
         self._stdout, self._showwarning = sys.stdout, warnings.showwarning
-        if isinstance(sys.stdout, io.TextIOWrapper):  # names may have letters that it lacks
+        if hasattr(sys.stdout, 'reconfigure'):  # names may have letters that it lacks
             sys.stdout.reconfigure(errors='backslashreplace')
         self._console = _Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
         sys.stdout = self._stream = _Stream(self, self._stdout)  # type: ignore[assignment]
@@ -249,7 +247,7 @@ class _Handler(logging.Handler):
 
 
 class _Stream:
-    """Takes the place of ``sys.stdout``: text of other packages goes to the log file alone."""
+    """Takes the place of ``sys.stdout``: text of frameworks goes to the log file alone."""
 
     def __init__(self, screen: Screen, shown: TextIO) -> None:
         self._screen = screen
@@ -260,9 +258,7 @@ class _Stream:
         return getattr(self._shown, name)
 
     def write(self, text: str) -> int:
-        caller = inspect.currentframe().f_back.f_globals.get('__name__', '')
-        package = caller.partition('.')[0]
-        if package not in QUIET or self._screen.verbose:
+        if self._screen.verbose or not is_by_package(inspect.currentframe().f_back):
             self._screen.pause()
             self._shown.write(text)
         *lines, self._unfinished = (self._unfinished + text).split('\n')

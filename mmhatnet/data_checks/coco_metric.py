@@ -111,7 +111,7 @@ def check_answers(job: Job, file: CocoFile, metric: dict) -> None:
         job.refuse(
             f'{file.path} has an annotation with id {wrong[0]!r}, but pycocotools needs numbers, '
             'and takes 0 for no match, so that AP would be too low: number annotations from 1, or '
-            'let new-config (tools/new_config.py --data FOLDER) do it'
+            'let `mmhatnet new-config --data FOLDER` do it'
         )
     if wrong := [a for a in answers if not 0 <= a['area'] <= LARGEST_AREA]:
         job.refuse(

@@ -362,7 +362,7 @@ def _check_masks(job: Job, file: CocoFile, objects: Objects) -> None:
         elif fault in (NO_MASK, NO_POLYGON):
             job.refuse(
                 f'{text}, which {reader} needs: give them polygons, remove them, or train a '
-                'detector of boxes, such as configs/retinanet_hatnet.py'
+                'detector of boxes, such as mmhatnet::retinanet_hatnet.py'
             )
         else:
             job.refuse(f'{text}, which {reader} cannot decode: correct them, or remove them')

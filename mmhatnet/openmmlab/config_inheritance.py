@@ -23,6 +23,13 @@ EARLIER_NAMES = {
 }
 
 
+def config_folder() -> Path:
+    """Returns the folder of mmhatnet's configs."""
+    # The second one is beside the package in a checkout that is used without installation.
+    folders = [PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs']
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
 def config_path(name: str) -> str:
     """Returns the path of one of mmhatnet's configs, wherever the package is installed.
 
@@ -37,9 +44,7 @@ def config_path(name: str) -> str:
     Examples:
         >>> _base_ = __import__('mmhatnet').config_path('maskrcnn_hatnet.py')
     """
-    # The second folder is beside the package in a checkout that is used without installation.
-    folders = [PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs']
-    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    folder = config_folder()
     path = folder / EARLIER_NAMES.get(name, name)
     if not path.is_file() and path.parent.name == 'toy':
         # Projects inherit these configs by their earlier names, which lack the suffix.

@@ -28,7 +28,8 @@ class ResumableFSDPStrategy(FSDPStrategy):
     def _setup_env(self, *, launcher: str | None = None, **kwargs) -> None:
         if launcher == 'none':
             raise ValueError(
-                'FSDP needs several processes: start them with tools/dist_train.sh CONFIG GPUS'
+                'FSDP needs several processes: torchrun --nproc-per-node GPUS -m mmhatnet train '
+                'CONFIG --launcher pytorch'
             )
         super()._setup_env(launcher=launcher, **kwargs)
 

@@ -19,6 +19,7 @@ from importlib.util import cache_from_source, find_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+from mmhatnet.errors import MMHATNetError
 from mmhatnet.openmmlab.versions import MMCV, install_command
 
 SOURCE = Path(__file__).with_name('mmcv_ext.py')
@@ -26,7 +27,7 @@ MARK = b'python -m mmhatnet.install_ops'  # every version of the file contains i
 ONEDL, LITE = install_command(MMCV), install_command(MMCV, 'mmcv-lite')
 
 
-class OperatorsError(Exception):
+class OperatorsError(MMHATNetError):
     """Operators cannot be installed or removed. The message gives the reason and the remedy."""
 
 

@@ -72,7 +72,7 @@ def _require_room(metric: BaseMetric) -> None:
         raise ConfigError(
             f'{type(metric).__name__} writes label maps of 8 bits, which have room for {most} '
             f'classes and not for {classes}: leave out --out and output_dir, and write them with '
-            'tools/predict.py, in 16 bits.'
+            '`mmhatnet predict`, in 16 bits.'
         )
 
 

@@ -115,7 +115,9 @@ def install_command(requirement: Requirement, distribution: str | None = None) -
 
 def _raise(problems: list[str]) -> None:
     if problems:
-        raise ImportError('mmhatnet cannot work with what is installed. ' + ' '.join(problems))
+        raise ImportError(
+            'mmhatnet cannot work with what is installed. ' + ' '.join(problems), name='mmhatnet'
+        )
 
 
 def _problems_of(requirements: tuple[Requirement, ...]) -> list[str]:
