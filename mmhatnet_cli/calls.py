@@ -20,7 +20,7 @@ def command_line(command: str, *words: str) -> str:
         str: ``python tools/NAME.py ...`` in a process of a tool, or ``mmhatnet NAME ...``.
     """
     this = Path(sys.argv[0])
-    tool = this.with_name(f'{TOOLS.get(command, command).replace("-", "_")}.py')
+    tool = this.parent / f'{TOOLS.get(command, command).replace("-", "_")}.py'
     if this.suffix == '.py' and tool.is_file():
         start = [_typed(sys.executable), str(tool)]
     elif this.name == '__main__.py':

@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'folder', nargs='?', type=local_path, default='data/toy', help='the folder to write'
     )
-    parser.add_argument(
-        '--seed', type=at_least(0), default=0, help='the seed of all choices'
-    )
+    parser.add_argument('--seed', type=at_least(0), default=0, help='the seed of all choices')
     for name, counts in DEFAULT_COUNTS.items():
         parser.add_argument(
             f'--{name}',

@@ -23,7 +23,7 @@ def is_by_package(frame: FrameType | None) -> bool:
 def hide_packages() -> Iterator[None]:
     """Drops what the packages in ``QUIET`` print, until the context ends."""
     stdout = sys.stdout
-    sys.stdout = _WithoutPackages(stdout)  # type: ignore[assignment]
+    sys.stdout = _WithoutPackages(stdout)
     try:
         yield
     finally:

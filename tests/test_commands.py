@@ -69,16 +69,16 @@ def test_help_needs_the_standard_library_alone() -> None:
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_option_says_its_default(name: str, monkeypatch) -> None:
-    monkeypatch.setenv('COLUMNS', '10000')  # a line for each option
+    monkeypatch.setenv('COLUMNS', '10000')  # no line is broken
     parser = parser_of(command_of(name))
-    lines = parser.format_help().splitlines()
     for action in parser._actions:
         if action.help == SUPPRESS or action.required or action.dest == 'help':
             continue
-        start = ', '.join(action.option_strings) or action.dest
-        (line,) = (line for line in lines if re.match(rf'  {start}[ ,]', line))
-        assert '(default: ' in line, line
-        assert 'None' not in line and '[]' not in line and 'False' not in line, line
+        formatter = parser._get_formatter()
+        formatter.add_argument(action)
+        text = formatter.format_help()
+        assert '(default: ' in text, text
+        assert 'None' not in text and '[]' not in text and 'False' not in text, text
 
 
 def test_the_overview_has_a_line_for_each_command(ended) -> None:
@@ -96,7 +96,7 @@ def test_help_keeps_indented_lines(ended, monkeypatch) -> None:
     monkeypatch.setenv('COLUMNS', '60')
     _, shown, _ = ended('make-toy-data', '--help')
     assert '\n    FOLDER/imagenet/{train,val}/WNID       ' in shown
-    assert 'The same seed writes the same bytes with the same\n' in shown
+    assert 'bytes with the same versions\nof NumPy' in shown
     assert '(default: 400 50)' in ' '.join(shown.split())
 
 
@@ -122,7 +122,7 @@ def test_exit_statuses(ended) -> None:
     assert status == 1 and message.startswith('There is no config nothing.py: ')
     status, _, message = ended('train')
     assert status == 2 and 'mmhatnet train: error: the following arguments are req' in message
-    status, _, message = ended('visualize-attention', 'a', 'b', 'c', '--point=1', '1', '--out=d.e')
+    status, _, message = ended(*'visualize-attention a b c --point 1 1 --out d.e'.split())
     assert status == 2 and message.startswith('usage: mmhatnet visualize-attention [-h]')
     assert message.endswith('error: --out d.e must end with one of .pdf, .png, .svg\n')
 

@@ -124,7 +124,8 @@ def test_each_epoch_and_the_end(trained) -> None:
     assert re.search(r'\(coco/bbox_mAP \d\S*\)$', said['best'])
     assert Path(last) == folder / 'work' / 'epoch_2.pth'
     words = shlex.split(said['next'])
-    assert words[0] == 'python' and [Path(w).exists() for w in words[1:]] == [True] * 3
+    assert Path(words[0]).name.startswith('python')
+    assert [Path(w).exists() for w in words[1:]] == [True] * 3
 
 
 def test_the_rest_is_in_the_log_file(trained) -> None:

@@ -1,6 +1,6 @@
 """The reference implementation of HAT-Net, from the paper's text and with the published key names.
 
-It is not optimized. Tests compare with it, and it is the baseline of ``tools/benchmark.py``.
+It is not optimized. Tests compare with it, and it is the baseline of ``mmhatnet benchmark``.
 ``import mmhatnet`` does not import it. Attention matrices are complete, tokens change between
 layouts as in the published formulation, and incomplete windows at the edge are computed one by one.
 It runs in any floating-point precision.

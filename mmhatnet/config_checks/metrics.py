@@ -109,7 +109,7 @@ def _require_label_maps(cfg: Config, split: str) -> None:
                     f'{cfg.filename}: the pipeline of {split}_dataloader loads no masks, and '
                     f'{type_name(evaluator)} has nothing to compare with: add '
                     "dict(type='LoadAnnotations') before PackSegInputs; or, without masks, "
-                    f'{split}_evaluator.format_only=True and --out FOLDER, or use `mmhatnet predict`.'
+                    f'{split}_evaluator.format_only=True and --out FOLDER, or `mmhatnet predict`.'
                 )
 
 

@@ -105,7 +105,7 @@ def evaluate(detector: FileDetector, cfg: Config, classes: Sequence[str]) -> dic
         classes (Sequence[str]): The names of its classes.
 
     Returns:
-        dict: The metrics, as ``tools/test.py`` gives them.
+        dict: The metrics, as ``mmhatnet test`` gives them.
     """
     loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
     evaluator = Evaluator(cfg.test_evaluator)

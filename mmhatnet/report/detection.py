@@ -39,7 +39,7 @@ from mmhatnet.report.parts import (
 
 MOST_IMAGES = 10_000  # whose predictions are kept
 MOST_BOXES = 30  # in one view
-SCORE = 0.3  # the threshold where no detection is right, as that of tools/predict.py
+SCORE = 0.3  # the threshold where no detection is right, as that of `mmhatnet predict`
 SIZES = [0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, np.inf]
 TITLES = dict(bbox='boxes', segm='masks')
 NOTHING = '(nothing)'

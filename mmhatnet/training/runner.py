@@ -1,4 +1,4 @@
-"""The runner of tools/train.py: MMEngine's, which survives kills and resumes exactly."""
+"""The runner of `mmhatnet train`: MMEngine's, which survives kills and resumes exactly."""
 
 from contextlib import nullcontext
 from pathlib import Path
