@@ -122,7 +122,9 @@ def test_exit_statuses(ended) -> None:
     assert status == 1 and message.startswith('There is no config nothing.py: ')
     status, _, message = ended('train')
     assert status == 2 and 'mmhatnet train: error: the following arguments are req' in message
-    status, _, message = ended(*'visualize-attention a b c --point 1 1 --out d.e'.split())
+    status, _, message = ended(
+        'visualize-attention', 'a', 'b', 'c', '--point', '1', '1', '--out=d.e'
+    )
     assert status == 2 and message.startswith('usage: mmhatnet visualize-attention [-h]')
     assert message.endswith('error: --out d.e must end with one of .pdf, .png, .svg\n')
 

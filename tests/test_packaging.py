@@ -219,7 +219,7 @@ def test_downstream_project_trains_outside_the_checkout(tool, wheel, tmp_path):
 def test_commands_need_no_checkout(wheel: Path, tmp_path: Path) -> None:
     """From synthetic data to predictions, with the commands that are printed."""
     (entry,) = wheel.glob('*.dist-info/entry_points.txt')
-    module, _, function = re.search(r'^mmhatnet = (\S+):(\S+)$', entry.read_text(), re.M).groups()
+    module, function = re.search(r'^mmhatnet = (\S+):(\S+)$', entry.read_text(), re.M).groups()
     script, folder = tmp_path / 'bin' / 'mmhatnet', tmp_path / 'empty'
     for new in (script.parent, folder):
         new.mkdir()
