@@ -20,6 +20,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.structures import InstanceData, PixelData
 from predicting import random_job
+from pycocotools import mask as coco_masks
 
 import mmhatnet.report.hook as hook_module
 from mmhatnet.report import ReportHook, collecting, detection
@@ -287,11 +288,13 @@ def test_each_detection_and_each_object_is_counted_once(tmp_path: Path, monkeypa
     collector = DetectionCollector(metric, len(samples))
     measure(collector, samples)
     matrices = []
-    draw = detection.confusion_chart
+    add = detection.add_confusions
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            *(detection, 'confusion_chart'),
-            lambda matrix, *args: matrices.append(matrix) or draw(matrix, *args),
+            *(detection, 'add_confusions'),
+            lambda section, found, *args: (
+                matrices.append(found.matrix(5)) or add(section, found, *args)
+            ),
         )
         section = collector.section()
     (matrix,) = matrices
@@ -317,22 +320,21 @@ def test_each_detection_and_each_object_is_counted_once(tmp_path: Path, monkeypa
 
 
 def test_boxes_are_those_of_their_image(tmp_path: Path, monkeypatch) -> None:
-    """The ids of detections are not mixed up by the second evaluation."""
+    """Boxes and masks that are drawn belong together."""
     metric, samples = detections(tmp_path)
     collector = DetectionCollector(metric, len(samples))
     measure(collector, samples)
     drawn = []
     masked = detection._Drawer._masked
 
-    def record(self, image, size, shown):
+    def record(self, image, shown):
         for annotation, _ in shown:
             if 'score' in annotation:
-                mask = self.coco['segm'].annToMask(self.coco['segm'].anns[annotation['id']])
-                rows, columns = np.nonzero(mask)
+                rows, columns = np.nonzero(coco_masks.decode(annotation['segmentation']))
                 x, y, width, height = annotation['bbox']
                 drawn.append(abs(columns.min() - x) + abs(rows.min() - y))
                 assert columns.max() <= x + width + 1 and rows.max() <= y + height + 1
-        return masked(self, image, size, shown)
+        return masked(self, image, shown)
 
     monkeypatch.setattr(detection._Drawer, '_masked', record)
     collector.section()
@@ -506,7 +508,13 @@ def test_a_report_that_fails_does_not_fail_the_training(train, monkeypatch, caps
     assert (report.parent / 'epoch_1.pth').exists() and not report.exists()
 
 
-@pytest.mark.parametrize(('step', 'what'), [('add', 'kept'), ('section', 'evaluated')])
+@pytest.mark.parametrize(
+    ('step', 'what'),
+    [
+        ('add', 'The predictions could not be kept'),
+        ('section', 'This part could not be made'),
+    ],
+)
 def test_predictions_of_no_use_do_not_fail_the_training(
     step: str, what: str, train, monkeypatch
 ) -> None:
@@ -515,7 +523,7 @@ def test_predictions_of_no_use_do_not_fail_the_training(
 
     monkeypatch.setattr(ClassificationCollector, step, fail)
     page = train('imagenet').read_text()
-    assert f'The predictions could not be {what} (KeyError: &#39;gt_label&#39;)' in page
+    assert f'{what} (KeyError: &#39;gt_label&#39;)' in page
     assert 'accuracy/top1' in page and 'Losses' in page
 
 
@@ -532,7 +540,7 @@ def test_only_the_first_prediction_of_a_validation_counts(tmp_path: Path) -> Non
     for _ in range(2):
         for batch in range(4):
             hook.after_val_iter(runner, batch, outputs=samples[2 * batch : 2 * batch + 2])
-    assert hook.collector.matrix.sum() == 8 and not hook.failure
+    assert hook.collector.confusions.total == 8 and not hook.failure
 
 
 def test_collectors_exist() -> None:

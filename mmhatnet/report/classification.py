@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
-from mmpretrain.evaluation import ConfusionMatrix
 
 from mmhatnet.report.collecting import Collector, Worst
-from mmhatnet.report.drawing import confusion_chart, read, table_of_mistakes, view
+from mmhatnet.report.confusions import Confusions
+from mmhatnet.report.drawing import add_confusions, read, view
 from mmhatnet.report.parts import Example, Gallery, Section, Table, lowest_first, readable
 
 
@@ -17,7 +17,7 @@ class ClassificationCollector(Collector):
 
     def __init__(self, metric: BaseMetric, size: int) -> None:
         super().__init__(metric, size)
-        self.matrix = np.zeros((0, 0), np.int64)
+        self.confusions = Confusions()
         self.mistakes = Worst()
         self.random: dict[int, tuple] = {}
 
@@ -27,12 +27,7 @@ class ClassificationCollector(Collector):
             return  # no truth, or several labels
         scores, truth = sample.get('pred_score'), int(sample.gt_label[0])
         label = int(sample.pred_label[0] if scores is None else scores.argmax())
-        count = max(len(self.classes), 0 if scores is None else len(scores), truth + 1, label + 1)
-        if count > len(self.matrix):
-            grown = np.zeros((count, count), np.int64)
-            grown[: len(self.matrix), : len(self.matrix)] = self.matrix
-            self.matrix = grown
-        self.matrix += ConfusionMatrix.calculate([label], [truth], num_classes=count).numpy()
+        self.confusions.add([truth], [label], [1])
         score = 1.0 if scores is None else float(scores[label])
         of_truth = 0.0 if scores is None else float(scores[truth])
         example = (str(sample.get('img_path', '')), truth, label, score, of_truth)
@@ -42,37 +37,32 @@ class ClassificationCollector(Collector):
             self.mistakes.add(-score, position, example)
 
     def state(self) -> Any:
-        return self.matrix, self.mistakes.examples(), self.random
+        return self.confusions, self.mistakes.examples(), self.random
 
     def merge(self, states: Sequence[Any]) -> None:
-        matrices, mistakes, chosen = zip(*states)
-        count = max(map(len, matrices))
-        self.matrix = np.zeros((count, count), np.int64)
-        for matrix in matrices:
-            self.matrix[: len(matrix), : len(matrix)] += matrix
+        confusions, mistakes, chosen = zip(*states)
+        self.confusions.merge(confusions)
         self.mistakes.merge(mistakes)
         self.random = {key: value for part in chosen for key, value in part.items()}
 
     def section(self) -> Section:
-        section, matrix = Section('Classes'), self.matrix
-        if not matrix.sum():
+        section, total = Section('Classes'), self.confusions.total
+        if not total:
             section.notes.append(
                 'There is no confusion matrix: no image has exactly one true class.'
             )
             return section
-        names = [*self.classes, *(f'class {i}' for i in range(len(self.classes), len(matrix)))]
-        right, true, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+        count = max(len(self.classes), self.confusions.classes)
+        names = [*self.classes, *(f'class {i}' for i in range(len(self.classes), count))]
+        right, true, predicted = self.confusions.sums(count)
         with np.errstate(invalid='ignore', divide='ignore'):
             recall, precision = right / true, right / predicted
             f1 = 2 * right / (true + predicted)
         section.figures = [
-            ('accuracy', f'{right.sum() / matrix.sum():.1%}'),
+            ('accuracy', f'{right.sum() / total:.1%}'),
             ('mean recall of the classes', f'{np.nanmean(recall):.1%}'),
-            ('images', f'{matrix.sum():,}'),
+            ('images', f'{total:,}'),
         ]
-        section.charts.append(
-            confusion_chart(matrix, names, f'{matrix.sum():,} images, by the highest score.')
-        )
         section.tables = [
             Table(
                 'Classes',
@@ -88,8 +78,9 @@ class ClassificationCollector(Collector):
                 'are predicted as it, which some call the accuracy of the class. Precision is the '
                 'share of right ones among those predicted as it.',
             ),
-            table_of_mistakes(matrix, names, 'images'),
         ]
+        note = f'{total:,} images, by the highest score.'
+        add_confusions(section, self.confusions, names, note)
         section.galleries = [
             Gallery(
                 'The most confident mistakes',

@@ -25,7 +25,10 @@ class Collector(ABC):
     def __init__(self, metric: BaseMetric, size: int) -> None:
         self.metric = metric
         self.size = size
-        self.classes = [str(name) for name in (metric.dataset_meta or {}).get('classes') or []]
+        meta = metric.dataset_meta or {}
+        # Of several datasets, the first is measured.
+        self.meta: dict[str, Any] = meta[0] if isinstance(meta, (list, tuple)) else meta
+        self.classes = [str(name) for name in self.meta.get('classes') or []]
         self.seen = 0
         self.chosen = self.choose(EXAMPLES)
 

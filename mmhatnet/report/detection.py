@@ -1,12 +1,9 @@
-"""The part of a report on a detector, from the arrays of pycocotools."""
+"""The part of a report on a detector."""
 
-import contextlib
-import io
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -14,17 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties, fontManager, get_font
 from matplotlib.patches import Rectangle
 from mmengine.evaluator import BaseMetric
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools import mask as coco_masks
+from rich.console import Console
+from rich.progress import track
 
 from mmhatnet.report.collecting import EXAMPLES, Collector
-from mmhatnet.report.drawing import (
-    chart,
-    colors_of,
-    confusion_chart,
-    read,
-    table_of_mistakes,
-    view,
+from mmhatnet.report.confusions import Confusions
+from mmhatnet.report.drawing import add_confusions, chart, colors_of, read, view
+from mmhatnet.report.matching import (
+    Data,
+    Detections,
+    Evaluation,
+    Objects,
+    Settings,
+    boxes_of,
+    confusions,
+    count,
+    evaluate,
 )
 from mmhatnet.report.parts import (
     DASH,
@@ -39,38 +42,13 @@ from mmhatnet.report.parts import (
 
 MOST_IMAGES = 10_000  # whose predictions are kept
 MOST_BOXES = 30  # in one view
+MOST_LINES = 100  # of classes in a chart
 SCORE = 0.3  # the threshold where no detection is right, as that of `mmhatnet predict`
 SIZES = [0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, np.inf]
 TITLES = dict(bbox='boxes', segm='masks')
 NOTHING = '(nothing)'
 RIGHT, WRONG = '#1a9641', '#d7191c'
 COLORS = 'Green are objects that are found and detections that are right, red are the others.'
-
-
-class Matches(NamedTuple):
-    """How detections and objects fit together, at one IoU.
-
-    Attributes:
-        places (dict[int, int]): The place of each image in the evaluation, by its id.
-        scores (np.ndarray): The score of each detection.
-        right (np.ndarray): Whether it is matched to an object of its class.
-        images (np.ndarray): The place of the image of each detection.
-        areas (np.ndarray): The area of each object.
-        found (np.ndarray): The score of the detection that is matched to it, or -1.
-        of (np.ndarray): The place of the image of each object.
-        ids (set[int]): The detections that are right.
-        objects (dict[int, float]): ``found`` by the id of the object.
-    """
-
-    places: dict[int, int]
-    scores: np.ndarray
-    right: np.ndarray
-    images: np.ndarray
-    areas: np.ndarray
-    found: np.ndarray
-    of: np.ndarray
-    ids: set[int]
-    objects: dict[int, float]
 
 
 class DetectionCollector(Collector):
@@ -87,6 +65,8 @@ class DetectionCollector(Collector):
         if position in self.kept and not self.metric.format_only:
             # Its masks are encoded already, which takes long.
             result = self.metric.results[self.seen - 1][1]
+            if result['img_id'] != sample.img_id:
+                raise ValueError(f'{type(self.metric).__name__} keeps another image here')
             self.results.append((position, str(sample.get('img_path', '')), result))
 
     def state(self) -> Any:
@@ -98,126 +78,77 @@ class DetectionCollector(Collector):
     def section(self) -> Section:
         section = Section('Objects')
         kinds = [kind for kind in self.metric.metrics if kind in TITLES]
-        truth = self.metric._coco_api
-        if not self.results or truth is None or not truth.anns or not kinds:
-            section.notes.append('There is nothing to compare with: no object is annotated.')
+        truth = getattr(self.metric, '_coco_api', None)
+        if not self.results or not kinds or not getattr(truth, 'imgToAnns', None):
+            section.notes.append(
+                'There is nothing to compare with: no object is annotated, or '
+                f'{type(self.metric).__name__} does not measure boxes or masks as COCO does.'
+            )
             return section
+        images = self._images()
         if len(self.results) < self.size:
             section.notes.append(
                 f'All that follows is measured on {len(self.results):,} of {self.size:,} images, '
                 'which are chosen by chance. The metrics above are those of all images.'
             )
-        elif len(self._images()) > self.size:
+        elif len(images) > self.size:
             section.notes.append(
-                f'The annotation file has {len(self._images()):,} images, of which {self.size:,} '
+                f'The annotation file has {len(images):,} images, of which {self.size:,} '
                 'were predicted. As for the metrics above, objects of the others are missed.'
             )
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress
-            detections = self._detections(truth, kinds)
-            evaluations = {kind: self._evaluate(truth, detections[kind], kind) for kind in kinds}
-            _add_evaluations(section, evaluations)
-            matches = _matches(evaluations[kinds[0]], truth, detections[kinds[0]])
-            threshold = _add_threshold(section, matches, TITLES[kinds[0]])
-            section.charts.append(_size_chart(matches, threshold))
-            matrix = self._confusions(truth, detections[kinds[0]], kinds[0], threshold)
-        names = [*(str(truth.cats[category]['name']) for category in self.metric.cat_ids), NOTHING]
-        section.charts.append(
-            confusion_chart(
-                *(matrix, names),
-                f'Scores from {threshold:.2f} and {TITLES[kinds[0]]} with an IoU from 0.5, '
-                f'whatever their class. The column {NOTHING} has objects that are missed, the row '
-                'has detections where no object is.',
-            )
+        ious = np.asarray(self.metric.iou_thrs, float).reshape(-1)
+        settings = Settings(list(self.metric.cat_ids), ious, max(self.metric.proposal_nums))
+        data = Data(truth, images, self._by_image(), settings)
+        evaluations = {kind: evaluate(data, kind, partial(_shown, TITLES[kind])) for kind in kinds}
+        names = {category: str(truth.cats[category]['name']) for category in settings.classes}
+        _add_evaluations(section, evaluations, names)
+        kind, evaluation = next(iter(evaluations.items()))
+        threshold = _add_threshold(section, evaluation, TITLES[kind])
+        section.charts.append(_size_chart(evaluation.objects, threshold))
+
+        found = Confusions()
+        numbers = {category: i for i, category in enumerate(settings.classes)}
+        labels = [*names.values(), NOTHING]
+        for true, predicted in confusions(data, kind, threshold):
+            place = numbers.get(true, len(numbers)), numbers.get(predicted, len(numbers))
+            found.pairs[place] += 1
+        note = (
+            f'Scores from {threshold:.2f} and {TITLES[kind]} with an IoU from 0.5, whatever their '
+            f'class. The column {NOTHING} has objects that are missed, the row has detections '
+            'where no object is.'
         )
-        section.tables.append(table_of_mistakes(matrix, names, 'number', NOTHING))
-        section.galleries = self._galleries(truth, detections, matches, threshold)
+        add_confusions(section, found, labels, note, NOTHING)
+        drawer = _Drawer(data, evaluation, threshold, masks='segm' in kinds)
+        section.galleries = self._galleries(drawer)
         return section
 
-    def _images(self) -> list[int]:
-        """Returns the ids of the images that are measured."""
+    def _images(self) -> list:
+        """Returns the ids of the images that are measured, in ascending order."""
         if len(self.results) < self.size:
-            return [result['img_id'] for _, _, result in self.results]
-        return list(self.metric.img_ids)
+            return sorted({result['img_id'] for _, _, result in self.results})
+        return sorted({*self.metric.img_ids})
 
-    def _detections(self, truth: COCO, kinds: list[str]) -> dict[str, COCO]:
-        """Returns the detections by the type of their metric, with the same ids for each."""
-        with TemporaryDirectory() as folder:
-            files = self.metric.results2json([r for _, _, r in self.results], f'{folder}/results')
-            loaded = {kind: json.loads(Path(files[kind]).read_text()) for kind in kinds}
-        if 'segm' in loaded:
-            for entry in loaded['segm']:
-                del entry['bbox']  # as the metric does: the area is that of the mask
-        return {kind: _as_coco(truth, entries) for kind, entries in loaded.items()}
+    def _by_image(self) -> dict[Any, dict]:
+        """Returns the detections by the id of the image, which several datasets may share."""
+        found: dict[Any, dict] = {}
+        for _, _, result in self.results:
+            before = found.get(result['img_id'])
+            if before is not None:
+                result = {key: _joined(before[key], result[key]) for key in result}
+            found[result['img_id']] = result
+        return found
 
-    def _evaluate(self, truth: COCO, detections: COCO, kind: str) -> COCOeval:
-        evaluation = COCOeval(truth, detections, kind)
-        evaluation.params.catIds = self.metric.cat_ids
-        evaluation.params.imgIds = self._images()
-        evaluation.params.maxDets = list(self.metric.proposal_nums)
-        evaluation.params.iouThrs = np.asarray(self.metric.iou_thrs).reshape(-1)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        return evaluation
-
-    def _confusions(self, truth: COCO, detections: COCO, kind: str, threshold: float) -> np.ndarray:
-        """Counts the pairs of classes (true, predicted), of which the last is the background.
-
-        Unlike the analysis tool of MMDetection, it counts each object and each detection once.
-        """
-        numbers = {category: i for i, category in enumerate(self.metric.cat_ids)}
-        background = len(numbers)
-        matrix = np.zeros((background + 1, background + 1), np.int64)
-        everything = detections.dataset['annotations']
-        # Copies, because pycocotools numbers them anew.
-        confident = [dict(entry) for entry in everything if entry['score'] >= threshold]
-        evaluation = COCOeval(truth, _as_coco(truth, confident), kind)
-        evaluation.params.useCats = 0
-        evaluation.params.imgIds = self._images()
-        evaluation.params.iouThrs = np.array([0.5])
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]
-        evaluation.params.maxDets = [max(self.metric.proposal_nums)]
-        evaluation.evaluate()
-        for found in filter(None, evaluation.evalImgs):
-            for detection, match, ignored in zip(
-                found['dtIds'], found['dtMatches'][0], found['dtIgnore'][0]
-            ):
-                predicted = numbers[evaluation.cocoDt.anns[detection]['category_id']]
-                category = truth.anns[int(match)]['category_id'] if match else None
-                if not ignored:
-                    matrix[numbers.get(category, background), predicted] += 1
-            for item, match, ignored in zip(
-                found['gtIds'], found['gtMatches'][0], found['gtIgnore']
-            ):
-                category = truth.anns[item]['category_id']
-                if not match and not ignored and category in numbers:
-                    matrix[numbers[category], background] += 1
-        return matrix
-
-    def _galleries(
-        self, truth: COCO, detections: dict[str, COCO], matches: Matches, threshold: float
-    ) -> list[Gallery]:
-        names = {
-            category: _drawable(number, str(truth.cats[category]['name']))
-            for number, category in enumerate(self.metric.cat_ids)
-        }
-        drawer = _Drawer(names, dict(truth=truth, **detections), matches, threshold)
-        place = [matches.places[result['img_id']] for _, _, result in self.results]
-        confident = matches.scores >= threshold
-        right, wrong, missed = (
-            np.bincount(images, minlength=len(matches.places))[place]
-            for images in (
-                matches.images[confident & matches.right],
-                matches.images[confident & ~matches.right],
-                matches.of[matches.found < threshold],
-            )
-        )
+    def _galleries(self, drawer: '_Drawer') -> list[Gallery]:
+        places = {image: place for place, image in enumerate(drawer.data.images)}
+        place = [places[result['img_id']] for _, _, result in self.results]
+        right, wrong, missed = (counts[place] for counts in drawer.counts())
         mistakes = wrong + missed
         f1 = 2 * right / np.maximum(2 * right + mistakes, 1)
         worst = [i for i in np.lexsort((-mistakes, f1)) if mistakes[i]][:EXAMPLES]
         chosen = [i for i, (position, *_) in enumerate(self.results) if position in self.typical]
         return [
-            Gallery(title, [drawer.example(*self.results[i][1:]) for i in places], note)
-            for title, places, note in (
+            Gallery(title, [drawer.example(self.results[i][1], place[i]) for i in shown], note)
+            for title, shown, note in (
                 (
                     *('The worst images', worst),
                     f'They have the lowest F1 score and the most mistakes. {COLORS}',
@@ -227,99 +158,53 @@ class DetectionCollector(Collector):
         ]
 
 
-def _as_coco(truth: COCO, results: list[dict]) -> COCO:
-    """Returns results as pycocotools has them. It cannot load an empty list itself."""
-    if results:
-        return truth.loadRes(results)
-    empty = COCO()
-    empty.dataset = {**truth.dataset, 'annotations': []}
-    empty.createIndex()
-    return empty
+def _joined(first: Any, second: Any) -> Any:
+    """Joins the detections of an image that was predicted twice."""
+    if isinstance(first, np.ndarray):
+        return np.concatenate([first, second])
+    return first + second if isinstance(first, list) else second
 
 
-def _place_of(values: np.ndarray, value: float) -> int:
-    """Returns where a value is in an array, or 0 if it is not."""
-    return int(np.isclose(values, value).argmax())
+def _shown(what: str, images: Sequence) -> Iterable:
+    """Shows on a terminal how many images are done."""
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        return images
+    return track(images, f'Report on {what}', console=console, transient=True)
 
 
 def _mean(values: np.ndarray) -> float:
-    """Returns the mean of what pycocotools could measure, or NaN."""
+    """Returns the mean of what could be measured, or NaN."""
     measured = values[values > -1]
     return float(measured.mean()) if measured.size else float('nan')
 
 
-def _matches(evaluation: COCOeval, truth: COCO, detections: COCO) -> Matches:
-    """Reads which detections pycocotools has matched to which objects."""
-    params = evaluation.params
-    at = _place_of(params.iouThrs, 0.5)
-    places = {image: i for i, image in enumerate(params.imgIds)}
-    scores, right, images, areas, found, of = [], [], [], [], [], []
-    ids, objects = set(), {}
-    for entry in evaluation.evalImgs:
-        # The first range of areas has all objects.
-        if entry is None or entry['aRng'] != params.areaRng[0]:
-            continue
-        place = places[entry['image_id']]
-        for i, detection in enumerate(entry['dtIds']):
-            if entry['dtIgnore'][at, i]:
-                continue  # it lies in a crowd
-            scores.append(entry['dtScores'][i])
-            right.append(entry['dtMatches'][at, i] > 0)
-            images.append(place)
-            if right[-1]:
-                ids.add(detection)
-        for i, item in enumerate(entry['gtIds']):
-            if entry['gtIgnore'][i]:
-                continue
-            match = entry['gtMatches'][at, i]
-            areas.append(truth.anns[item]['area'])
-            found.append(detections.anns[int(match)]['score'] if match else -1.0)
-            of.append(place)
-            objects[item] = found[-1]
-    return Matches(
-        places,
-        *(np.array(scores, float), np.array(right, bool), np.array(images, int)),
-        *(np.array(areas, float), np.array(found, float), np.array(of, int)),
-        *(ids, objects),
-    )
-
-
-def _names(evaluation: COCOeval) -> list[str]:
-    """Returns the names of the classes in the order of pycocotools, by their ids."""
-    return [str(evaluation.cocoGt.cats[id_]['name']) for id_ in evaluation.params.catIds]
-
-
-def _add_evaluations(section: Section, evaluations: dict[str, COCOeval]) -> None:
-    """Adds what pycocotools has measured: precision and recall, and a table of the classes."""
-    classes = _names(next(iter(evaluations.values())))
-    columns: dict[str, list] = {'class': classes}
+def _add_evaluations(
+    section: Section, evaluations: dict[str, Evaluation], names: dict[int, str]
+) -> None:
+    """Adds precision and recall, and a table of the classes."""
+    first = next(iter(evaluations.values()))
+    classes = [names[category] for category in first.classes]
+    numbers = count(first.objects.classes, first.classes)
+    columns: dict[str, list] = {'class': classes, 'objects': numbers}
+    at = first.settings.shown
+    iou = f'{first.settings.ious[at]:.2g}'
     for kind, evaluation in evaluations.items():
-        params, precision = evaluation.params, evaluation.eval['precision']  # (T, R, K, A, M)
-        at = _place_of(params.iouThrs, 0.5)
-        iou = f'{params.iouThrs[at]:.2g}'
-        precision, recall = precision[..., 0, -1], evaluation.eval['recall'][at, :, 0, -1]
-        title = f'AP of {TITLES[kind]}'
+        precision, recall = evaluation.precision, evaluation.recall[at]
+        title, of = f'AP of {TITLES[kind]}', f'{TITLES[kind]}: '
         section.figures += [
             (title, f'{_mean(precision):.3f}'),
             (f'{title} at IoU {iou}', f'{_mean(precision[at]):.3f}'),
         ]
-        if len(columns) == 1:
-            numbers = dict.fromkeys(params.catIds, 0)
-            for entry in filter(None, evaluation.evalImgs):
-                if entry['aRng'] == params.areaRng[0]:
-                    ignored = np.asarray(entry['gtIgnore'], bool)
-                    numbers[entry['category_id']] += int(np.sum(~ignored))
-            columns['objects'] = list(numbers.values())
-        of = f'{TITLES[kind]}: '
         columns[f'{of}AP'] = [_mean(precision[:, :, i]) for i in range(len(classes))]
         columns[f'{of}AP at IoU {iou}'] = [_mean(precision[at, :, i]) for i in range(len(classes))]
         columns[f'{of}recall'] = [float(value) if value > -1 else None for value in recall]
         section.charts.append(_precision_chart(kind, evaluation, classes))
-    absent = [name for name, number in zip(classes, columns['objects']) if not number]
+    absent = sum(not number for number in numbers)
     note = f'The lowest AP at IoU {iou} comes first. Recall is at IoU {iou} and any score.'
     if absent:
         note += (
-            f' Of {len(absent)} classes no object is annotated: a dash means that nothing can be '
+            f' Of {absent} classes no object is annotated: a dash means that nothing can be '
             'measured.'
         )
     section.tables.append(
@@ -329,41 +214,45 @@ def _add_evaluations(section: Section, evaluations: dict[str, COCOeval]) -> None
     )
 
 
-def _precision_chart(kind: str, evaluation: COCOeval, classes: list[str]) -> Chart:
+def _precision_chart(kind: str, evaluation: Evaluation, classes: list[str]) -> Chart:
     """Draws precision over recall."""
-    params, precision = evaluation.params, evaluation.eval['precision'][..., 0, -1]
-    at = _place_of(params.iouThrs, 0.5)
+    ious, recalls, precision = evaluation.settings.ious, evaluation.recalls, evaluation.precision
+    at = evaluation.settings.shown
     measured = [i for i in range(len(classes)) if (precision[at, :, i] > -1).any()]
+    lines = measured[:: -(-len(measured) // MOST_LINES)] if measured else []
 
     def draw(ax: Axes) -> None:
         few = len(measured) <= 8
-        for color, i in zip(colors_of(len(measured)) / 255, measured):
+        for color, i in zip(colors_of(len(lines)) / 255, lines):
             label, color = (shortened(classes[i], 16), color) if few else (None, '0.75')
-            ax.plot(params.recThrs, precision[at, :, i], color=color, linewidth=0.9, label=label)
+            ax.plot(recalls, precision[at, :, i], color=color, linewidth=0.9, label=label)
         if measured:
             all_ious = precision[:, :, measured].mean((0, 2))
             mean = precision[at][:, measured].mean(1)
-            ax.plot(params.recThrs, mean, 'k', linewidth=2, label='mean')
-            if len(params.iouThrs) > 1:
-                ax.plot(params.recThrs, all_ious, 'k--', linewidth=1.3, label='mean, all IoUs')
+            ax.plot(recalls, mean, 'k', linewidth=2, label='mean')
+            if len(ious) > 1:
+                ax.plot(recalls, all_ious, 'k--', linewidth=1.3, label='mean, all IoUs')
             ax.legend()
         ax.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02))
 
-    first, last = params.iouThrs[0], params.iouThrs[-1]
-    note = f'Lines are at IoU {params.iouThrs[at]:.2g}'
-    note += f', the dashed one is the mean from {first:.2g} to {last:.2g}.' if first < last else '.'
+    note = f'Lines are at IoU {ious[at]:.2g}'
+    if ious[0] < ious[-1]:
+        note += f', the dashed one is the mean from {ious[0]:.2g} to {ious[-1]:.2g}'
+    note += '.'
     if len(measured) > 8:
-        note += ' Gray lines are classes.'
+        of = f'{len(lines)} of {len(measured):,} ' if len(lines) < len(measured) else ''
+        note += f' Gray lines are {of}classes.'
     return chart(f'Precision and recall of {TITLES[kind]}', draw, note)
 
 
-def _add_threshold(section: Section, matches: Matches, name: str) -> float:
+def _add_threshold(section: Section, evaluation: Evaluation, name: str) -> float:
     """Adds precision and recall by score, and returns the threshold with the best F1 score."""
-    order = np.argsort(-matches.scores, kind='stable')
-    scores, right = matches.scores[order], np.cumsum(matches.right[order])
-    count = np.arange(1, len(scores) + 1)
-    objects = max(len(matches.found), 1)
-    precision, recall, f1 = right / count, right / objects, 2 * right / (count + objects)
+    found = evaluation.detections
+    order = np.argsort(-found.scores, kind='stable')
+    scores, right = found.scores[order], np.cumsum(found.right[order])
+    number = np.arange(1, len(scores) + 1)
+    objects = max(len(evaluation.objects.found), 1)
+    precision, recall, f1 = right / number, right / objects, 2 * right / (number + objects)
     if not right.size or not right[-1]:
         section.notes.append(
             f'No detection is right at IoU 0.5. Where a threshold is needed, it is {SCORE}.'
@@ -396,15 +285,15 @@ def _add_threshold(section: Section, matches: Matches, name: str) -> float:
     return float(threshold)
 
 
-def _size_chart(matches: Matches, threshold: float) -> Chart:
+def _size_chart(objects: Objects, threshold: float) -> Chart:
     """Draws the recall of objects by their size."""
-    groups = np.digitize(np.sqrt(matches.areas), SIZES) - 1
+    groups = np.digitize(np.sqrt(objects.areas), SIZES) - 1
     shown = range(groups.min(), groups.max() + 1) if len(groups) else range(0)
 
     def draw(ax: Axes) -> None:
         labels = []
         for x, group in enumerate(shown):
-            found = matches.found[groups == group]
+            found = objects.found[groups == group]
             end = SIZES[group + 1]
             span = f'{SIZES[group]}{DASH}' + (f'{end:.0f}' if end < np.inf else '')
             labels.append(f'{span}\n{len(found):,}')
@@ -428,26 +317,41 @@ def _size_chart(matches: Matches, threshold: float) -> Chart:
 class _Drawer:
     """Draws the truth and the detections of an image."""
 
-    def __init__(
-        self, names: dict[int, str], coco: dict[str, COCO], matches: Matches, threshold: float
-    ) -> None:
-        self.names, self.coco, self.matches, self.threshold = names, coco, matches, threshold
+    def __init__(self, data: Data, evaluation: Evaluation, threshold: float, masks: bool) -> None:
+        self.data, self.threshold, self.masks = data, threshold, masks
+        self.names = {
+            category: _drawable(number, str(data.truth.cats[category]['name']))
+            for number, category in enumerate(data.settings.classes)
+        }
+        self.objects = evaluation.objects
+        confident = evaluation.detections.scores >= threshold
+        self.detections = Detections(*(values[confident] for values in evaluation.detections))
 
-    def example(self, path: str, result: dict) -> Example:
+    def counts(self) -> list[np.ndarray]:
+        """Returns how many detections are right and wrong and how many objects are missed."""
+        right, missed = self.detections.right, self.objects.found < self.threshold
+        return [
+            np.bincount(images, minlength=len(self.data.images))
+            for images in (
+                self.detections.images[right],
+                self.detections.images[~right],
+                self.objects.images[missed],
+            )
+        ]
+
+    def example(self, path: str, place: int) -> Example:
         """Draws an image."""
+        image = self.data.images[place]
+        annotations = self.data.truth.imgToAnns.get(image, [])
         objects = [
-            a
-            for a in self.coco['truth'].imgToAnns[result['img_id']]
-            if a['id'] in self.matches.objects
+            (annotations[at], score >= self.threshold)
+            for _, at, _, _, score in _rows(self.objects, place)
         ]
         detections = [
-            a
-            for a in (self.coco.get('bbox') or self.coco['segm']).imgToAnns[result['img_id']]
-            if a['score'] >= self.threshold and a['category_id'] in self.names
+            (self._annotation(self.data.results[image], at, category, score), right)
+            for _, at, category, score, right in _rows(self.detections, place)
         ]
-        detections.sort(key=lambda a: -a['score'])
-        found = sum(self.matches.objects[a['id']] >= self.threshold for a in objects)
-        right = sum(a['id'] in self.matches.ids for a in detections)
+        found, right = (sum(flag for _, flag in shown) for shown in (objects, detections))
         note = f'objects found: {found} of {len(objects)}; detections right: {right} of '
         note += f'{len(detections)}'
         if len(detections) > MOST_BOXES:
@@ -455,35 +359,35 @@ class _Drawer:
         loaded = read(path)
         if loaded is None:
             return Example(path, note, [])
-        image, size = loaded
-        views = [
-            ('truth', [(a, self.matches.objects[a['id']] >= self.threshold) for a in objects]),
-            ('prediction', [(a, a['id'] in self.matches.ids) for a in detections[:MOST_BOXES]]),
-        ]
+        pixels, size = loaded
+        views = (('truth', objects), ('prediction', detections[:MOST_BOXES]))
         return Example(
             *(path, note),
             [
-                (name, view(*self._masked(image, size, shown), self._boxes(shown)))
+                (name, view(self._masked(pixels, shown), size, self._boxes(shown)))
                 for name, shown in views
             ],
         )
 
-    def _masked(
-        self, image: np.ndarray, size: tuple[int, int], shown: list[tuple[dict, bool]]
-    ) -> tuple[np.ndarray, tuple[int, int]]:
+    def _annotation(self, result: dict, place: int, category: int, score: float) -> dict:
+        """Returns a detection as an annotation of COCO."""
+        found = dict(bbox=boxes_of(result)[place], category_id=category, score=score)
+        return found | (dict(segmentation=result['masks'][place]) if self.masks else {})
+
+    def _masked(self, image: np.ndarray, shown: list[tuple[dict, bool]]) -> np.ndarray:
         """Colors the masks in an image, if masks are measured."""
         image = image.copy()
-        for annotation, right in shown if 'segm' in self.coco else []:
-            coco = self.coco['segm' if 'score' in annotation else 'truth']
-            annotation = coco.anns[annotation['id']]
-            if not annotation.get('segmentation'):
+        for annotation, right in shown if self.masks else []:
+            mask = annotation.get('segmentation')
+            if not mask:
                 continue
-            mask = mmcv.imresize(
-                coco.annToMask(annotation), image.shape[1::-1], interpolation='nearest'
-            )
+            if 'score' not in annotation:
+                mask = self.data.truth.annToRLE(annotation)
+            mask = coco_masks.decode(mask)
+            mask = mmcv.imresize(mask, image.shape[1::-1], interpolation='nearest')
             color = np.array([int((RIGHT if right else WRONG)[i : i + 2], 16) for i in (1, 3, 5)])
             image[mask > 0] = (0.7 * image[mask > 0] + 0.3 * color).astype(np.uint8)
-        return image, size
+        return image
 
     def _boxes(self, shown: list[tuple[dict, bool]]):
         def draw(ax: Axes) -> None:
@@ -506,6 +410,12 @@ class _Drawer:
                 )
 
         return draw
+
+
+def _rows(of_all: Detections | Objects, place: int) -> list[tuple]:
+    """Returns the rows of one image."""
+    start, end = np.searchsorted(of_all.images, [place, place + 1])
+    return list(zip(*(values[start:end].tolist() for values in of_all)))
 
 
 def _drawable(number: int, name: str) -> str:

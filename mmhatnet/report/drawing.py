@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.fileio import get
 
-from mmhatnet.report.parts import Cell, Chart, Table, shortened
+from mmhatnet.report.confusions import Confusions
+from mmhatnet.report.parts import Cell, Chart, Section, Table, shortened
 
 # Text stays text, so that it is sharp and in a font of the reader's; '$' starts no formula.
 STYLE = {
@@ -31,6 +32,8 @@ CHART = (4.6, 3.2)  # inches
 NO_METADATA = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
 LABELLED = 32  # classes that have names at the axes of a confusion matrix
 VALUES = 12  # classes that have values in its cells
+MATRIX = 2000  # classes that have a confusion matrix at all
+MISTAKES = 10  # in a table
 VIEW = 4.2  # inches, at 100 pixels each
 
 
@@ -79,17 +82,40 @@ def css(color: Sequence[int]) -> str:
     return '#{:02x}{:02x}{:02x}'.format(*(int(value) for value in color))
 
 
-def confusion_chart(matrix: np.ndarray, names: Sequence[str], note: str) -> Chart:
-    """Draws a confusion matrix, in shares of its rows.
+def add_confusions(
+    section: Section,
+    confusions: Confusions,
+    names: Sequence[str],
+    note: str,
+    nothing: str | None = None,
+) -> None:
+    """Adds a confusion matrix and the most frequent mistakes.
 
     Args:
-        matrix (np.ndarray): The counts (true class, predicted class).
-        names (Sequence[str]): The names of rows and columns.
+        section (Section): Where they are added.
+        confusions (Confusions): The counts.
+        names (Sequence[str]): The names of the classes.
         note (str): What is counted.
-
-    Returns:
-        Chart: The confusion matrix.
+        nothing (str, optional): The last name if it stands for none of the classes.
     """
+    if len(names) <= MATRIX:
+        section.charts.append(_confusion_chart(confusions.matrix(len(names)), names, note))
+    else:
+        section.notes.append(
+            f'There is no confusion matrix, which would have {len(names):,} rows. {note}'
+        )
+    true = confusions.sums(len(names)).true
+    rows: list[list[Cell]] = []
+    for row, column, number in confusions.mistakes(MISTAKES):
+        is_class = nothing is None or row < len(names) - 1
+        share = f'{number / true[row]:.1%}' if is_class else None
+        rows.append([names[row], names[column], number, share])
+    columns = ['true class', 'predicted class', 'number', 'share of the true class']
+    section.tables.append(Table('Most frequent mistakes', columns, rows, texts=2))
+
+
+def _confusion_chart(matrix: np.ndarray, names: Sequence[str], note: str) -> Chart:
+    """Draws a confusion matrix (true class, predicted class), in shares of its rows."""
     count, sums = len(matrix), matrix.sum(1, keepdims=True)
     shares = np.divide(matrix, sums, where=sums > 0, out=np.zeros(matrix.shape))
 
@@ -114,38 +140,6 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str], note: str) -> Char
         ', and values are percent. ' if count <= VALUES else '. '
     )
     return chart('Confusion matrix', draw, shown + note, (side, 0.95 * side))
-
-
-def table_of_mistakes(
-    matrix: np.ndarray,
-    names: Sequence[str],
-    counted: str,
-    nothing: str | None = None,
-    most: int = 10,
-) -> Table:
-    """Lists the most frequent mistakes.
-
-    Args:
-        matrix (np.ndarray): The counts (true class, predicted class).
-        names (Sequence[str]): The names of rows and columns.
-        counted (str): What is counted.
-        nothing (str, optional): The last name if it stands for none of the classes.
-        most (int): How many. Defaults to 10.
-
-    Returns:
-        Table: The true class, the predicted class, the count and its share of the row.
-    """
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind='stable')[:most]
-    rows: list[list[Cell]] = []
-    for row, column in (np.unravel_index(place, wrong.shape) for place in order):
-        if number := int(wrong[row, column]):
-            is_class = nothing is None or row < len(matrix) - 1
-            share = f'{number / matrix[row].sum():.1%}' if is_class else None
-            rows.append([names[row], names[column], number, share])
-    columns = ['true class', 'predicted class', counted, 'share of the true class']
-    return Table('Most frequent mistakes', columns, rows, texts=2)
 
 
 def read(path: str, most: int = 840) -> tuple[np.ndarray, tuple[int, int]] | None:

@@ -1,5 +1,6 @@
 """Writes the report when a training or a test has finished."""
 
+import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,6 +11,9 @@ from mmengine.dist import collect_results, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
+
+from mmhatnet.errors import printable
+from mmhatnet.report.parts import reason_of
 
 NAME = 'report.html'
 # The metrics from which predictions are taken, and the classes that keep them.
@@ -29,6 +33,9 @@ class ReportHook(Hook):
 
     Attributes:
         path (Path | None): The report, once it is written.
+        collector (Collector | None): The predictions, if one knows the metric.
+        failure (str): Why they could not be kept.
+        note (str): Of which data they are.
     """
 
     priority = 'LOWEST'
@@ -39,6 +46,7 @@ class ReportHook(Hook):
         self.metrics: dict[str, float] = {}
         self.measured: dict[str, int] = {}
         self.failure = ''
+        self.note = ''
         self._started = time.time()
 
     def before_train(self, runner: Runner) -> None:
@@ -84,14 +92,19 @@ class ReportHook(Hook):
         self._write(runner, Path(runner.log_dir), train=False)
 
     def _start(self, loop: BaseLoop) -> None:
-        self.collector, self.failure = None, ''
+        self.collector, self.failure, self.note = None, '', ''
         try:
-            for metric in loop.evaluator.metrics:
+            metrics, size = loop.evaluator.metrics, len(loop.dataloader.dataset)
+            if names := getattr(loop.evaluator, 'dataset_prefixes', None):
+                # Each dataset of a ConcatDataset has a metric of its own.
+                metrics, size = metrics[:1], loop.dataloader.dataset.cumulative_sizes[0]
+                self.note = f'All that follows is measured on the first dataset, {names[0]}.'
+            for metric in metrics:
                 for base in type(metric).__mro__:
                     if self.collector is None and base.__name__ in COLLECTORS:
                         module, _, name = COLLECTORS[base.__name__].partition('.')
                         found = getattr(import_module(f'mmhatnet.report.{module}'), name)
-                        self.collector = found(metric, len(loop.dataloader.dataset))
+                        self.collector = found(metric, size)
         except Exception as error:
             self._fail(error)
 
@@ -103,7 +116,7 @@ class ReportHook(Hook):
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        self.collector, self.failure = None, f'{type(error).__name__}: {error}'
+        self.collector, self.failure = None, reason_of(error)
 
     def _write(self, runner: Runner, folder: Path, train: bool) -> None:
         try:
@@ -117,11 +130,20 @@ class ReportHook(Hook):
                 from mmhatnet.report.writing import write_report  # which imports Matplotlib
 
                 self.path = write_report(self, runner, folder / NAME, train, self._started)
-                here = Path.cwd()
-                inside = self.path.is_relative_to(here)
-                # A line like those of the screen.
-                print(f'report   {self.path.relative_to(here) if inside else self.path}')
+                _say(f'report   {_shown(self.path)}')  # a line like those of the screen
         except Exception as error:  # nothing may fail a job that has finished
-            what = 'training' if train else 'test'
-            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-            print(f'The {what} has finished, but {folder / NAME} could not be written ({reason}).')
+            what, file = 'training' if train else 'test', folder / NAME
+            _say(f'The {what} has finished, but {file} could not be written ({reason_of(error)}).')
+
+
+def _shown(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except (OSError, ValueError):  # the folder is gone, or the file is not below it
+        return path
+
+
+def _say(line: str) -> None:
+    """Prints a line, also where the output cannot show all its letters."""
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    print(printable(line).encode(encoding, 'backslashreplace').decode(encoding))

@@ -110,3 +110,8 @@ def shortened(text: str, length: int = 22) -> str:
     """Returns a printable text of at most this length."""
     text = printable(text).replace('\n', ' ')
     return text if len(text) <= length else text[: length - 1] + '…'
+
+
+def reason_of(error: Exception) -> str:
+    """Returns an error in one line."""
+    return ' '.join(f'{type(error).__name__}: {error}'.split())

@@ -9,19 +9,14 @@ import torch
 from mmengine.evaluator import BaseMetric
 
 from mmhatnet.report.collecting import Collector, Worst
-from mmhatnet.report.drawing import (
-    colors_of,
-    confusion_chart,
-    css,
-    read,
-    table_of_mistakes,
-    view,
-)
+from mmhatnet.report.confusions import Confusions, sums
+from mmhatnet.report.drawing import add_confusions, colors_of, css, read, view
 from mmhatnet.report.parts import Example, Gallery, Section, Table, lowest_first
 
 SIDE = 420  # pixels, of the label maps that are kept
 NAMED = 10  # classes in the legend of an image
 IGNORED = -1
+DENSE = 1000  # classes whose pairs are counted all at once, also those that do not occur
 
 
 class SegmentationCollector(Collector):
@@ -30,7 +25,7 @@ class SegmentationCollector(Collector):
     def __init__(self, metric: BaseMetric, size: int) -> None:
         super().__init__(metric, size)
         count = len(self.classes)
-        self.matrix = np.zeros((count, count), np.int64)
+        self.confusions = Confusions()
         # Pixels whose true class is none of the model's. The metric counts them as predicted.
         self.outside = np.zeros(count, np.int64)
         self.images = 0
@@ -46,14 +41,23 @@ class SegmentationCollector(Collector):
         count = len(self.classes)
         valid = truth != self.metric.ignore_index
         inside = valid & (truth >= 0) & (truth < count)
-        pairs = torch.bincount(count * truth[inside] + predicted[inside], minlength=count**2)
-        matrix = pairs.reshape(count, count).cpu().numpy()
-        self.matrix += matrix
+        pairs = count * truth[inside] + predicted[inside]
+        if count <= DENSE:
+            numbers = torch.bincount(pairs)
+            pairs = numbers.nonzero()[:, 0]
+            numbers = numbers[pairs]
+        else:
+            pairs, numbers = pairs.unique(return_counts=True)
+        pairs, numbers = pairs.cpu().numpy(), numbers.cpu().numpy()
+        pairs = (pairs // count, pairs % count)
+        self.confusions.add(*(part.tolist() for part in (*pairs, numbers)))
         self.outside += torch.bincount(predicted[valid & ~inside], minlength=count).cpu().numpy()
         self.images += 1
-        present = matrix.sum(1) > 0
+        right, true, found = sums(*pairs, numbers, count)
+        present = true > 0
         # An image in which nothing counts is neither good nor bad.
-        score = float(_iou(matrix)[present].mean()) if present.any() else 1.0
+        iou = right[present] / (true + found - right)[present]
+        score = float(iou.mean()) if present.any() else 1.0
         wanted = self.worst.wants(score) and present.any()
         if not wanted and position not in self.chosen:
             return
@@ -67,21 +71,22 @@ class SegmentationCollector(Collector):
             self.random[position] = example
 
     def state(self) -> Any:
-        return self.matrix, self.outside, self.images, self.worst.examples(), self.random
+        return self.confusions, self.outside, self.images, self.worst.examples(), self.random
 
     def merge(self, states: Sequence[Any]) -> None:
-        matrices, outside, images, worst, chosen = zip(*states)
-        self.matrix, self.outside, self.images = sum(matrices), sum(outside), sum(images)
+        confusions, outside, images, worst, chosen = zip(*states)
+        self.confusions.merge(confusions)
+        self.outside, self.images = sum(outside), sum(images)
         self.worst.merge(worst)
         self.random = {key: value for part in chosen for key, value in part.items()}
 
     def section(self) -> Section:
-        section, matrix, names = Section('Classes'), self.matrix, self.classes
-        if not matrix.sum():
+        section, names = Section('Classes'), self.classes
+        if not self.confusions.total:
             section.notes.append('There is no confusion matrix: no pixel has a true class.')
             return section
-        right, true = np.diag(matrix), matrix.sum(1)
-        predicted = matrix.sum(0) + self.outside
+        right, true, predicted = self.confusions.sums(len(names))
+        predicted = predicted + self.outside
         found = self.metric.total_area_to_metrics(
             *map(torch.from_numpy, (right.copy(), true + predicted - right, predicted, true))
         )
@@ -92,7 +97,6 @@ class SegmentationCollector(Collector):
             ('mean accuracy', f'{100 * np.nanmean(found["Acc"]):.2f}'),
             ('accuracy of all pixels', f'{100 * found["aAcc"]:.2f}'),
         ]
-        section.charts.append(confusion_chart(matrix, names, f'Pixels of {self.images:,} images.'))
         section.tables = [
             Table(
                 'Classes',
@@ -110,10 +114,10 @@ class SegmentationCollector(Collector):
                 'are predicted as it, its recall. Precision is the share of right ones among the '
                 'pixels predicted as it.',
             ),
-            table_of_mistakes(matrix, names, 'pixels'),
         ]
-        palette = (self.metric.dataset_meta or {}).get('palette')
-        colors = colors_of(len(names), palette)
+        note = f'Pixels of {self.images:,} images.'
+        add_confusions(section, self.confusions, names, note)
+        colors = colors_of(len(names), self.meta.get('palette'))
         section.galleries = [
             Gallery(
                 'The worst images',
@@ -145,12 +149,6 @@ class SegmentationCollector(Collector):
         if len(order) > NAMED:
             note += f'; the legend names {NAMED} of {len(order)} classes'
         return Example(path, note, views, legend)
-
-
-def _iou(matrix: np.ndarray) -> np.ndarray:
-    right = np.diag(matrix)
-    union = matrix.sum(0) + matrix.sum(1) - right
-    return np.divide(right, union, where=union > 0, out=np.zeros(len(matrix)))
 
 
 def _overlaid(image: np.ndarray, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:

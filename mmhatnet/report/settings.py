@@ -47,7 +47,7 @@ def settings(runner: Runner, loops: dict[str, BaseLoop | None], checkpoint: str 
                 else str(Path(dataset.data_root, dataset.get('ann_file') or ''))
                 for dataset in datasets_of(cfg, split)
             )
-            rows.append([f'data, {split}', f'{places} ({len(loop.dataloader.dataset):,} images)'])
+            rows.append([f'data, {split}', f'{places} ({length_of(loop)})'])
     model = getattr(runner.model, 'module', runner.model)
     backbone = getattr(model, 'backbone', None)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
@@ -59,7 +59,7 @@ def settings(runner: Runner, loops: dict[str, BaseLoop | None], checkpoint: str 
         rows += _recipe(runner)
     else:
         rows.append(['checkpoint', checkpoint])
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), torch.device('cpu'))
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()
     rows += [
         ['seed', str(runner.seed)],
@@ -77,6 +77,14 @@ def settings(runner: Runner, loops: dict[str, BaseLoop | None], checkpoint: str 
         'Settings and versions',
         tables=[Table('Settings', [], rows, texts=2), Table('Versions', [], versions, texts=2)],
     )
+
+
+def length_of(loop: BaseLoop) -> str:
+    """Says how many images a loop reads. Datasets that stream them have no length."""
+    try:
+        return f'{len(loop.dataloader.dataset):,} images'
+    except TypeError:
+        return 'images whose number is not known'
 
 
 def _recipe(runner: Runner) -> list[list[str]]:

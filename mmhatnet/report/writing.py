@@ -1,17 +1,17 @@
 """Puts a report together and writes it."""
 
 import time
-from numbers import Number
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmengine.hooks import LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmhatnet.report.curves import curves
 from mmhatnet.report.page import render
-from mmhatnet.report.parts import Section, Table
-from mmhatnet.report.settings import settings
+from mmhatnet.report.parts import Section, Table, reason_of
+from mmhatnet.report.settings import length_of, settings
 
 if TYPE_CHECKING:
     from mmhatnet.report.hook import ReportHook
@@ -36,22 +36,21 @@ def write_report(
     name = Path(runner.cfg.filename or 'config').stem
     minutes = (time.time() - started) / 60
     taken = f'{minutes:.1f} minutes' if minutes < 90 else f'{minutes / 60:.1f} hours'
-    sections = [_measured(hook, runner, train)]
-    if hook.failure:
-        sections[0].notes.append(f'The predictions could not be kept ({hook.failure}).')
-    elif hook.collector is not None:
-        try:
-            sections.append(hook.collector.section())
-        except Exception as error:  # the rest of the report is still of use
-            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-            sections[0].notes.append(f'The predictions could not be evaluated ({reason}).')
+    loops = dict(train=runner.train_loop, val=runner.val_loop) if train else {}
+    loops |= {} if train else dict(test=runner.test_loop)
+    sections = [_part('Results', lambda: _measured(hook, runner, train))]
     if train:
         loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
         by_epoch = all(hook.log_metric_by_epoch for hook in loggers)
-        sections.insert(1, curves(Path(runner.work_dir), runner.timestamp, by_epoch))
-    loops = dict(train=runner.train_loop, val=runner.val_loop) if train else {}
-    loops |= {} if train else dict(test=runner.test_loop)
-    sections.append(settings(runner, loops, None if train else str(runner._load_from)))
+        folder, last = Path(runner.work_dir), runner.timestamp
+        sections.append(_part('Training', lambda: curves(folder, last, by_epoch)))
+    if hook.failure:
+        sections[0].notes.append(f'The predictions could not be kept ({hook.failure}).')
+    elif hook.collector is not None:
+        sections[0].notes += [hook.note] * bool(hook.note)
+        sections.append(_part('Predictions', hook.collector.section))
+    tested = None if train else str(runner._load_from)
+    sections.append(_part('Settings', lambda: settings(runner, loops, tested)))
     text = render(
         f'{what}: {name}',
         f'{time.strftime("%Y-%m-%d %H:%M")}; this run took {taken}',
@@ -67,6 +66,14 @@ def write_report(
     return path
 
 
+def _part(title: str, make: Callable[[], Section]) -> Section:
+    """Makes a part of the report. If that fails, the others are still of use."""
+    try:
+        return make()
+    except Exception as error:
+        return Section(title, notes=[f'This part could not be made ({reason_of(error)}).'])
+
+
 def _measured(hook: 'ReportHook', runner: Runner, train: bool) -> Section:
     """Says what was measured on which data."""
     section = Section('Results')
@@ -78,7 +85,7 @@ def _measured(hook: 'ReportHook', runner: Runner, train: bool) -> Section:
         )
         return section
     loop = runner.val_loop if train else runner.test_loop
-    images = f'{len(loop.dataloader.dataset):,} images'
+    images = length_of(loop)
     if not train:
         section.notes.append(f'{runner._load_from}, measured on {images} of the test data.')
     else:
@@ -89,9 +96,8 @@ def _measured(hook: 'ReportHook', runner: Runner, train: bool) -> Section:
             f'Measured by the last validation, after {when}, on {images} of the validation data. '
             'The best checkpoint may be an earlier one.'
         )
-    values = [
-        [key, float(value)] for key, value in hook.metrics.items() if isinstance(value, Number)
-    ]
+    found = ((key, _number(value)) for key, value in hook.metrics.items())
+    values = [[str(key), value] for key, value in found if value is not None]
     section.tables.append(
         Table(
             'Metrics as logged',
@@ -103,3 +109,11 @@ def _measured(hook: 'ReportHook', runner: Runner, train: bool) -> Section:
         )
     )
     return section
+
+
+def _number(value: Any) -> float | None:
+    """Returns a metric as a number, or None if it is none, such as a text or an array."""
+    try:
+        return None if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
