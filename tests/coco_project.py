@@ -14,7 +14,10 @@ def image(path, width=40, height=30, orientation=None):
     exif = Image.Exif()
     if orientation:
         exif[0x0112] = orientation
-    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path, exif=exif)
+    pixels = Image.fromarray(np.zeros((height, width, 3), np.uint8))
+    # Of a camera with two lenses.
+    second = dict(save_all=True, append_images=[pixels]) if path.suffix == '.mpo' else {}
+    pixels.save(path, exif=exif, **second)
 
 
 def content(names=('cat', 'dog')):

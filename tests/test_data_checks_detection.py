@@ -293,6 +293,27 @@ def test_compares_sizes_with_images_as_they_are_loaded(project):
     assert '41 x 30' in project.note('train')
 
 
+@pytest.mark.parametrize('suffix', ['mpo', 'png', 'webp', 'tif'])
+def test_asks_the_loader_whether_it_turns_images_of_a_format(project, suffix):
+    """OpenCV turns all but WebP, and TIFF in any case. Pillow turns all of them."""
+    for number, entry in enumerate(project.files['train']['images'], 1):
+        entry['file_name'] = f'{number}.{suffix}'
+        orientation = 3 if number == 2 else 1
+        image(project.folder / 'train' / f'{number}.{suffix}', 40, 30, orientation)
+    report = project.check('train')
+    assert not report.errors
+    assert (suffix == 'webp') is not any('mirrored by their EXIF' in n for n in report.notes)
+    image(project.folder / 'train' / f'1.{suffix}', 40, 30, 6)
+    for backend in ('pillow', 'cv2'):
+        project.train.pipeline[0].imdecode_backend = backend
+        errors = project.check('train').errors
+        if suffix == 'webp' and backend == 'cv2':
+            assert not errors
+            continue
+        remedy = 'store the image without it' if suffix == 'tif' else 'set color_type='
+        assert f'annotations were made without: {remedy}' in errors[0]
+
+
 def test_reads_a_sample_of_many_images_and_all_when_asked(project, monkeypatch):
     monkeypatch.setattr('mmhatnet.data_checks.images.SAMPLE', 2)
     assert project.check('train').counts['Data']['of these decoded'] == dict(train=2)

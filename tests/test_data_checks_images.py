@@ -4,11 +4,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import mmcv
+import numpy as np
 import pytest
 from PIL import Image
 
 from mmhatnet.data_checks import Report
-from mmhatnet.data_checks.images import files_below, link_to_itself, read_sample
+from mmhatnet.data_checks.images import files_below, link_to_itself, read_sample, shown_as
 
 
 @pytest.fixture
@@ -91,3 +93,24 @@ def test_large_images_are_read_one_after_another(tmp_path, monkeypatch):
     monkeypatch.setattr('mmhatnet.data_checks.images.LARGE', 1000)
     read_sample(job, paths, 'images', read)
     assert max(most) > 1
+
+
+@pytest.mark.parametrize('form', ['JPEG', 'MPO', 'PNG', 'WEBP', 'TIFF', 'BMP'])
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+@pytest.mark.parametrize('flag', ['color', 'color_ignore_orientation', 'unchanged'])
+def test_knows_how_images_are_loaded(form, backend, flag, tmp_path):
+    pixels = Image.new('RGB', (32, 16))
+    pixels.paste((255, 255, 255), (0, 0, 16, 8))
+    both = dict(save_all=True, append_images=[pixels]) if form == 'MPO' else {}
+    for orientation in range(1, 9):
+        path, exif = tmp_path / f'{orientation}', Image.Exif()
+        exif[0x0112] = orientation
+        pixels.save(path, form, exif=exif, **both)
+        loaded = mmcv.imfrombytes(path.read_bytes(), flag, backend=backend)[..., 0] > 128
+        with Image.open(path) as image:
+            size, turned = shown_as(image, flag, backend)
+        assert size == loaded.shape[::-1]
+        stored = np.zeros((16, 32), bool)
+        stored[:8, :16] = True
+        assert (turned == 1) is np.array_equal(loaded, stored) or orientation == 1
+        assert turned in (1, orientation)

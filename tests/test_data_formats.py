@@ -293,7 +293,7 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
     assert 'Shapes of type line, which have no area, are left out: 2, such as' in new.report
 
 
-@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp'])
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'tif'])
 @pytest.mark.parametrize('orientation', [5, 6, 7, 8])
 def test_annotations_of_stored_images_are_turned(
     orientation: int, suffix: str, tmp_path: Path

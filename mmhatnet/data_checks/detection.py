@@ -12,7 +12,6 @@ from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
 from mmengine.config import ConfigDict
 from mmengine.registry import EVALUATOR, METRICS
-from PIL import ExifTags, Image
 
 from mmhatnet.config_walk import class_of, datasets_of, dicts_of, type_name
 from mmhatnet.data_checks.coco_file import (
@@ -26,7 +25,9 @@ from mmhatnet.data_checks.coco_metric import check_answers, check_names, check_r
 from mmhatnet.data_checks.images import (
     check_number,
     datasets_of_training,
+    exif_orientation,
     is_local,
+    loader_of,
     paths_exist,
     read_images,
     refuse_missing,
@@ -440,11 +441,13 @@ def _hint_for_path(job: Job, path: str) -> str:
 def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
     """Compares the (height, width) of loaded images with those in the file."""
     slight = 0 if job.judges_masks() else 1
+    load = loader_of(job)
+    loading = (load.color_type, load.imdecode_backend) if load else ()
     other = {}
     for path, size in read.items():
         if size != wanted[path] and min(wanted[path]) > 0:
             near = all(abs(a - b) <= slight for a, b in zip(size, wanted[path]))
-            hint = '' if near else _hint_for_size(path, size, wanted[path])
+            hint = '' if near else _hint_for_size(path, size, wanted[path], loading)
             other.setdefault(hint, []).append(path)
     for hint, paths in other.items():
         (h, w), (wanted_h, wanted_w) = read[paths[0]], wanted[paths[0]]
@@ -458,9 +461,10 @@ def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
         path
         for path, (h, w) in read.items()
         # Sizes reveal whether annotations were made on the turned image, except for squares.
-        if (h, w) == wanted[path] and _orientation(path) in range(2, 9 if h == w else 5)
+        if (h, w) == wanted[path]
+        and exif_orientation(path, *loading) in range(2, 9 if h == w else 5)
     ]
-    if turned and 'ignore_orientation' not in str(job.transforms):
+    if turned:
         job.note(
             f'{len(turned):,} of {len(read):,} images that were read, such as {turned[0]}, are '
             'turned or mirrored by their EXIF orientation when they are loaded: their annotations '
@@ -468,26 +472,20 @@ def _check_sizes(job: Job, read: dict, wanted: dict) -> None:
         )
 
 
-def _hint_for_size(path: str, size: tuple[int, int], wanted: tuple[int, int]) -> str:
+def _hint_for_size(
+    path: str, size: tuple[int, int], wanted: tuple[int, int], loading: Sequence[str]
+) -> str:
     if size != wanted[::-1]:
         return ': use the images that were annotated, or scale the annotations'
-    if _orientation(path) < 5:
+    if exif_orientation(path, *loading) < 5:
         return ': width and height are swapped in the file, or the image was turned'
+    remedy = 'store the image without it'  # TIFF is turned in any case
+    if exif_orientation(path, 'color_ignore_orientation', *loading[1:]) < 5:
+        remedy = 'set color_type="color_ignore_orientation" for LoadImageFromFile in all pipelines'
     return (
         ', as its EXIF orientation turns it when it is loaded and its annotations were made '
-        'without: set color_type="color_ignore_orientation" for LoadImageFromFile in all '
-        'pipelines, or annotate the image as it is shown'
+        f'without: {remedy}, or annotate the image as it is shown'
     )
-
-
-def _orientation(path: str) -> int:
-    try:
-        with Image.open(path) as image:
-            # Loaders ignore it in other formats.
-            jpeg = image.format == 'JPEG'
-            return int(image.getexif().get(ExifTags.Base.Orientation, 1)) if jpeg else 1
-    except Exception:  # broken EXIF data, which loaders ignore
-        return 1
 
 
 def _count(job: Job, file: CocoFile, objects: Objects, read: int) -> None:

@@ -1,17 +1,19 @@
 """Checks of files and images that all frameworks share."""
 
+import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import cache
 from threading import Lock
 
-from mmcv import rescale_size
+from mmcv import imfrombytes, rescale_size
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mmhatnet.config_walk import build_unread, datasets_of, dicts_of, type_name
 from mmhatnet.data_checks.report import Job, preview
@@ -174,19 +176,75 @@ def _is_large(path: str) -> bool:
         return False
 
 
-def read_images(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Returns the (height, width) of a sample of images by path, as the pipeline loads them."""
+def loader_of(job: Job) -> LoadImageFromFile | None:
+    """Builds the step that loads images, or returns None if there is no standard one."""
     steps = job.settings.get('pipeline') or ()
     step = next((step for step in steps if type_name(step) == 'LoadImageFromFile'), None)
     try:
-        load = LoadImageFromFile(**{k: v for k, v in step.items() if k != 'type'})
+        return LoadImageFromFile(**{k: v for k, v in step.items() if k != 'type'})
     except Exception:  # building the pipeline reports wrong arguments best
+        return None
+
+
+def read_images(job: Job, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Returns the (height, width) of a sample of images by path, as the pipeline loads them."""
+    load = loader_of(job)
+    if load is None:
         job.note('no image is read, because its pipeline has no standard LoadImageFromFile')
         return {}
     found = read_sample(
         job, paths, 'images', lambda path: (load(dict(img_path=path)) or {}).get('img_shape')
     )
     return {path: size for path, size in found.items() if size}
+
+
+def shown_as(
+    image: Image.Image, flag: str = 'color', backend: str = 'cv2'
+) -> tuple[tuple[int, int], int]:
+    """Returns how mmcv loads an image, from its header alone.
+
+    Args:
+        image (Image.Image): The opened image.
+        flag (str): As ``color_type`` of LoadImageFromFile.
+        backend (str): As its ``imdecode_backend``.
+
+    Returns:
+        tuple[tuple[int, int], int]: The width and height, and the EXIF orientation by which the
+        stored image is turned or mirrored, from 2 to 8; or 1.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF data, which loaders ignore
+        orientation = 1
+    if orientation not in range(2, 9):
+        return image.size, 1
+    by_mmcv, by_pillow = _turns(image.format, flag, backend)
+    swapped = orientation > 4 and by_mmcv != by_pillow
+    return image.size[::-1] if swapped else image.size, orientation if by_mmcv else 1
+
+
+def exif_orientation(path: str, flag: str = 'color', backend: str = 'cv2') -> int:
+    """Returns the EXIF orientation by which mmcv turns or mirrors an image file, as shown_as."""
+    try:
+        with Image.open(path) as image:
+            return shown_as(image, flag, backend)[1]
+    except Exception:  # loaders may know more formats
+        return 1
+
+
+@cache
+def _turns(form: str, flag: str, backend: str) -> tuple[bool, bool]:
+    """Returns whether mmcv turns images of a format, and Pillow their size, by trying it."""
+    stored, exif, content = (16, 8), Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new('RGB', stored).save(content, 'JPEG' if form == 'MPO' else form, exif=exif)
+    try:
+        loaded = imfrombytes(content.getvalue(), flag, backend=backend)
+    except Exception:  # it does not know the format
+        loaded = None
+    with Image.open(content) as image:
+        by_pillow = image.size != stored
+    return loaded is not None and loaded.shape[:2] == stored, by_pillow
 
 
 def why_unreadable(path: str, error: Exception | None = None) -> str:

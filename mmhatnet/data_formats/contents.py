@@ -1,13 +1,11 @@
 """What the formats have in common: images with objects, and what cannot be read of them."""
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from mmhatnet.errors import DataError, printable
 
@@ -122,16 +120,15 @@ class Findings:
         Returns:
             LabeledImage | None: The image, or None if it cannot be used, which is a fault.
         """
+        from mmhatnet.data_checks.images import shown_as, why_unreadable  # which import mmcv
+
         try:
             with Image.open(path) as opened:
-                (width, height), turn = opened.size, _orientation(opened)
+                shown, turn = shown_as(opened)
         except Exception as error:  # each image library has errors of its own
-            from mmhatnet.data_checks.images import why_unreadable  # it imports mmcv
-
             why = why_unreadable(str(path), error)
             self.refuse(path, f'it {why}: replace it, or remove it and its annotations')
             return None
-        shown = (height, width) if turn in TURNS else (width, height)
         image = LabeledImage(path, *shown)
         if not stated or min(stated) < 1 or all(abs(a - b) <= 1 for a, b in zip(stated, shown)):
             return image
@@ -219,25 +216,3 @@ def corners(left: float, top: float, right: float, bottom: float) -> list[list[f
 
 def _points(part: list[float]) -> list[tuple[float, float]]:
     return list(zip(part[::2], part[1::2]))
-
-
-def _orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation of an image if loaders turn it by a quarter; else 1."""
-    try:
-        turn = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # broken EXIF data, which loaders ignore
-        return 1
-    return turn if turn in TURNS and _is_turned(image.format) else 1
-
-
-@cache
-def _is_turned(form: str) -> bool:
-    """Returns whether images of a format are turned when they are loaded, by trying it."""
-    import mmcv  # it takes a second
-
-    exif, content = Image.Exif(), io.BytesIO()
-    exif[ExifTags.Base.Orientation] = 6
-    form = 'JPEG' if form == 'MPO' else form
-    Image.new('RGB', (2, 1)).save(content, form, exif=exif)
-    with Image.open(content) as image:  # Pillow turns some itself
-        return mmcv.imfrombytes(content.getvalue()).shape[1::-1] != image.size
