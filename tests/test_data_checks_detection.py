@@ -1,11 +1,14 @@
 """Data checks of a detector: sound data pass, and messages name what is wrong."""
 
 import copy
+from argparse import Namespace
+from contextlib import nullcontext
 
 import pytest
 from coco_project import Project, content, image
 from PIL import Image
 
+from mmhatnet.cli import require_sound_job
 from mmhatnet.data_checks import check_data, require_sound_data
 from mmhatnet.errors import DataError
 
@@ -34,6 +37,19 @@ def test_refuses_a_job_and_names_all_errors(project):
     assert 'model.roi_head.bbox_head.num_classes is 1' in heads and 'set it to 2' in heads
     assert '--no-check' in hint
     assert '1 of 3 images' in missing and str(project.folder / 'val' / '2.jpg') in missing
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'rank', 'checks'), [('none', 1, True), ('pytorch', 0, True), ('pytorch', 1, False)]
+)
+def test_one_process_of_a_job_checks_its_data(launcher, rank, checks, project, monkeypatch):
+    monkeypatch.setenv('RANK', str(rank))
+    (project.folder / 'val' / '2.jpg').unlink()
+    project.check()
+    project.cfg.work_dir = str(project.folder / 'work')
+    project.cfg.val_evaluator.metric = 'bbox'
+    with pytest.raises(DataError, match='1 of 3 images') if checks else nullcontext():
+        require_sound_job(project.cfg, Namespace(no_check=False, launcher=launcher), 'train', 'val')
 
 
 def test_checks_wrapped_datasets_and_skips_unknown_ones(project):

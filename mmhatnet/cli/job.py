@@ -249,7 +249,8 @@ def require_sound_job(cfg: Config, args: argparse.Namespace, *splits: str) -> Re
     if args.no_check:
         return None
     require_equal_shapes(cfg, *splits)
-    return require_sound_data(cfg, *splits)
+    # One process of a distributed job checks for all of them.
+    return require_sound_data(cfg, *splits) if is_first_process(args.launcher) else None
 
 
 def require_datasets(cfg: Config, *splits: str) -> None:

@@ -1,7 +1,6 @@
 """Checks the data of a job before time is spent on it."""
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 
@@ -138,7 +137,7 @@ def _check_of(scope: str | None) -> Callable | None:
     return check
 
 
-def require_sound_data(cfg: Config, *splits: str) -> Report | None:
+def require_sound_data(cfg: Config, *splits: str) -> Report:
     """Refuses a job whose data are wrong, and logs warnings about oddities.
 
     Args:
@@ -146,14 +145,11 @@ def require_sound_data(cfg: Config, *splits: str) -> Report | None:
         splits (str): 'train', 'val' or 'test'.
 
     Returns:
-        Report | None: What was found; None if another process checks.
+        Report: What was found.
 
     Raises:
         DataError: If data are wrong, with a line for each fault.
     """
-    # The first process of a distributed job checks for all of them.
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) != 0:
-        return None
     report = check_data(cfg, *splits, console=Console(file=sys.stderr))
     for note in dict.fromkeys(report.notes):
         print_log(note, logger='current', level=logging.WARNING)
