@@ -116,7 +116,7 @@ def history(log: object, count: object, length: object = 10) -> HistoryBuffer:
             {'state_dict': {'\x1b[2J\n': torch.ones(1)}},
             "name of a tensor in state_dict is '\\x1b[2J",
         ),
-        ({'meta': {'\x1b\n': itself()}}, 'meta.??.again.again'),
+        ({'meta': {'\x1b\n': itself()}}, r'meta.\x1b\n.again.again'),
         ({'state_dict': {'a' * 2000: torch.ones(1)}}, 'name of a tensor in state_dict'),
         ({'state_dict': WEIGHTS, 'ema_state_dict': 5}, 'ema_state_dict is 5'),
         ({'state_dict': WEIGHTS, 'meta': 5}, 'meta is 5 instead of a dict'),

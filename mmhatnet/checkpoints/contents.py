@@ -19,7 +19,7 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
 from mmhatnet.checkpoints.rehearsal import COPIES, SLACK
-from mmhatnet.errors import CheckpointError
+from mmhatnet.errors import CheckpointError, printable
 
 # The state of a training, which holds numbers, tensors and names.
 STATE = ('optimizer', 'param_schedulers', 'mmhatnet')
@@ -140,11 +140,6 @@ def no_bytes(*content: object) -> bytes:
     if content:
         raise UnpicklingError('it makes bytes')
     return b''
-
-
-def printable(text: str) -> str:
-    """Returns a text of a file without what a terminal may obey, such as a line break."""
-    return ''.join(letter if letter.isprintable() else '?' for letter in text)
 
 
 def short(value: object) -> str:

@@ -29,11 +29,10 @@ from mmhatnet.checkpoints.contents import (
     Schedule,
     allowed_content,
     no_bytes,
-    printable,
 )
 from mmhatnet.checkpoints.memory import available_memory, memory_that_lacks, size_text
 from mmhatnet.checkpoints.rehearsal import METHODS, ExcessError, rehearse
-from mmhatnet.errors import CheckpointError
+from mmhatnet.errors import CheckpointError, printable
 
 
 class CheckpointMemoryError(CheckpointError):

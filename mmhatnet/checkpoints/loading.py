@@ -16,12 +16,11 @@ from torch import nn
 from torch.func import functional_call
 
 from mmhatnet.backbones.base import Backbone
-from mmhatnet.checkpoints.contents import printable
 from mmhatnet.checkpoints.files import fetch_and_read
 from mmhatnet.checkpoints.safe_loader import Checkpoint, load_weights_only
 from mmhatnet.checkpoints.training_state import wrong_parts
 from mmhatnet.config_walk import class_of, dicts_of, type_name
-from mmhatnet.errors import CheckpointError
+from mmhatnet.errors import CheckpointError, printable
 
 
 def verify_resumable(checkpoint: Checkpoint) -> None:
