@@ -1,6 +1,6 @@
 """Predicts images with an exported detector, as the model it was exported from does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,19 @@ class FileDetector:
     Args:
         file (str | Path): The file.
         device (str | torch.device): Where a PT2 file was exported.
+        run (Callable, optional): Of ``runners``, if the file is open already.
 
     Raises:
         ExportError: If no runtime for the file is installed.
     """
 
-    def __init__(self, file: str | Path, device: str | torch.device = 'cpu') -> None:
-        self.run = next(runners(file), (None, None))[1]
+    def __init__(
+        self,
+        file: str | Path,
+        device: str | torch.device = 'cpu',
+        run: Callable[[Tensor], list[Tensor]] | None = None,
+    ) -> None:
+        self.run = run or next(runners(file), (None, None))[1]
         if self.run is None:
             raise ExportError(f'{file} cannot be run: install onnxruntime or openvino.')
         self.device = device

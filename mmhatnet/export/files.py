@@ -184,10 +184,11 @@ def export_detector(  # noqa: PLR0913
             add_resizing(file, resizing)
         if int8:
             quantize(file)
-        if next(runners(file), None):
-            tolerance = QUANTIZED if int8 else DETECTIONS
-            return examples.compare(FileDetector(file, device), about, tolerance)
-    return None
+        run = next(runners(file), (None, None))[1]
+        if run is None:
+            return None
+        tolerance = QUANTIZED if int8 else DETECTIONS
+        return examples.compare(FileDetector(file, device, run), about, tolerance)
 
 
 @contextmanager
