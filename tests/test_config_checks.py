@@ -9,10 +9,9 @@ from experiments import TOY, identify
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
-from test_cli import options
 
 from mmhatnet import config_checks
-from mmhatnet.cli import merge_options, read_config
+from mmhatnet.cli import merge_options, parse_settings, read_config
 from mmhatnet.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -93,7 +92,7 @@ def test_a_dump_repeats_variables(tmp_path: Path, capsys) -> None:
     cfg = read_config(str(tmp_path / 'dump.py'))
     config_checks.require_known_settings(cfg)
     assert 'reads' not in ''.join(capsys.readouterr())
-    merge_options(cfg, options('train_dataloader.dataset.pipeline.2.scale=(80,64)'))
+    merge_options(cfg, parse_settings(['train_dataloader.dataset.pipeline.2.scale=(80,64)']))
     cfg.dump(tmp_path / 'dump.py')
     config_checks.require_known_settings(read_config(str(tmp_path / 'dump.py')), 'train')
     assert 'sets train_pipeline, which nothing reads' in ''.join(capsys.readouterr())
@@ -118,13 +117,13 @@ def test_a_dump_repeats_variables(tmp_path: Path, capsys) -> None:
 def test_options_that_nothing_reads(words: str, message: str) -> None:
     cfg = Config.fromfile(CONFIGS / 'toy' / 'semfpn_hatnet_toy.py')
     with pytest.raises(ConfigError, match=message):
-        merge_options(cfg, options(words))
+        merge_options(cfg, parse_settings([words]))
 
 
 def test_options_that_code_of_the_user_may_read(tmp_path: Path) -> None:
     cfg = Config.fromfile(MASK_RCNN)
     cfg.custom_imports.imports.append('own_hooks')
-    merge_options(cfg, options('own_setting.a=4', 'sync_bn=torch'))
+    merge_options(cfg, parse_settings(['own_setting.a=4', 'sync_bn=torch']))
     assert cfg.own_setting.a == 4
 
 
