@@ -4,8 +4,10 @@ import copy
 import os
 
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import EMAHook
+from mmengine.registry import HOOKS, init_default_scope
 
-from mmhatnet.config_walk import datasets_of
+from mmhatnet.config_walk import class_of, datasets_of
 from mmhatnet.errors import ConfigError
 
 DEFAULT_TTA_MODELS = dict(
@@ -78,6 +80,25 @@ def augment_tests(cfg: Config) -> None:
     for dataset in datasets:
         dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    _drop_averages(cfg)
+
+
+def _drop_averages(cfg: Config) -> None:
+    """Removes EMAHook. The weights of a checkpoint are the averages already.
+
+    MMPretrain's looks for the averages under names that the model has without augmentation. It
+    finds none, and tests random weights.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+
+    def averages(hook: object) -> bool:
+        found = class_of(HOOKS, hook) if isinstance(hook, dict) else None
+        return bool(found and issubclass(found, EMAHook) and hook.get('evaluate_on_ema', True))
+
+    hooks = cfg.get('default_hooks') or {}
+    for name in [name for name, hook in hooks.items() if averages(hook)]:
+        del hooks[name]
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if not averages(hook)]
 
 
 def dump_predictions(cfg: Config, out: str) -> None:
