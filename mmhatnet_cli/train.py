@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --resume: use the config's optimizer settings and schedules where the "
         "checkpoint has others (default: the checkpoint's)",
     )
+    parser.add_argument(
+        '--tracker',
+        action='append',
+        default=[],
+        metavar='NAME',
+        help='also send losses and metrics to tensorboard, mlflow, wandb or another of MMEngine: '
+        'once for each (default: none)',
+    )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr',

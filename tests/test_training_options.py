@@ -31,7 +31,8 @@ def command(section: str) -> list[str]:
 def settings(*sections: str) -> list[str]:
     """Returns the settings of sections, as one --cfg-options takes them."""
     commands = [command(section) for section in sections]
-    assert all(words[:4] == 'mmhatnet train config.py --cfg-options'.split() for words in commands)
+    start = ['mmhatnet', 'train', 'config.py', '--cfg-options']
+    assert all(words[:4] == start for words in commands)
     return [setting for words in commands for setting in words[4:]]
 
 
@@ -64,7 +65,9 @@ def equal(weights: dict, others: dict) -> bool:
     return all(torch.equal(value, others[key]) for key, value in weights.items())
 
 
-def test_best_checkpoint_early_stopping_and_average(run_tool, predicting, tmp_path: Path) -> None:
+def test_best_checkpoint_early_stopping_and_average(
+    run_tool, predicting, tmp_path: Path, capsys
+) -> None:
     loop = dict(max_epochs=6, val_interval=1)
     config, work = write_job('maskrcnn', tmp_path / 'config.py', train_cfg=loop), tmp_path / 'work'
     options = settings(SAVE_BEST, EARLY_STOPPING, EMA)
@@ -73,6 +76,7 @@ def test_best_checkpoint_early_stopping_and_average(run_tool, predicting, tmp_pa
 
     # No metric rises by 2, so the second validation is the last one.
     assert len(predicting) == 2 and not (work / 'epoch_3.pth').exists()
+    assert re.search(r'done +2 epochs in .*, stopped early', capsys.readouterr().out)
     last = torch.load(work / 'epoch_2.pth', weights_only=False)
     assert equal(predicting[1], last['state_dict'])
     assert not equal(last['ema_state_dict'], last['state_dict']), 'the weights as trained'

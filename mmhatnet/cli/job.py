@@ -36,6 +36,7 @@ from mmhatnet.config_walk import datasets_of
 from mmhatnet.data_checks import Report, require_sound_data
 from mmhatnet.errors import ConfigError, DataError
 from mmhatnet.openmmlab.config_inheritance import PREFIX
+from mmhatnet.trackers import TrackedRunner
 from mmhatnet.training.runner import ReliableTraining
 from mmhatnet_cli.calls import command_line
 
@@ -143,10 +144,11 @@ def build_runner(
     base = RUNNERS.get(cfg.get('runner_type', 'Runner'))
 
     class JobRunner(  # type: ignore[misc]
-        ScreenRunner, *((ReliableTraining, base) if train else (base,))
+        ScreenRunner, TrackedRunner, *((ReliableTraining, base) if train else (base,))
     ):
         save_every = getattr(args, 'save_every', None)
         reapply_settings = getattr(args, 'reapply_settings', False)
+        trackers = getattr(args, 'trackers', ())
 
         def dump_config(self) -> None:
             self.cfg = recipe  # checkpoints hold it as well

@@ -100,7 +100,8 @@ class TrainingProgress(_ProgressHook):
         took = timedelta(seconds=int(time.monotonic() - self.began))
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         done = counted(loop.epoch, 'epoch') if by_epoch else counted(loop.iter, 'iteration')
-        show('done', f'{done} in {took}')
+        early = ', stopped early by a hook: see the log' if loop.stop_training else ''
+        show('done', f'{done} in {took}{early}')
         best, last = _checkpoints(runner)
         for metric, path in best.items():
             show('best', f'{relative(path)} ({metric})')

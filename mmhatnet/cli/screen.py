@@ -25,7 +25,7 @@ else:
     Base = object
 
 PROGRESS = re.compile(r'(Epoch|Iter)\((train\)|test\).* eta: )')  # lines of MMEngine's LoggerHook
-NOISE = re.compile('deprecated|The prefix is not set in metric class')
+NOISE = re.compile('deprecated|The prefix is not set in metric class|mlflow server is running')
 TABLE = re.compile(r'^[+|]', re.MULTILINE)
 LONG_LINE, MOST_ITEMS, MOST_LINES = 300, 3, 4
 LABEL = 9  # the width of the first column
@@ -239,6 +239,11 @@ class _Handler(logging.Handler):
         self.screen = screen
         self.console = console
         self.logged = logged  # the logger writes to the log file itself
+
+    @property
+    def stream(self) -> TextIO:
+        """What MMEngine's backend of MLflow asks every handler for."""
+        return self.console.stream  # type: ignore[attr-defined]
 
     def emit(self, record: logging.LogRecord) -> None:
         if not self.logged:

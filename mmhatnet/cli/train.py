@@ -25,6 +25,7 @@ from mmhatnet.cli.screen import Screen
 from mmhatnet.config_checks import build_errors_as_messages, require_complete
 from mmhatnet.errors import ConfigError
 from mmhatnet.report import ReportHook
+from mmhatnet.trackers import find_trackers
 from mmhatnet.training.hooks import Stopped
 from mmhatnet.training.saving import full_disk_as_message
 from mmhatnet.training.work_folder import WorkFolder
@@ -46,6 +47,7 @@ def run_training(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace, screen: Screen) -> None:
     cfg = load_config(args)
+    args.trackers = find_trackers(args.tracker)
     require_complete(cfg, 'train', 'val')
     apply_options(cfg, args)
     checkpoint = read_checkpoint(cfg, args.resume, print if screen.first else lambda text: None)
