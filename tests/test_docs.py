@@ -29,6 +29,7 @@ from mmengine.registry import MODELS, init_default_scope
 from synthetic import synthetic_checkpoint
 
 from mmhatnet.cli import merge_options, parse_settings
+from mmhatnet_cli import command_of, parser_of
 
 ROOT = CONFIGS.parent
 PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
@@ -132,6 +133,9 @@ class Parsed(Exception):
 
 def require_parsable(words: list[str], monkeypatch) -> None:
     """Checks that the script of a command exists, accepts the options and can load its config."""
+    if words[0] == 'mmhatnet':
+        parser_of(command_of(words[1])).parse_args(words[2:])
+        return
     names = [word for word in words if word.endswith(('.py', '.sh'))]
     if not names or words[1] in ('-c', '-m'):
         return
