@@ -38,6 +38,10 @@ def show_predictions(
         raise ConfigError(f'--show and --show-dir: {cfg.filename} has no visualization hook.')
     # The hooks of the frameworks name the same settings differently.
     hook['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
+    if hook.type == 'DetVisualizationHook':
+        import mmhatnet.openmmlab.bounded_drawing  # noqa: F401, which needs MMDetection
+
+        hook.type = 'BoundedDetVisualizationHook'
     # MMPretrain draws one image of 5000, and the original MMSegmentation one of 50.
     hook.update(show=show, wait_time=wait_time, interval=1)
     if show_dir:

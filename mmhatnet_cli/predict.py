@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='write no visualizations (default: they are written)',
     )
     parser.add_argument(
+        '--max-drawn',
+        type=at_least(1),
+        default=30,
+        help='the most boxes that a visualization shows, those with the highest scores',
+    )
+    parser.add_argument(
         '--num-workers',
         type=at_least(0),
         help='the number of processes that load images for each that predicts (default: up to 4)',
@@ -85,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         inferencer = build_inferencer(cfg, args.checkpoint, cli.find_device(args.device or gpu))
         number = write_predictions(
             *(inferencer, cfg, paths, args.out_dir, args.batch_size, args.score_thr),
-            *(args.ann_file, not args.no_drawn, workers, args.overwrite),
+            *(args.ann_file, not args.no_drawn, workers, args.overwrite, args.max_drawn),
         )
     if number is not None:
         files = 'predictions.json' if args.no_drawn else 'predictions.json and drawn/'

@@ -195,6 +195,7 @@ def classifier(tmp_path_factory) -> tuple[Path, Path]:
         (['good', '--batch-size', '0'], '--batch-size: 0 must be at least 1'),
         (['good', '--device', 'tpu9'], '--device tpu9 cannot be used'),
         (['good', '--num-workers', '-1'], '--num-workers: -1 must be at least 0'),
+        (['good', '--max-drawn', '0'], '--max-drawn: 0 must be at least 1'),
         (['good', '--ann-file', 'file'], '--ann-file: only the results of detectors have ids'),
         (['good', '--out-dir', 'file'], '--out-dir file cannot be written to'),
         (

@@ -30,6 +30,7 @@ from mmhatnet.prediction.merging import ids_of, merge, report_failed
 from mmhatnet.prediction.outputs import Outputs, output_names, visualized_video
 from mmhatnet.prediction.processes import rank_and_number, result_of_first, wait_for_all
 from mmhatnet.prediction.records import Records, Writer
+from mmhatnet.shown import MOST_SHOWN
 
 # Among the images of this many batches, those of one size are put together.
 BATCHES_IN_WINDOW = 8
@@ -48,6 +49,7 @@ def write_predictions(
     visualize: bool = True,
     workers: int = 2,
     overwrite: bool = False,
+    max_drawn: int = MOST_SHOWN,
 ) -> int | None:
     """Predicts images and frames of videos, and writes the results.
 
@@ -68,6 +70,8 @@ def write_predictions(
         workers (int): The number of processes that load images for this one. Defaults to 2.
         overwrite (bool): Whether to start anew where an earlier job did not finish. Defaults to
             False.
+        max_drawn (int): The number of detections that a visualization shows at most, those with
+            the highest scores. The results have all. Defaults to 30.
 
     Returns:
         int | None: The number of predicted images and frames, in the first process alone.
@@ -85,7 +89,7 @@ def write_predictions(
     def begin() -> tuple[list[str], set[str]]:
         if isinstance(ids := ids_of(cfg.default_scope, ann_file, inferencer.classes), Annotated):
             ids.require(path for path in paths if not is_video(path))
-        records.begin(settings_of(inferencer, cfg, score_thr, visualize), overwrite)
+        records.begin(settings_of(inferencer, cfg, score_thr, visualize, max_drawn), overwrite)
         done = {*records.index().places}
         _require_named(done.difference(paths), records.folder)
         if done:
@@ -97,7 +101,8 @@ def write_predictions(
         paths, done = result_of_first(begin)
         names = dict(zip(paths, output_names(paths)))
         place = records.folder / str(rank)
-        outputs = Outputs(inferencer, cfg.default_scope, out_dir, place, score_thr, visualize)
+        settings = score_thr, visualize, max_drawn
+        outputs = Outputs(inferencer, cfg.default_scope, out_dir, place, *settings)
         with records.open(rank) as writer:
             share = Share(inferencer, outputs, writer, names, done, batch_size, workers)
             share.predict(pieces(paths, done, batch_size)[rank::number], visible=rank == 0)
@@ -105,12 +110,17 @@ def write_predictions(
         if rank:
             return None
         index, ids = records.index(), ids_of(cfg.default_scope, ann_file, inferencer.classes)
-        total = merge(records, index, paths, ids, out_dir)
-        for note in filter(None, map(index.notes.get, paths)):
+        tally = merge(records, index, paths, ids, out_dir, max_drawn)
+        notes = [index.notes.get(path) for path in paths]
+        if ids is not None:
+            notes.append(tally.nothing_found(f'{score_thr} (--score-thr)'))
+            if visualize and (note := tally.too_many(max_drawn)):
+                notes.append(f'{note} predictions.json has all. --max-drawn changes the limit.')
+        for note in filter(None, notes):
             print(note)
         report_failed(records, index, paths, out_dir)
         records.remove()
-        return total
+        return tally.images
 
 
 def _require_named(others: set[str], folder: Path) -> None:
@@ -123,7 +133,7 @@ def _require_named(others: set[str], folder: Path) -> None:
 
 
 def settings_of(
-    inferencer: object, cfg: Config, score_thr: float, visualize: bool
+    inferencer: object, cfg: Config, score_thr: float, visualize: bool, max_drawn: int
 ) -> dict[str, object]:
     """Returns what decides about the results, by names for messages."""
     dataset = next(datasets_of(cfg, 'test'))
@@ -137,6 +147,7 @@ def settings_of(
         'config': hashlib.sha256(json.dumps(of_config, default=str).encode()).hexdigest(),
         '--score-thr': score_thr,
         '--no-drawn': not visualize,
+        '--max-drawn': max_drawn,
     }
 
 
@@ -226,9 +237,10 @@ class Share:
 
     def _record(self, image: LoadedImage, sample: object) -> None:
         name = self.names[image.path]
+        facts = self.outputs.facts(sample)
         results = self.outputs.results(image, name, sample)
         self.outputs.write_visualization(image, name, sample)
-        self.writer.add(image=image.path, size=image.size, results=results)
+        self.writer.add(image=image.path, size=image.size, **facts, results=results)
 
     def _frames(self, path: str, fps: float, stated: int) -> Iterator[int]:
         """Predicts the frames of a video, and yields how many after each batch.
@@ -245,11 +257,17 @@ class Share:
                 for group in by_size(batch):
                     for image, sample in zip(group, self._predict(group)):
                         of_frame = f'{name}{image.path.removeprefix(path)}'
+                        facts = self.outputs.facts(sample)
                         results = self.outputs.results(image, of_frame, sample)
                         show(image, sample)
                         size = image.size
                         self.writer.add(
-                            video=path, frame=number, image=image.path, size=size, results=results
+                            video=path,
+                            frame=number,
+                            image=image.path,
+                            size=size,
+                            **facts,
+                            results=results,
                         )
                         number += 1
                 yield len(batch)

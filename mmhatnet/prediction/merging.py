@@ -12,6 +12,7 @@ from mmhatnet.errors import DataError
 from mmhatnet.prediction.coco import Annotated, Numbered, with_ids
 from mmhatnet.prediction.files import complete_or_absent
 from mmhatnet.prediction.records import Index, Records
+from mmhatnet.shown import Tally
 
 
 def ids_of(scope: str, ann_file: str | None, classes: list[str]) -> Annotated | Numbered | None:
@@ -56,7 +57,8 @@ def merge(
     paths: Sequence[str],
     ids: Annotated | Numbered | None,
     out_dir: Path,
-) -> int:
+    max_drawn: int,
+) -> Tally:
     """Writes ``predictions.json``, and ``images.json`` if there are ids.
 
     Args:
@@ -65,17 +67,20 @@ def merge(
         paths (Sequence[str]): The images and videos, in order.
         ids (Annotated | Numbered, optional): The ids of a detector.
         out_dir (Path): The folder.
+        max_drawn (int): The number of detections in a visualization at most.
 
     Returns:
-        int: The number of predicted images and frames.
+        Tally: The number of predicted images and frames, and of their detections.
 
     Raises:
         DataError: If a file cannot be written, or the annotations lack a frame of a video.
     """
+    tally = Tally()
     with _json_file(out_dir / 'predictions.json', records) as file:
         results = ListWriter(file)
         if ids is None:
             for record in index.read(paths):
+                tally.images += 1
                 for result in record['results']:
                     results.add(result)
         else:
@@ -85,12 +90,13 @@ def merge(
                 for record in index.read(paths):
                     image = ids.image_of(record['image'], *record['size'])
                     images.add(image)
+                    tally.add(len(record['results']), record['highest'], max_drawn)
                     for result in with_ids(record['results'], image, ids.categories):
                         results.add(result)
                 images.end()
                 images_file.write(f', {json.dumps(ids.rest)[1:]}')
         results.end()
-    return sum(place.lines for place in index.places.values())
+    return tally
 
 
 def report_failed(records: Records, index: Index, paths: Sequence[str], out_dir: Path) -> None:

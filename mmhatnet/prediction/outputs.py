@@ -14,6 +14,7 @@ from mmhatnet.errors import DataError, ImageError
 from mmhatnet.inference import LoadedImage
 from mmhatnet.prediction.coco import detections
 from mmhatnet.prediction.files import complete_or_absent
+from mmhatnet.shown import best_of, highest_score
 
 
 class Outputs:
@@ -26,6 +27,7 @@ class Outputs:
         place (Path): A file beside which files are written before they are complete.
         score_thr (float): The minimum score of boxes.
         visualize (bool): Whether to write visualizations.
+        max_drawn (int): The number of detections in a visualization at most.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Outputs:
         place: Path,
         score_thr: float,
         visualize: bool,
+        max_drawn: int,
     ) -> None:
         self.classes, self.scope, self.score_thr = inferencer.classes, scope, score_thr
+        self.max_drawn = max_drawn
         self.out_dir, self.place, self.visualizes = out_dir, place, visualize
         self.visualizer = inferencer.visualizer
         if scope == 'mmpretrain':
@@ -47,6 +51,10 @@ class Outputs:
         # The visualizers hand their result to this method unless they write a file.
         self.visualizer.add_image = self._keep
         warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
+
+    def facts(self, sample: object) -> dict[str, float | None]:
+        """Returns what a record has besides the results: the highest score of a detector."""
+        return dict(highest=highest_score(sample)) if self.scope == 'mmdet' else {}
 
     def results(self, image: LoadedImage, name: str, sample: object) -> list[dict]:
         """Returns the results of an image, and writes the label map of a segmentor.
@@ -82,6 +90,7 @@ class Outputs:
             if self.scope == 'mmdet':
                 self.visualizer.line_width = max(min(image.size) // 200, 1)
                 options['pred_score_thr'] = self.score_thr
+                sample = best_of(sample, self.max_drawn)
             # MMDetection varies the colors of masks at random, here alike for each image.
             state = np.random.get_state()
             np.random.seed(0)

@@ -4,7 +4,8 @@ The folder holds the settings, and a file for each process that ever wrote into 
 written at once, and after all other files of its image, so a job may be killed at any time: what
 has no complete line was not predicted. A line is one of
 
-- ``{"image": path, "size": [height, width], "results": [...]}``
+- ``{"image": path, "size": [height, width], "results": [...]}``; of a detector also ``"highest"``,
+  the highest score, also of detections that are left out
 - ``{"video": path, "frame": number, "image": ..., "size": ..., "results": ...}``
 - ``{"video": path, "frames": number, "stated": number}`` after all frames of a video
 - ``{"image": path, "failed": reason}``, also for a video
