@@ -3,9 +3,9 @@
 # make test-slow   installs everything, runs longer tests: training (SEEDS=5: five seeds), more configs
 # make test-faults installs everything, runs 2,000 cases of the property tests, kills trainings
 # make lint        installs everything, checks style and types
-# make docs        installs everything and the site generator, builds a site of docs/ in site/
+# make docs        installs the site generator into .venv-docs, builds a site of docs/ in site/
 # make env         installs everything, or only what is missing or has changed
-# make clean       removes the virtual environment, data/toy and work_dirs/demo
+# make clean       removes the virtual environments, data/toy and work_dirs/demo
 #
 # VENV=/a/folder sets the folder of the virtual environment, and PYTHON=python3.12 its interpreter.
 # FAMILY=openmmlab installs the original OpenMMLab packages into an environment of their own.
@@ -32,7 +32,7 @@ env:
 	@VENV='$(abspath $(VENV))' PYTHON='$(PYTHON)' FAMILY='$(FAMILY)' sh tools/make_env.sh
 
 clean:
-	rm -rf $(toy) $(demo) $(patsubst %/stamp,%,$(wildcard $(VENV)/stamp))
+	rm -rf $(toy) $(demo) $(patsubst %/stamp,%,$(wildcard $(VENV)/stamp .venv-docs/stamp))
 
 # For models this small, a single-threaded process per core is faster than threads.
 test: env
@@ -51,10 +51,9 @@ lint: env
 	@$(python) -m mypy
 
 # mkdocstrings formats signatures with the Ruff that it finds in PATH.
-docs: env
-	@$(python) -m pip install -q --disable-pip-version-check -c requirements.txt \
-	    --no-build-isolation -e '.[docs]'
-	@PATH='$(abspath $(VENV))/bin':"$$PATH" $(python) -m mkdocs build --strict
+docs:
+	@VENV='$(CURDIR)/.venv-docs' PYTHON='$(PYTHON)' FAMILY=docs sh tools/make_env.sh
+	@PATH='$(CURDIR)/.venv-docs/bin':"$$PATH" .venv-docs/bin/python -m mkdocs build --strict
 
 toy-data: env
 	@$(python) tools/make_toy_data.py $(toy)

@@ -9,7 +9,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = ['README.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md']
 PAGES += ['examples/kites/README.md', 'tests/data/README.md']
 PAGES += [path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/README.md')]
-OTHERS = ['CITATION.cff', 'LICENSE', 'NOTICE', 'examples/onnx_detector.py']
+OTHERS = [
+    path.relative_to(ROOT).as_posix()
+    for pattern in ('CITATION.cff', 'Dockerfile', 'LICENSE', 'NOTICE', 'examples/*.*')
+    for path in ROOT.glob(pattern)
+]
 # The READMEs of configs/ link to them.
 OTHERS += [path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/*.py')]
 
