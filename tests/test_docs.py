@@ -22,20 +22,21 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import yaml
 from conftest import forget_earlier_runs
 from experiments import CONFIGS, TOY, as_text
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from synthetic import synthetic_checkpoint
 
-from mmhatnet.cli import merge_options, parse_settings
-from mmhatnet_cli import command_of, parser_of
+import mmhatnet_cli
+from mmhatnet.cli import merge_options, parse_settings, read_config
 
 ROOT = CONFIGS.parent
 PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
 SLOW = ('openmmlab_tools',)
 BLOCK = re.compile(r'^(?:<!-- not run: (.+) -->\n)?```(.*)\n([\s\S]*?)^```$', re.MULTILINE)
-INLINE = re.compile(r'`((?:python )?tools/\w+\.(?:py|sh)(?: [^`]+)?)`')
+INLINE = re.compile(r'`((?:(?:python )?tools/\w+\.(?:py|sh)|mmhatnet [a-z][a-z-]*)(?: [^`]+)?)`')
 FROM_SHELL = re.compile(r'(\w+)=(\$\(.*\)\S*|\S*\$\S+)')
 RUN_BY_CI = re.findall(r'make --no-print-directory (\w+)', (ROOT / '.ci' / 'run').read_text())
 RESULTS = json.loads((ROOT / 'docs' / 'results.json').read_text())
@@ -87,17 +88,17 @@ def project(toy_data: Path, tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
-def shortening_options(script: str, words: list[str]) -> list[str]:
+def shortening_options(command: str, words: list[str]) -> list[str]:
     """Returns options for a command that reduce data and training."""
-    if script == 'tools/make_toy_data.py':
+    if command == 'make-toy-data':
         return ['--coco', '8', '4', '--ade', '8', '2', '--imagenet', '8', '2']
     of_recipe = [f'model.test_cfg.{part}.max_per_img=8' for part in ('rpn', 'rcnn')]
     of_recipe += ['model.train_cfg.rcnn.sampler.num=32']
     for split, place in dict(train=2, val=1, test=1).items():
         of_recipe += [f'{split}_dataloader.dataset.pipeline.{place}.scale=(96,96)']
-    if script == 'tools/predict.py' and 'toy' not in words[0]:
+    if command == 'predict' and 'toy' not in words[0]:
         return ['--cfg-options', *of_recipe]
-    if script not in ('tools/train.py', 'tools/test.py'):
+    if command not in ('train', 'test'):
         return []
     cfg = Config.fromfile(words[0])
     options = ['train_dataloader.batch_size=2', 'default_hooks.logger.interval=1']
@@ -127,15 +128,28 @@ def run_script(script: str, words: list[str], monkeypatch) -> None:
         assert not ended.code, f'{words} ends {script}: {ended.code}'
 
 
+def run_command(words: list[str], monkeypatch) -> None:
+    """Runs ``mmhatnet COMMAND``, with less data and training."""
+    forget_earlier_runs()
+    name, *options = words
+    monkeypatch.setattr(sys, 'argv', ['mmhatnet', *words])
+    try:
+        mmhatnet_cli.main([name, *options, *shortening_options(name, options)])
+    except SystemExit as ended:
+        assert not ended.code, f'{words} ends mmhatnet: {ended.code}'
+
+
 class Parsed(Exception):
     """Ends a script after it has parsed its options."""
 
 
 def require_parsable(words: list[str], monkeypatch) -> None:
-    """Checks that the script of a command exists, accepts the options and can load its config."""
-    if words[0] == 'mmhatnet':
-        parser_of(command_of(words[1])).parse_args(words[2:])
-        return
+    """Checks that a command or script exists, accepts the options and can load its config."""
+    if 'mmhatnet' in words and words[0] in ('mmhatnet', 'srun', 'torchrun'):
+        _, name, *options = words[words.index('mmhatnet') :]
+        return require_config(
+            mmhatnet_cli.parser_of(mmhatnet_cli.command_of(name)).parse_args(options)
+        )
     names = [word for word in words if word.endswith(('.py', '.sh'))]
     if not names or words[1] in ('-c', '-m'):
         return
@@ -157,14 +171,19 @@ def require_parsable(words: list[str], monkeypatch) -> None:
         except ImportError:  # another project's tool may need packages that are missing
             assert not Path(script).resolve().is_relative_to(ROOT / 'tools')
             return
+    require_config(args)
+
+
+def require_config(args: argparse.Namespace) -> None:
+    """Checks that the config of a command exists, and has the settings that options change."""
     config = getattr(args, 'config', None)
-    if config and config != 'CONFIG':
+    if config and config not in ('CONFIG', 'config.py'):
         settings = parse_settings(getattr(args, 'cfg_options', None) or ())
-        merge_options(Config.fromfile(config), settings)
+        merge_options(read_config(config), settings)
 
 
 def run_shell(block: Block, monkeypatch) -> None:
-    for line in block.text.replace('\\\n', ' ').splitlines():
+    for line in re.split(r'\n| && ', block.text.replace('\\\n', ' ')):
         if match := FROM_SHELL.fullmatch(line):
             name, value = match.groups()
             command = ['bash', '-ec', f'value={value}; printf %s "$value"']
@@ -182,9 +201,10 @@ def run_shell(block: Block, monkeypatch) -> None:
                 here.setenv(*words.pop(0).split('=', 1))
             if block.reason and words:
                 require_parsable(words, here)
+            elif words[:1] == ['mmhatnet']:
+                run_command(words[1:], here)
             elif words[:1] == ['python'] and words[1].endswith('.py'):
-                options = words[2:] + shortening_options(words[1], words[2:])
-                run_script(words[1], options, here)
+                run_script(words[1], words[2:], here)
             elif words and not (words[0] == 'make' and words[1] in RUN_BY_CI):
                 pytest.fail(f'Neither this test nor CI runs it; give the reason before it: {line}')
 
@@ -222,7 +242,59 @@ def test_commands_of_a_page_run(page: Path, project: Path, monkeypatch) -> None:
     # Commands within text and tables are parsed, unless they contain placeholders.
     for command in INLINE.findall(page.read_text()):
         words = shlex.split(command)
-        (script,) = re.findall(r'tools/\w+\.\w+', command)
-        assert Path(script).is_file(), command
-        if words[0] == 'python' and not re.search(r'[A-Z]{3}|config\.py', command):
+        if words[0] == 'mmhatnet':
+            assert words[1] in mmhatnet_cli.NAMES, command
+        else:
+            (script,) = re.findall(r'tools/\w+\.\w+', command)
+            assert Path(script).is_file(), command
+        whole = len(words) > 2 and words[2][0] != '-' and words[0] in ('mmhatnet', 'python')
+        if whole and not re.search(r'[A-Z]{3}|\.\.\.|_config\.py', command):
             require_parsable(words, monkeypatch)
+
+
+def test_first_snippet_of_the_readme_runs_as_pasted(tmp_path: Path, monkeypatch, capsys) -> None:
+    """It needs no file, and prints what the page says."""
+    monkeypatch.chdir(tmp_path)
+    first = next(block for block in blocks(PAGES[0]) if block.language == 'python')
+    following = list(blocks(PAGES[0]))
+    output = following[following.index(first) + 1]
+    assert first.reason is None and output.language == 'text'
+    exec(compile(first.text, first.place, 'exec'), {})
+    assert capsys.readouterr().out == output.text
+
+
+def test_the_public_address_is_one() -> None:
+    """It is in the metadata, and in the line that clones the repository."""
+    urls = dict(re.findall(r'(?m)^(\w+) = "(http\S+)"$', (ROOT / 'pyproject.toml').read_text()))
+    assert all(urls[name].startswith(urls['Source']) for name in ('Documentation', 'Issues'))
+    (cloned,) = re.findall(r'git clone (\S+)\.git', PAGES[0].read_text())
+    assert cloned == urls['Source']
+
+
+def test_models_of_the_readme_have_the_figures_of_the_metafiles() -> None:
+    """A row for each variant of the other backbones."""
+    text, rows = PAGES[0].read_text(), {}
+    links = dict(re.findall(r'\[`(\w+)`\]\(configs/(\w+)/README\.md\)', text))
+    for line in text.splitlines():
+        if match := re.match(r'\| \[?`(\w+)`\S* \| `(\w+)` \| (.+) \|', line):
+            rows[links[match[1]], match[2]] = match[3].split(' | ')
+    expected = {}
+    for network in links.values():
+        metafile = yaml.safe_load((ROOT / 'configs' / network / 'metafile.yml').read_text())
+        of_tasks = {model['Name']: model for model in metafile['Models']}
+        for name, model in of_tasks.items():
+            if match := re.fullmatch(rf'{network}-(\S+)_\d+xb\d+_in1k', name):
+                variant = match[1]
+                short = variant if variant[0].isdigit() or 'stl' in variant else variant[0]
+                names = name, f'mask-rcnn_{network}-{short}_fpn_1x_coco'
+                names += (f'{network}-{short}_fpn_4xb4-80k_ade20k-512x512',)
+                figures = [' / '.join(map(str, metrics_of(of_tasks.get(n, {})))) for n in names]
+                parameters = f'{model["Metadata"]["Parameters"] / 1e6:.1f}'
+                expected[network, variant.replace('-', '_')] = [parameters, *figures]
+    assert rows.keys() == expected.keys() and len(rows) == 20
+    for key, figures in expected.items():
+        assert [re.sub('not .*', '', cell) for cell in rows[key]] == figures, key
+
+
+def metrics_of(model: dict) -> list[float]:
+    return [value for result in model.get('Results', []) for value in result['Metrics'].values()]
