@@ -187,6 +187,7 @@ TOOLS = [path.stem for path in CONFIGS.parent.glob('tools/*.py')]
 # Arguments that are text, but name no file or folder.
 OF_NO_FILE = {
     *('backbones', 'cfg_options', 'classes', 'device', 'experiment', 'local_rank', 'measure'),
+    'tracker',
     *('json',),  # a name in the folder --docs
 }
 
