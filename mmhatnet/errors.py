@@ -29,6 +29,10 @@ class ExportError(MMHATNetError):
     """A model cannot be exported."""
 
 
+class DemoError(MMHATNetError):
+    """The demo cannot be served."""
+
+
 def printable(text: str) -> str:
     """Escapes what terminals cannot show, in a text that was not written here."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)

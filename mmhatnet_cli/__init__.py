@@ -22,7 +22,7 @@ from mmhatnet_cli.options import HelpFormatter
 from mmhatnet_cli.output import hide_packages
 
 COMMANDS = {
-    'Your own data': ('new-config', 'check-data', 'train', 'test', 'predict', 'export'),
+    'Your own data': ('new-config', 'check-data', 'train', 'test', 'predict', 'demo', 'export'),
     'Models': ('flops', 'benchmark', 'visualize-attention', 'convert-checkpoint'),
     'Other': ('make-toy-data', 'reproduce', 'install-ops'),
 }
