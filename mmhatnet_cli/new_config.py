@@ -13,6 +13,7 @@ is changed. A data check follows.
 
 import argparse
 import sys
+from math import inf
 
 from mmhatnet_cli.calls import command_line
 from mmhatnet_cli.options import local_path
@@ -38,8 +39,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='the names of the labels in masks, in order (default: those of classes.txt in the '
         'folder, or class_0, class_1 and so on)',
     )
+    parser.add_argument(
+        '--hours',
+        type=hours,
+        help='the time that the training may take on this machine, of which it trains a few '
+        'iterations to measure them (default: as long as the data are worth)',
+    )
     # Annotations without a validation split are divided now without it.
     parser.add_argument('--split', action='store_true', help=argparse.SUPPRESS)
+
+
+def hours(text: str) -> float:
+    number = float(text)
+    if not 0 < number < inf:
+        raise ValueError
+    return number
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,10 +66,10 @@ def run(args: argparse.Namespace) -> None:
     from mmhatnet.data_checks import check_data
     from mmhatnet.new_config import write_config
 
-    made = write_config(args.data, args.out, args.job, args.arch, args.classes)
+    made = write_config(args.data, args.out, args.job, args.arch, args.classes, args.hours)
     if made.report:
         print(made.report)
-    print(f'{args.out} trains {made.job} on {args.data}.')
+    print('\n'.join([f'{args.out} trains {made.job} on {args.data}.', *made.recipe]))
     warnings.filterwarnings('ignore', module='mmdet')
     # Rich knows the width of terminals only.
     console = Console(width=None if sys.stdout.isatty() else 120)

@@ -1,12 +1,16 @@
 """tools/new_config.py recognizes layouts of data folders and writes matching configs."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mmengine.config import Config
 from PIL import Image
+
+from mmhatnet.new_config.recipe import Device
 
 TRIANGLE, SIDE = [[1, 1, 9, 1, 9, 9]], 40
 
@@ -66,8 +70,10 @@ def test_annotations_and_images_are_found(
     assert dataset.ann_file == file.format('val')
     assert dataset.data_prefix.img == prefix
     assert Path(cfg.val_evaluator.ann_file) == tmp_path / dataset.ann_file
-    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(1e-4 * 2 / 16)
     assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size == 2
+    trained = cfg.train_dataloader.dataset
+    assert trained.ann_file == file.format('train')
+    assert trained.pipeline[2] == dataset.pipeline[1]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +106,103 @@ def test_folders_of_classes(run_tool, tmp_path: Path) -> None:
     assert cfg.val_dataloader.dataset.metainfo.classes == ('big dog', 'cat')
     assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == 2
     assert cfg.val_dataloader.dataset.data_prefix == 'valid'
+
+
+def test_recipe(run_tool, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr('mmhatnet.new_config.writing.this_device', lambda: Device(cores=2))
+    for split in ('train', 'val'):
+        annotate(tmp_path / f'{split}.json', tmp_path / 'images', 'images/')
+    cfg = written(run_tool, tmp_path)
+    text = Path(cfg.filename).read_text()
+    comments = ' '.join(line[2:] for line in text.splitlines() if line.startswith('# '))
+    # 10 images of 40 pixels with objects of 8.
+    epochs = cfg.train_cfg.max_epochs
+    iterations = 5 * epochs
+    assert f'10 images, 2 at a time: {epochs} epochs with {iterations:,} iterations.' in comments
+    assert 'a tenth of the 10 objects are at most 8 pixels across' in comments
+    assert 'In images of 128 these are 26 and 26, as small objects' in comments
+    assert '2 CPU cores train as well as load images' in comments
+    loader = cfg.train_dataloader
+    assert (loader.batch_size, loader.num_workers) == (2, 1)
+    assert loader.dataset.pipeline[2].scale == (128, 128)
+    assert cfg.param_scheduler[0].end == round(iterations / 20)
+    assert cfg.default_hooks.checkpoint == dict(
+        type='CheckpointHook',
+        interval=cfg.train_cfg.val_interval,
+        max_keep_ckpts=1,
+        save_best='coco/segm_mAP',
+    )
+    assert cfg.param_scheduler[1].type == 'CosineAnnealingLR'
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_weights_in_checkpoints_are_taken(run_tool_captured, toy_data, tmp_path: Path) -> None:
+    for split in ('train', 'val'):
+        annotate(tmp_path / f'{split}.json', tmp_path / 'images', 'images/')
+    options = '--data', tmp_path, '--out', tmp_path / 'config.py'
+    shown = run_tool_captured('new_config', *options)
+    assert 'downloads the published weights once' in shown.stdout
+    file = toy_data / 'checkpoints' / 'HAT-Net_Tiny.pth'
+    file.parent.mkdir()
+    file.touch()
+    shown = run_tool_captured('new_config', '--data', tmp_path, '--out', tmp_path / 'other.py')
+    shutil.rmtree(file.parent)
+    assert 'starts from the published weights in checkpoints/HAT-Net_Tiny.pth' in shown.stdout
+    cfg = Config.fromfile(tmp_path / 'other.py')
+    assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint=str(file))
+
+
+def test_hours(run_tool, run_tool_captured, tmp_path: Path) -> None:
+    for split in ('train', 'val'):
+        annotate(tmp_path / f'{split}.json', tmp_path / 'images', 'images/')
+    out = tmp_path / 'config.py'
+    options = 'new_config', '--job', 'retinanet', '--data', tmp_path, '--out', out, '--hours'
+    for wrong in ('0', '-1', 'nan', 'inf', 'two'):
+        assert 'argument --hours: invalid' in run_tool_captured(*options, wrong).stderr
+    shown = run_tool_captured(*options, '0.0005')
+    assert 'An iteration was measured to take ' in shown.stdout, shown.stderr
+    assert re.search(r'Without --hours, the training would have [\d,]+ iterations', shown.stdout)
+    cfg = Config.fromfile(out)
+    assert cfg.train_cfg.type == 'IterBasedTrainLoop' and cfg.train_cfg.max_iters < 20
+    options = '--work-dir', tmp_path / 'work', '--cfg-options', 'model.backbone.init_cfg=None'
+    run_tool('train', out, *options, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2')
+    assert kept(tmp_path / 'work') == {'iter_2', 'best_coco_bbox_mAP_iter'}
+    again = run_tool_captured(*options, '0.0005')
+    assert again.returncode == 1 and 'exists already' in again.stderr
+
+
+METRICS = dict(
+    maskrcnn='coco_segm_mAP', retinanet='coco_bbox_mAP', imagenet='accuracy_top1', semfpn='mIoU'
+)
+
+
+@pytest.mark.parametrize('job', METRICS)
+def test_trainings_keep_the_best_and_the_last(job: str, run_tool, tmp_path: Path) -> None:
+    for split in ('train', 'val'):
+        annotate(tmp_path / 'coco' / f'{split}.json', tmp_path / 'coco' / 'images', 'images/')
+        image(tmp_path / 'semfpn' / 'images' / split / '7.png')
+        image(tmp_path / 'semfpn' / 'masks' / split / '7.png', labels=(0, 1, 2, 255))
+        image(tmp_path / 'imagenet' / split / 'cat' / '1.jpg')
+        image(tmp_path / 'imagenet' / split / 'dog' / '1.jpg')
+    data = tmp_path / job if (tmp_path / job).is_dir() else tmp_path / 'coco'
+    cfg, work_dir = written(run_tool, data, '--job', job), tmp_path / 'work'
+    unit, ends = 'epoch', 'train_cfg.max_epochs={}'
+    less = ['train_dataloader.dataset.indices=2']
+    if job == 'semfpn':
+        unit, ends, less = 'iter', 'train_cfg.max_iters={}', []
+    command = ['train', cfg.filename, '--work-dir', work_dir, '--auto-scale-lr', '--cfg-options']
+    command += [*less, 'model.backbone.init_cfg=None', 'train_cfg.val_interval=1']
+    command.append('default_hooks.checkpoint.interval=1')
+    run_tool(*command, ends.format(2))
+    assert kept(work_dir) == {f'{unit}_2', f'best_{METRICS[job]}_{unit}'}
+    run_tool(*command, ends.format(3), '--resume', '--reapply-settings')
+    assert kept(work_dir) == {f'{unit}_3', f'best_{METRICS[job]}_{unit}'}
+
+
+def kept(folder: Path) -> set[str]:
+    """Returns the names of checkpoints, without the time of the best one."""
+    names = [path.stem for path in folder.glob('*.pth')]
+    return {name.rpartition('_')[0] if name.startswith('best') else name for name in names}
 
 
 def test_refusals(run_tool, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mmhatnet.cli.screen import Screen
 from mmhatnet_cli.calls import command_line
 
 OF_SIZE = ('_s', '_m', '_l', '_s@1000', '_m@1000', '_l@1000')
-MOST_METRICS = 8
+MOST_METRICS, MOST_EPOCHS = 8, 50
 
 Lines = Callable[[Runner], Iterable[tuple[str, str]]]
 
@@ -46,7 +46,10 @@ class _ProgressHook(Hook):
 
 
 class TrainingProgress(_ProgressHook):
-    """Shows an overview, a line for each epoch or validation, and a summary."""
+    """Shows an overview, a line for each epoch or validation, and a summary.
+
+    Of more epochs than MOST_EPOCHS, those that are validated are shown.
+    """
 
     _finished = ''  # what the next line begins with
 
@@ -54,6 +57,9 @@ class TrainingProgress(_ProgressHook):
         self.begin(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
+        loop = runner.train_loop
+        if runner.val_loop and runner.max_epochs > MOST_EPOCHS and loop.val_interval > 1:
+            self._finished = ''
         self._show_epoch()
 
     def after_train_iter(
