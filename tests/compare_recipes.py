@@ -37,7 +37,7 @@ from mmhatnet.new_config.timing import seconds_per_iteration
 from mmhatnet.synthetic_data import COCO, SCALE, Canvas, annotate, fill, placed, save
 
 TOY = Path(__file__).parents[1] / 'configs' / 'toy' / 'retinanet_hatnet_toy.py'
-IMAGES, VALIDATION, SIZE = (12, 100, 400, 2000), 32, (256, 192)
+IMAGES, VALIDATION, SIZE = (12, 100, 400, 2000), 20, (256, 192)
 # Half the sides of objects in pixels, and how many are in an image.
 OBJECTS = dict(small=((5, 9), (3, 7)), large=((30, 60), (1, 4)))
 ARMS = ('before', 'after')
@@ -169,7 +169,7 @@ def config_of(arm: str, data: Path, folder: Path, minutes: float, start: str) ->
     if minutes:
         path.write_text(render_config(found, data, 'tiny', plan(facts, device)))
         taken = seconds_per_iteration(
-            shared(Config.fromfile(path), folder, start), clock=time.process_time
+            shared(Config.fromfile(path), folder, start), time.process_time, iterations=2
         )
         budget = Budget(minutes / 60 / (1 - SHARE_OF_VALIDATION), taken)
     path.write_text(render_config(found, data, 'tiny', plan(facts, device, budget)))
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='the folder of sets and results')
     parser.add_argument('--weights', help='a trained detector; it may be left out later')
     parser.add_argument('--start', choices=['detector', 'backbone', 'random'], default='detector')
-    parser.add_argument('--minutes', type=float, default=3, help='of a CPU thread for a training')
+    parser.add_argument('--minutes', type=float, default=1, help='of a CPU thread for a training')
     parser.add_argument('--images', type=int, nargs='+', default=IMAGES)
     parser.add_argument('--objects', nargs='+', choices=[*OBJECTS], default=[*OBJECTS])
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=ARMS)

@@ -170,9 +170,16 @@ def test_time_limits_a_training() -> None:
     assert plan(facts(), CPU, Budget(hours=1000, seconds=2)).iterations == pytest.approx(
         whole.iterations, rel=0.06
     )
-    hurried = plan(facts(2000), CPU, Budget(hours=0.1, seconds=9))  # less than an epoch
-    names = 'epochs', 'iterations', 'warm_up', 'validate_every'
-    assert values(hurried, *names) == (0, 32, 2, 32)
+
+
+def test_little_time_makes_smaller_images_and_batches() -> None:
+    names = 'epochs', 'iterations', 'image_size', 'batch_size'
+    large = facts(2000)  # It takes 480 pixels of 640, and less than an epoch.
+    assert values(plan(large, CPU, Budget(0.1, 9)), *names) == (0, 64, 480, 2)
+    small = facts(2000, share=0.03, longer=256, shorter=192)
+    assert values(plan(small, CPU), 'image_size', 'batch_size') == (640, 4)
+    assert values(plan(small, CPU, Budget(0.1, 9)), *names) == (0, 399, 256, 2)
+    assert values(plan(small, CPU, Budget(1, 9)), *names) == (0, 499, 512, 4)
 
 
 def test_every_setting_has_its_reason() -> None:

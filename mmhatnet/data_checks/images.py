@@ -27,6 +27,7 @@ MORE_PIXELS = (
 )
 # Larger images are decoded one after another, as each needs six bytes per pixel for a moment.
 LARGE, MOST_THREADS = 2**26, 16
+NOT_ARGUMENTS = ('type', '_scope_')  # in the settings of a transform
 # The quotient of the sides from which on resizing may fail, and the pixels after it.
 NARROW, MOST_RESIZED = 100, 2**28
 
@@ -181,7 +182,7 @@ def loader_of(job: Job) -> LoadImageFromFile | None:
     steps = job.settings.get('pipeline') or ()
     step = next((step for step in steps if type_name(step) == 'LoadImageFromFile'), None)
     try:
-        return LoadImageFromFile(**{k: v for k, v in step.items() if k != 'type'})
+        return LoadImageFromFile(**{k: v for k, v in step.items() if k not in NOT_ARGUMENTS})
     except Exception:  # building the pipeline reports wrong arguments best
         return None
 

@@ -190,6 +190,8 @@ def plan(facts: Facts, device: Device, budget: Budget | None = None) -> Recipe:
     most = _largest_batch(facts, device, size.value)
     batch = _batch_size(facts, device, size.value, most)
     wanted = wanted_iterations(facts, most)
+    if budget and budget.iterations < FEWEST:
+        size, batch, budget = _hurried(facts, size, batch, budget)
     iterations = min(wanted, budget.iterations) if budget else wanted
     an_epoch, epochs = math.ceil(facts.images / batch.value), 0
     if facts.job == 'semfpn' or (budget and iterations < FEW_EPOCHS * an_epoch):
@@ -201,7 +203,7 @@ def plan(facts: Facts, device: Device, budget: Budget | None = None) -> Recipe:
     reason = _reason_of_length(facts, batch.value, iterations, epochs)
     if budget:
         reason += (
-            f' An iteration was measured to take {budget.seconds:.2g} s, which leaves time for '
+            f' An iteration was measured to take about {budget.seconds:.2g} s, which leaves time for '
             f'{budget.iterations:,} within --hours {budget.hours:g}.'
         )
         if wanted > iterations:
@@ -230,6 +232,32 @@ def plan(facts: Facts, device: Device, budget: Budget | None = None) -> Recipe:
         narrowest=min(32, max(1, facts.narrowest)),
         notes=tuple(notes),
     )
+
+
+def _hurried(
+    facts: Facts, size: Setting, batch: Setting, budget: Budget
+) -> tuple[Setting, Setting, Budget]:
+    """Makes images smaller, and then batches, where a given time allows too few iterations.
+
+    Images are not made smaller than they are, and batches not smaller than two images. The time of
+    an iteration is in proportion to the pixels.
+    """
+    seconds, given = budget.seconds, _multiple(facts.longer.middle)
+    if facts.share and given < size.value:
+        scale = math.sqrt(budget.iterations / FEWEST)
+        smaller = max(given, _multiple(scale * size.value))
+        seconds *= (smaller / size.value) ** 2
+        size = Setting(
+            smaller,
+            f'Images of {size.value:,} pixels would fit the objects better than {smaller:,}, but '
+            f'leave time for {_counted(budget.iterations, "iteration")}.',
+        )
+    count = batch.value
+    while count > 2 and Budget(budget.hours, seconds).iterations < FEWEST / 1.5:
+        count, seconds = count // 2, seconds / 2
+    if count < batch.value:
+        batch = Setting(count, f'Batches of {batch.value} leave time for too few iterations.')
+    return size, batch, Budget(budget.hours, seconds)
 
 
 def wanted_iterations(facts: Facts, batch: int) -> int:
@@ -380,7 +408,8 @@ def _reason_of_length(facts: Facts, batch: int, iterations: int, epochs: int) ->
     if epochs:
         return f'{images}, {batch} at a time: {_counted(epochs, "epoch")} with {length}.'
     passes = iterations * batch / facts.images
-    return f'{images}, {batch} at a time: {length} pass over them {passes:,.3g} times.'
+    passes = round(passes, 2 if passes < 10 else None)
+    return f'{images}, {batch} at a time: {length} pass over them {passes:,} times.'
 
 
 def _learning_rate(job: Job, batch: int, iterations: int) -> Setting:

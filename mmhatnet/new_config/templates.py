@@ -25,7 +25,7 @@ param_scheduler = [
 ]
 {why_learning_rate}
 # With more GPUs than one, add --auto-scale-lr.
-optim_wrapper = dict(optimizer=dict(lr={learning_rate:g}), clip_grad=dict(max_norm=10))
+optim_wrapper = dict(optimizer=dict(lr={learning_rate:g}), clip_grad=dict({clip}max_norm=10))
 auto_scale_lr = dict(base_batch_size={batch_size})
 {why_validate_every}
 checkpoint = dict(interval={validate_every}, max_keep_ckpts=1, save_best={metric!r})
@@ -163,7 +163,8 @@ def render_config(
     if job == 'semfpn':
         counting = OF_SEGMENTORS
     filtered = FILTER if recipe.narrowest < 32 else ''
-    parts = dict(loading=LOADING, filter=filtered, **counting)
+    clip = '_delete_=True, ' if job == 'semfpn' else ''  # whose base has None
+    parts = dict(loading=LOADING, filter=filtered, clip=clip, **counting)
     text = CONFIG.replace('{rest}', TEMPLATES[job])
     for key, part in parts.items():
         text = text.replace(f'{{{key}}}', part)
