@@ -60,8 +60,8 @@ JOBS = dict(
     imagenet=Job(1e-3, 1024, 128, 32, 2000.0, 12, False, 'accuracy/top1'),
 )
 FEWEST = 500  # iterations
-# The inherited learning rates are for long trainings. Shorter ones get up to BOOST times as much.
-LONG, BOOST = 20_000, 4.0
+# The inherited learning rates are for long trainings. Shorter ones get up to HIGHEST times as much.
+LONG, HIGHEST = 20_000, 7.0
 WARM_UP, LONGEST_WARM_UP = 0.05, 500
 
 
@@ -413,15 +413,15 @@ def _reason_of_length(facts: Facts, batch: int, iterations: int, epochs: int) ->
 
 
 def _learning_rate(job: Job, batch: int, iterations: int) -> Setting:
-    boost = min(BOOST, max(1.0, math.sqrt(LONG / iterations))) if job.random_heads else 1.0
-    rate = job.rate * math.sqrt(batch / job.base_batch) * boost
+    factor, length = math.sqrt(batch / job.base_batch), math.sqrt(LONG / iterations)
     reason = (
         f'The inherited rate, {job.rate:g} for batches of {job.base_batch}, changes with the '
-        f'square root of the batch size, as is right for AdamW'
+        f'square root of the batch size'
     )
-    if boost > 1:
-        reason += f', and is {boost:.2g} times as high for {_counted(iterations, "iteration")}'
-    return Setting(float(f'{rate:.2g}'), f'{reason}.')
+    if job.random_heads and length > 1:
+        factor = max(factor, min(HIGHEST, factor * length))
+        reason += f', and is higher for less than {LONG:,} iterations'
+    return Setting(float(f'{job.rate * factor:.2g}'), f'{reason}.')
 
 
 def _validate_every(facts: Facts, batch: int, iterations: int, an_epoch: int) -> Setting:
