@@ -48,7 +48,7 @@ log_processor = dict(by_epoch=False)""",
 )
 OF_SEGMENTORS = dict(
     loop='train_cfg = dict(max_iters={iterations}, val_interval={validate_every})',
-    decay="dict(type='PolyLR', eta_min=0.0, power=0.9, begin={warm_up}, by_epoch=False),",
+    decay="dict(type='PolyLR', eta_min=0.0, power=0.9, by_epoch=False),",
     hooks='default_hooks = dict(checkpoint=checkpoint)',
 )
 LOADING = """{why_batch_size}

@@ -71,6 +71,16 @@ class ReliableTraining(Base):
             place_loop(built, self.order)
         return built
 
+    def scale_lr(self, *args: Any, **kwargs: Any) -> None:
+        """Scales the learning rate by the batch size, also where a batch sampler has it."""
+        loader = self._train_dataloader
+        try:
+            if getattr(loader, 'batch_size', 0) is None:  # as for MMDetection's batch samplers
+                self._train_dataloader = dict(batch_size=loader.batch_sampler.batch_size)
+            super().scale_lr(*args, **kwargs)
+        finally:
+            self._train_dataloader = loader
+
     def build_val_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """Builds a validation loop, whose workers leave signals to this process."""
         built: BaseLoop = super().build_val_loop(loop)
