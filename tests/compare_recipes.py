@@ -88,7 +88,9 @@ def make_set(folder: Path, objects: str, count: int, seed: int = 0) -> None:
         images, annotations = [], []
         for index in range(number):
             name = f'images/{objects}/{split}_{index:05d}.jpg'
-            image, things = draw(np.random.default_rng([seed, index, *f'{objects}{split}'.encode()]), objects)
+            image, things = draw(
+                np.random.default_rng([seed, index, *f'{objects}{split}'.encode()]), objects
+            )
             save(image, folder / name)
             images.append(dict(id=index + 1, file_name=name, width=SIZE[0], height=SIZE[1]))
             for thing in things:

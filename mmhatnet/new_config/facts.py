@@ -59,7 +59,7 @@ def _opened(files: Sequence[Path]) -> Iterable[tuple[int, int]]:
         try:
             with Image.open(path) as image:
                 yield image.size
-        except Exception:  # noqa: S112  each image library has errors of its own
+        except Exception:  # each image library has errors of its own
             continue
 
 

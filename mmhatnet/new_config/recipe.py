@@ -190,6 +190,7 @@ def plan(facts: Facts, device: Device, budget: Budget | None = None) -> Recipe:
     most = _largest_batch(facts, device, size.value)
     batch = _batch_size(facts, device, size.value, most)
     wanted = wanted_iterations(facts, most)
+    whole = wanted * budget.seconds / (1 - SHARE_OF_VALIDATION) / 3600 if budget else 0
     if budget and budget.iterations < FEWEST:
         size, batch, budget = _hurried(facts, size, batch, budget)
     iterations = min(wanted, budget.iterations) if budget else wanted
@@ -203,14 +204,13 @@ def plan(facts: Facts, device: Device, budget: Budget | None = None) -> Recipe:
     reason = _reason_of_length(facts, batch.value, iterations, epochs)
     if budget:
         reason += (
-            f' An iteration was measured to take about {budget.seconds:.2g} s, which leaves time for '
-            f'{budget.iterations:,} within --hours {budget.hours:g}.'
+            f' An iteration was measured to take about {budget.seconds:.2g} s, which leaves '
+            f'time for {budget.iterations:,} within --hours {budget.hours:g}.'
         )
         if wanted > iterations:
-            hours = wanted * budget.seconds / (1 - SHARE_OF_VALIDATION) / 3600
             notes.append(
                 f'Without --hours, the training would have {wanted:,} iterations, and take about '
-                f'{hours:.1f} hours.'
+                f'{whole:,.1f} hours.'
             )
     rate = _learning_rate(job, batch.value, iterations)
     warm_up = max(1, min(LONGEST_WARM_UP, round(WARM_UP * iterations)))
@@ -243,9 +243,9 @@ def _hurried(
     an iteration is in proportion to the pixels.
     """
     seconds, given = budget.seconds, _multiple(facts.longer.middle)
-    if facts.share and given < size.value:
-        scale = math.sqrt(budget.iterations / FEWEST)
-        smaller = max(given, _multiple(scale * size.value))
+    scale = math.sqrt(budget.iterations / FEWEST)
+    smaller = max(given, _multiple(scale * size.value))
+    if facts.share and smaller < size.value:
         seconds *= (smaller / size.value) ** 2
         size = Setting(
             smaller,

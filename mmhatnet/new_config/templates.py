@@ -31,7 +31,7 @@ auto_scale_lr = dict(base_batch_size={batch_size})
 checkpoint = dict(interval={validate_every}, max_keep_ckpts=1, save_best={metric!r})
 {hooks}
 """
-# A training counts epochs, or iterations: those of segmentors do, and those of less than some epochs.
+# A training counts epochs; or iterations, as a segmentor's does, and one of less than some epochs.
 EPOCHS = dict(
     loop='train_cfg = dict(max_epochs={epochs}, val_interval={validate_every})',
     decay="dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=True, "
