@@ -140,6 +140,7 @@ def test_weights_in_checkpoints_are_taken(run_tool_captured, toy_data, tmp_path:
     options = '--data', tmp_path, '--out', tmp_path / 'config.py'
     shown = run_tool_captured('new_config', *options)
     assert 'downloads the published weights once' in shown.stdout
+    assert 'no image is read' not in shown.stdout
     file = toy_data / 'checkpoints' / 'HAT-Net_Tiny.pth'
     file.parent.mkdir()
     file.touch()
