@@ -219,7 +219,7 @@ def test_the_report_counts_what_there_is_and_what_is_left_out(tmp_path: Path) ->
         r'Objects without an area are left out: 3, such as .*plain.txt, line 5', report
     )
     assert 'Label files without an image are left out: 1, such as labels/train/gone.txt.' in report
-    assert '1 images have no label file, and count as background.' in report
+    assert 'Images without a label file count as background: 1.' in report
     assert_equal(read(root), origin)
 
 
@@ -424,7 +424,7 @@ def test_masks_and_crowds_of_coco_stay(tmp_path: Path) -> None:
 def test_images_of_training_and_validation_are_noted(tmp_path: Path) -> None:
     write.yolo(tmp_path / 'data', make_origin(), val='images/train')
     report = made(tmp_path / 'data').report
-    assert re.search(r'6 images are there more than once, such as .* in train and val', report)
+    assert re.search(r'Images are there more than once: 6, such as .* in train and val', report)
 
 
 def test_test_images_validate_where_nothing_else_does(tmp_path: Path) -> None:

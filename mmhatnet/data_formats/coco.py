@@ -38,7 +38,7 @@ def read(root: Path, findings: Findings) -> DataFolder | None:
     images, splits, unchanged = Images(root), {}, {}
     for split, file in files.items():
         splits[split], place = file.read(root, split, images)
-        findings.notes += [f'{file.path}: {n:,} {text}.' for text, n in file.repairs.items()]
+        findings.notes += [f'{file.path}: {text}: {n:,}.' for text, n in file.repairs.items()]
         unchanged[split] = file.path, place
     if any(file.repairs for file in files.values()):
         unchanged = {}

@@ -100,7 +100,7 @@ class Conversion:
         ]
         ignored = sum(o.ignored for images in splits.values() for i in images for o in i.objects)
         if ignored:
-            lines.append(f'{ignored:,} objects are marked as crowds or difficult, and not judged.')
+            lines.append(f'Objects marked as crowds or difficult are not judged: {ignored:,}.')
         return '\n'.join(lines + self._findings.lines())
 
     def validation_images(self) -> Path:
@@ -163,7 +163,7 @@ def _with_validation(
     rest = splits.pop(None, [])
     if rest and splits:
         findings.notes.append(
-            f'{len(rest):,} images, such as {rest[0].path}, are in no split, and are left out.'
+            f'Images in no split are left out: {len(rest):,}, such as {rest[0].path}.'
         )
     elif rest:
         splits['train'] = rest
@@ -194,7 +194,7 @@ def _note_repeated(splits: dict[str, list[LabeledImage]], findings: Findings) ->
             places.setdefault(image.path, []).append(split)
     if twice := [path for path, where in places.items() if len(where) > 1]:
         findings.notes.append(
-            f'{len(twice):,} images are there more than once, such as {twice[0]} in '
+            f'Images are there more than once: {len(twice):,}, such as {twice[0]} in '
             f'{" and ".join(places[twice[0]])}. AP says little where images were trained with.'
         )
 

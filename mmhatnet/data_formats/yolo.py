@@ -167,7 +167,7 @@ def _require_labels(root: Path, splits: dict, findings: Findings) -> None:
             'images.'
         )
     if without:
-        findings.notes.append(f'{without:,} images have no label file, and count as background.')
+        findings.notes.append(f'Images without a label file count as background: {without:,}.')
     # Beside images there may be texts of other kinds.
     places = {file.parent for file in files if 'labels' in file.parts}
     texts = {path for place in places if place.is_dir() for path in place.glob('*.txt')}
