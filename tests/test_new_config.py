@@ -160,6 +160,7 @@ def test_hours(run_tool, run_tool_captured, tmp_path: Path) -> None:
         assert 'argument --hours: invalid' in run_tool_captured(*options, wrong).stderr
     shown = run_tool_captured(*options, '0.0005')
     assert 'An iteration was measured to take about ' in shown.stdout, shown.stderr
+    assert 'mmengine' not in shown.stdout + shown.stderr and shown.stdout.count('\n') < 40
     assert re.search(r'Without --hours, the training would have [\d,]+ iterations', shown.stdout)
     cfg = Config.fromfile(out)
     assert cfg.train_cfg.type == 'IterBasedTrainLoop' and cfg.train_cfg.max_iters < 20

@@ -1,6 +1,7 @@
 """Measures how long an iteration of a training takes."""
 
 import itertools
+import logging
 import time
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ from mmengine.device import get_device
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
+
+from mmhatnet.openmmlab.messages import messages_from
 
 ITERATIONS = 4
 
@@ -30,7 +33,10 @@ def seconds_per_iteration(
     cfg.model.backbone.init_cfg = None  # which would be downloaded
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+    with (
+        DefaultScope.overwrite_default_scope(cfg.get('default_scope')),
+        messages_from(logging.WARNING),
+    ):
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
         model = MODELS.build(cfg.model)
         model.init_weights()
