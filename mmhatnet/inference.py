@@ -3,6 +3,7 @@
 import copy
 import glob
 import inspect
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from mmhatnet.config_checks import (
 from mmhatnet.config_walk import build_unread, datasets_of
 from mmhatnet.data_checks.images import fault_of_shape, files_below, why_unreadable
 from mmhatnet.errors import ConfigError, DataError, ImageError
+from mmhatnet.openmmlab.messages import messages_from
 from mmhatnet.openmmlab.patches import apply_patches
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
@@ -80,8 +82,12 @@ def build_inferencer(
     if isinstance(checkpoint, str):
         checkpoint = Checkpoint(find_checkpoint(checkpoint) or checkpoint)
     init_default_scope(cfg.default_scope)
-    with build_errors_as_messages(cfg), warnings.catch_warnings():
-        # The weights are loaded below, where missing ones are refused.
+    # The weights are loaded below, where missing ones are refused.
+    with (
+        build_errors_as_messages(cfg),
+        warnings.catch_warnings(),
+        messages_from(logging.ERROR),
+    ):
         warnings.simplefilter('ignore')
         if cfg.default_scope == 'mmdet':
             from mmdet.apis import DetInferencer

@@ -17,15 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import warnings
-
     from rich.console import Console
 
     from mmhatnet import cli
     from mmhatnet.data_checks import check_data
 
     cfg = cli.load_config(args)
-    warnings.filterwarnings('ignore', module='mmdet')
     # Rich knows the width of terminals only.
     console = Console(width=None if sys.stdout.isatty() else 120)
     report = check_data(cfg, 'train', 'val', 'test', every=args.all, console=console)

@@ -57,7 +57,6 @@ def hours(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> None:
-    import warnings
     from pathlib import Path
 
     from rich.console import Console
@@ -70,7 +69,6 @@ def run(args: argparse.Namespace) -> None:
     if made.report:
         print(made.report)
     print('\n'.join([f'{args.out} trains {made.job} on {args.data}.', *made.recipe]))
-    warnings.filterwarnings('ignore', module='mmdet')
     # Rich knows the width of terminals only.
     console = Console(width=None if sys.stdout.isatty() else 120)
     report = check_data(cli.read_config(str(args.out)), 'train', 'val', console=console)

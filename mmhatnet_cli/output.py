@@ -1,7 +1,9 @@
 """What frameworks print stays off the screen."""
 
 import inspect
+import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,15 +21,28 @@ def is_by_package(frame: FrameType | None) -> bool:
     return name.partition('.')[0] in QUIET
 
 
+def is_of_package(file: str) -> bool:
+    """Returns whether a file of code is of a package in ``QUIET``."""
+    return bool(QUIET.intersection(re.split(r'[\\/]', file)))
+
+
 @contextmanager
 def hide_packages() -> Iterator[None]:
-    """Drops what the packages in ``QUIET`` print, until the context ends."""
-    stdout = sys.stdout
+    """Drops what the packages in ``QUIET`` print and warn of, until the context ends."""
+    stdout, show = sys.stdout, warnings.showwarning
+
+    def show_others(message: Warning | str, kind: type[Warning], file: str, *more) -> None:
+        # What code other than Python's own hands on, such as the screen of a training, is shown.
+        caller = inspect.currentframe().f_back.f_globals.get('__name__')
+        if caller != 'warnings' or not is_of_package(file):
+            show(message, kind, file, *more)
+
     sys.stdout = _WithoutPackages(stdout)
+    warnings.showwarning = show_others  # type: ignore[assignment]
     try:
         yield
     finally:
-        sys.stdout = stdout
+        sys.stdout, warnings.showwarning = stdout, show
 
 
 class _WithoutPackages:

@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import warnings
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from test_screen import run_as
 import mmhatnet
 from mmhatnet import HATNet, export
 from mmhatnet.benchmark import BACKBONES
-from mmhatnet.cli import load_config, read_config
+from mmhatnet.cli import Screen, load_config, read_config
 from mmhatnet.cli.train import resume_command
 from mmhatnet.errors import ConfigError
 from mmhatnet.new_config.templates import BASES
@@ -265,3 +266,19 @@ def test_what_frameworks_print_is_hidden(ended, monkeypatch) -> None:
     _, shown, _ = ended('flops', 'a.py')
     expected = ['own', 'rich.console', 'this file']
     assert shown.splitlines() == [f'text of {name}' for name in expected]
+
+
+def test_what_frameworks_warn_of_is_hidden(ended, monkeypatch) -> None:
+    """Such as "faster_coco_eval is not installed, metrics will not be computed"."""
+
+    def warn(args: Namespace) -> None:
+        for file in ('packages/mmdet/metric.py', 'own.py'):
+            warnings.warn_explicit(f'warning of {file}', UserWarning, file, 1)
+        with Screen(verbose=True):
+            warnings.warn_explicit('shown on request', UserWarning, 'packages/mmdet/metric.py', 2)
+
+    monkeypatch.setattr(command_of('flops'), 'run', warn)
+    with pytest.warns(UserWarning) as caught:
+        ended('flops', 'a.py')
+    expected = ['warning of own.py', 'shown on request']
+    assert [str(warning.message) for warning in caught] == expected
