@@ -251,6 +251,18 @@ def test_warnings_wait_for_the_overview_and_never_get_lost(capsys) -> None:
     assert capsys.readouterr().out == ''
 
 
+def test_a_model_that_finds_nothing(capsys) -> None:
+    """MMDetection calls it an error, and MMEngine says what it then leaves out."""
+    with Screen() as screen:
+        screen.show_held()
+        logger = MMLogger.get_current_instance()
+        logger.error('The testing results of the whole dataset is empty.')
+        logger.warning('Since `metrics` is an empty dict, the behavior to save is skipped')
+    (shown,) = capsys.readouterr().out.splitlines()
+    assert shown.startswith('warning  the model returns no detection for any image')
+    assert screen.hidden == 1
+
+
 def test_the_log_file_has_what_was_written_before_it(tmp_path: Path, capsys) -> None:
     with Screen() as screen:
         run_as('mmdet.datasets', 'print("Could not import OneDL.")')

@@ -25,7 +25,16 @@ else:
     Base = object
 
 PROGRESS = re.compile(r'(Epoch|Iter)\((train\)|test\).* eta: )')  # lines of MMEngine's LoggerHook
-NOISE = re.compile('deprecated|The prefix is not set in metric class|mlflow server is running')
+NOISE = re.compile(
+    'deprecated|The prefix is not set in metric class|mlflow server is running'
+    '|Since `metrics` is an empty dict'
+)
+# MMDetection's error, and what it means.
+EMPTY = 'The testing results of the whole dataset is empty.'
+FOUND_NOTHING = (
+    'the model returns no detection for any image, as all scores are below the score_thr of its '
+    'test_cfg: there is no AP.'
+)
 TABLE = re.compile(r'^[+|]', re.MULTILINE)
 LONG_LINE, MOST_ITEMS, MOST_LINES = 300, 3, 4
 LABEL = 9  # the width of the first column
@@ -182,7 +191,9 @@ class Screen:
             console (logging.Handler): What would write it to the screen.
         """
         text = record.getMessage()
-        if self.verbose or record.levelno >= logging.ERROR:
+        if text == EMPTY and self.first and not self.verbose:
+            self._print('warning', FOUND_NOTHING)
+        elif self.verbose or record.levelno >= logging.ERROR:
             self.pause()
             console.handle(record)
         elif record.levelno == logging.WARNING and NOISE.search(text):
