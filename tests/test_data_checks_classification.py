@@ -174,7 +174,8 @@ def test_folders_that_link_elsewhere_pass(check):
 def test_images_are_counted(check):
     counts = check(**NAMED).counts
     names = ('cat', 'dog', 'owl')
-    assert counts['Images'] == {f'{name}: {name}': dict(train=1, val=1) for name in names}
+    assert counts['Images'] == {name: dict(train=1, val=1) for name in names}
+    assert counts['Data']['images of a class'] == dict(train='1', val='1')
     assert counts['Data']['largest image'] == dict(train='16 x 12', val='16 x 12')
 
 

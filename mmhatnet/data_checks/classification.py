@@ -218,9 +218,13 @@ def _check_images(job: Job, paths: list[str], counts: dict) -> None:
     found = dict(folder=dataset.img_prefix, images=len(paths), classes=len(counts))
     refuse_narrow(job, sizes)
     most, least = (pick(counts.values(), default=0) for pick in (max, min))
-    found |= {'images of a class': f'{least:,} to {most:,}', 'images read': len(sizes)}
+    of_a_class = f'{least:,} to {most:,}' if least < most else f'{least:,}'
+    found |= {'images of a class': of_a_class, 'images read': len(sizes)}
     job.report.count('Data', job.split, found | size_rows(sizes.values()))
     if len(counts) <= 100:
-        names = [f': {name}' for name in dataset.CLASSES or ()] + [''] * len(counts)
-        named = {f'{key}{name}': counts[key] for key, name in zip(counts, names)}
+        names = [*(dataset.CLASSES or ()), *list(counts)[len(dataset.CLASSES or ()) :]]
+        named = {
+            str(key) if name == key else f'{key}: {name}': counts[key]
+            for key, name in zip(counts, names)
+        }
         job.report.count('Images', job.split, named)
