@@ -611,18 +611,23 @@ def test_files_of_others_are_never_replaced(tmp_path: Path) -> None:
     # What was written is replaced when the annotations change, but not where it was changed.
     file = root / OURS / 'train.json'
     (root / 'labels/train/plain.txt').write_text('0 .5 .5 .1 .1 .2 .1')
+    with pytest.raises(ConfigError, match='exists already, and would be another one'):
+        made(root)  # other objects have another recipe
+    config = tmp_path / 'data.py'
+    config.unlink()
     made(root)
     written = json.loads(file.read_text())
     assert len(read(root)['train']['plain.jpg']) == 1
     written['images'][0]['license'] = 1
     file.write_text(json.dumps(written))
     (root / 'labels/train/plain.txt').unlink()
+    text = config.read_text() + '# mine\n'
+    config.unlink()
     with pytest.raises(DataError, match='train.json would be replaced, and was changed'):
         made(root)
     assert json.loads(file.read_text()) == written
     # So is a config that was edited.
-    config = tmp_path / 'data.py'
-    config.write_text(text := config.read_text() + '# mine\n')
+    config.write_text(text)
     file.unlink()
     with pytest.raises(ConfigError, match='data.py exists already, and would be another one'):
         made(root)
