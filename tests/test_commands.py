@@ -244,6 +244,7 @@ def test_configs_of_the_package(tmp_path: Path, monkeypatch) -> None:
         'configs/retinanet_hatnet.py': 'this package has mmhatnet::retinanet_hatnet.py',
         'mmhatnet::retinanet_hatnt.py': 'this package has mmhatnet::retinanet_hatnet.py',
         'imagenet_hatnet_toy.py': 'this package has mmhatnet::toy/imagenet_hatnet_toy.py',
+        'mmhatnet::../setup.py': 'one of this package, such as mmhatnet::maskrcnn_hatnet.py',
         'mmhatnet::own.py': 'one of this package, such as mmhatnet::maskrcnn_hatnet.py',
     }.items():
         with pytest.raises(ConfigError, match=f'^There is no config {name}: .*{message}.$'):

@@ -11,6 +11,8 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
+from mmhatnet.errors import DataError
+from mmhatnet.new_config import write_config
 from mmhatnet.new_config.recipe import Device
 
 TRIANGLE, SIDE = [[1, 1, 9, 1, 9, 9]], 40
@@ -217,6 +219,47 @@ def test_refusals(run_tool, tmp_path: Path) -> None:
     (tmp_path / 'written').mkdir()
     (tmp_path / 'written' / 'config.py').touch()
     image(tmp_path / 'val' / 'cat' / '1.jpg')
+    with pytest.raises(SystemExit, match='has images of cat alone: add a folder of another'):
+        written(run_tool, tmp_path)
+    image(tmp_path / 'train' / 'dog' / '1.jpg')
     with pytest.raises(SystemExit, match='exists already, and would be another one'):
         written(run_tool, tmp_path)
     assert not (tmp_path / 'written' / 'config.py').read_text()
+    for name in ('config', 'config.json'):
+        with pytest.raises(SystemExit, match=r'the name of a config ends with \.py'):
+            run_tool('new_config', '--data', tmp_path, '--out', tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_names_in_braces_stay(tmp_path: Path) -> None:
+    names, root = ['{{ fileDirname }}', "{x} '%s'", '{{$HOME:x}}'], tmp_path / '{{_base_.model}}'
+    for split in ('train', 'val'):
+        for name in names:
+            image(root / split / name / '1.jpg')
+    write_config(root, tmp_path / 'config.py', None, 'tiny', None)
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    assert sorted(cfg.classes) == sorted(names)
+    assert cfg.train_dataloader.dataset.data_root == f'{root}/'
+
+
+def change(file: Path, **values: object) -> None:
+    content = json.loads(file.read_text())
+    for thing in content['annotations']:
+        thing.update(values)
+    file.write_text(json.dumps(content))
+
+
+def test_crowds_alone_are_nothing_to_train_with(tmp_path: Path) -> None:
+    for split in ('train', 'val'):
+        annotate(tmp_path / f'{split}.json', tmp_path / 'images', 'images/')
+        change(tmp_path / f'{split}.json', iscrowd=1)
+    with pytest.raises(DataError, match=r'no objects to train with.* All of them are marked'):
+        write_config(tmp_path, tmp_path / 'config.py', None, 'tiny', None)
+
+
+def test_objects_count_as_far_as_they_are_in_the_image(tmp_path: Path) -> None:
+    for split in ('train', 'val'):
+        annotate(tmp_path / f'{split}.json', tmp_path / 'images', 'images/')
+        change(tmp_path / f'{split}.json', bbox=[-30, -30, 50, 50], segmentation=[], area=2500)
+    made = write_config(tmp_path, tmp_path / 'config.py', 'retinanet', 'tiny', None)
+    assert 'half at most 20.' in ' '.join(made.recipe)

@@ -43,7 +43,10 @@ class Conversion:
         _note_repeated(self.splits, findings)
         objects = [o for images in self.splits.values() for i in images for o in i.objects]
         outlined = sum(o.outline is not None for o in objects)
-        if not any(image.objects for image in self.splits['train']):
+        trained = [thing for image in self.splits['train'] for thing in image.objects]
+        if all(thing.ignored for thing in trained):
+            if trained:
+                findings.notes.append('All of them are marked as crowds or difficult.')
             why = ' '.join(findings.lines())
             raise DataError(f'{root}: the training images have no objects to train with. {why}')
         self.masks = 2 * outlined > len(objects) if masks is None else masks

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmhatnet.data_formats.contents import LabeledImage, LabeledObject
 from mmhatnet.data_formats.files import IMAGES
 from mmhatnet.new_config.recipe import Device, Facts, Quantiles
 
@@ -30,7 +31,7 @@ def gather_facts(found: dict, root: Path, arch: str) -> Facts:
         splits = found['conversion'].splits
         images = [image for image in splits['train'] if image.objects]  # others are left out
         shares = [
-            math.sqrt(max(0.0, thing.box[2] * thing.box[3])) / max(image.width, image.height)
+            _side(thing, image) / max(image.width, image.height)
             for image in images
             for thing in image.objects
             if not thing.ignored
@@ -43,6 +44,16 @@ def gather_facts(found: dict, root: Path, arch: str) -> Facts:
     files, others = (_files(root / parts[s], found.get('suffixes')) for s in ('train', 'val'))
     sizes = list(_opened(files))
     return Facts(**named, images=max(1, len(files)), validation=len(others), **_sizes(sizes))
+
+
+def _side(thing: LabeledObject, image: LabeledImage) -> float:
+    """Returns the side of an object in pixels, of the part that is in the image."""
+    left, top, width, height = thing.box
+    within = (
+        min(start + length, end) - max(start, 0)
+        for start, length, end in ((left, width, image.width), (top, height, image.height))
+    )
+    return math.sqrt(math.prod(max(0.0, length) for length in within))
 
 
 def _files(folder: Path, suffixes: tuple[str, str] | None) -> list[Path]:

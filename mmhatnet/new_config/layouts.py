@@ -96,10 +96,13 @@ def classification(root: Path, **_: object) -> dict | None:
     if not classes:
         return None
     hint = 'to validate, move a fifth of the images of each class to val/CLASS'
+    parts = splits(root, root, places, hint)
+    if len(classes) < 2:
+        raise DataError(f'{train} has images of {classes[0]} alone: add a folder of another class.')
     return dict(
         job='imagenet',
         classes=classes,
-        parts=splits(root, root, places, hint),
+        parts=parts,
         topk=(1, 5) if len(classes) > 5 else (1,),
     )
 

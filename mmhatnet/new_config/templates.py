@@ -176,6 +176,8 @@ def render_config(
         **settings,
         **found,
     )
+    # MMEngine replaces names in double braces, which are in names of the user alone.
+    text = text.replace('{{', r'{\x7b')
     return FormatCode(text, style_config=dict(based_on_style='pep8', column_limit=WIDTH))[0]
 
 

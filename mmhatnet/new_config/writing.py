@@ -50,9 +50,12 @@ def write_config(  # noqa: PLR0913, PLR0917  an argument for each option
             measured. Defaults to None, for as long as the data are worth.
 
     Raises:
-        ConfigError: If there is another file, or it cannot be written.
+        ConfigError: If there is another file, its name is none of a config, or it cannot be
+            written.
         DataError: If the data cannot be used.
     """
+    if out.suffix != '.py':
+        raise ConfigError(f'--out {out}: the name of a config ends with .py.')
     try:
         found = read_layout(data, job, names=names)
     except OSError as error:

@@ -7,6 +7,7 @@ in the registries of X. mmhatnet has none: its configs name modules of mmdet, mm
 according to their ``default_scope``.
 """
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +50,7 @@ def config_path(name: str) -> str:
     if not path.is_file() and path.parent.name == 'toy':
         # Projects inherit these configs by their earlier names, which lack the suffix.
         path = path.with_stem(f'{path.stem}_toy')
-    if not path.is_file():
+    if not path.is_file() or not Path(os.path.normpath(path)).is_relative_to(folder):
         raise FileNotFoundError(f'mmhatnet has no config {name!r} in {folder}.')
     return str(path)
 
