@@ -174,6 +174,12 @@ def test_time_limits_a_training() -> None:
     )
 
 
+def test_plenty_of_time_changes_nothing() -> None:
+    for images in (1, 5, 412):
+        recipe, timed = plan(facts(images), CPU), plan(facts(images), CPU, Budget(1e9, 1))
+        assert timed.epochs.value == recipe.epochs.value and timed.notes == recipe.notes
+
+
 def test_little_time_makes_smaller_images_and_batches() -> None:
     names = 'epochs', 'iterations', 'image_size', 'batch_size'
     large = facts(2000)  # It takes 480 pixels of 640, and less than an epoch.

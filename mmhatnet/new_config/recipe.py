@@ -198,8 +198,9 @@ def plan(facts: Facts, device: Device, budget: Budget | None = None) -> Recipe:
     if facts.job == 'semfpn' or (budget and iterations < FEW_EPOCHS * an_epoch):
         an_epoch = 1
     else:
-        to_whole = math.floor if budget else math.ceil
-        epochs = max(1, to_whole(iterations / an_epoch))
+        epochs = math.ceil(wanted / an_epoch)
+        if budget:
+            epochs = max(1, min(epochs, budget.iterations // an_epoch))
         iterations = epochs * an_epoch
     reason = _reason_of_length(facts, batch.value, iterations, epochs)
     if budget:
@@ -207,7 +208,7 @@ def plan(facts: Facts, device: Device, budget: Budget | None = None) -> Recipe:
             f' An iteration was measured to take about {budget.seconds:.2g} s, which leaves '
             f'time for {budget.iterations:,} within --hours {budget.hours:g}.'
         )
-        if wanted > iterations:
+        if wanted > budget.iterations:
             notes.append(
                 f'Without --hours, the training would have {wanted:,} iterations, and take about '
                 f'{whole:,.1f} hours.'
