@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from PIL import Image
 
@@ -143,6 +144,8 @@ def test_weights_in_checkpoints_are_taken(run_tool_captured, toy_data, tmp_path:
     shown = run_tool_captured('new_config', *options)
     assert 'downloads the published weights once' in shown.stdout
     assert 'no image is read' not in shown.stdout
+    if not torch.cuda.is_available():
+        assert 'many hours: --hours 2 fits' in ' '.join(shown.stdout.split())
     file = toy_data / 'checkpoints' / 'HAT-Net_Tiny.pth'
     file.parent.mkdir()
     file.touch()

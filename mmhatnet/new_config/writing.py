@@ -83,6 +83,8 @@ def write_config(  # noqa: PLR0913, PLR0917  an argument for each option
             f'{out} cannot be written ({error.strerror}): name another file with --out.'
         ) from error
     how = [recipe.epochs.reason, recipe.image_size.reason, *recipe.notes, weights]
+    if hours is None and not device.memory:
+        how.append('Without a GPU this can take many hours: --hours 2 fits it into two.')
     if conversion:
         return NewConfig(found['job'], conversion.report(), conversion.validation_images(), how)
     return NewConfig(found['job'], '', data / (found.get('images') or found['parts'])['val'], how)
