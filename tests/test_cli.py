@@ -186,8 +186,8 @@ def test_an_error_inside_a_users_class_keeps_its_traceback(error: type) -> None:
 TOOLS = [path.stem for path in CONFIGS.parent.glob('tools/*.py')]
 # Arguments that are text, but name no file or folder.
 OF_NO_FILE = {
-    *('backbones', 'cfg_options', 'classes', 'device', 'experiment', 'local_rank', 'measure'),
-    'tracker',
+    *('backbones', 'cfg_options', 'classes', 'device', 'experiment', 'host', 'local_rank'),
+    *('measure', 'tracker'),
     *('json',),  # a name in the folder --docs
 }
 

@@ -234,7 +234,7 @@ class Predictor:
         """
         with TemporaryDirectory(dir=self.folder) as folder:
             place = Path(folder)
-            outputs = Outputs(self.inferencer, self.scope, place, place / 'new', -1, False)
+            outputs = Outputs(self.inferencer, self.scope, place, place / 'new', -1, False, 0)
             results = outputs.results(image, 'label_map', sample)
             file = place / 'labels' / 'label_map.png'
             label_map = file.read_bytes() if file.exists() else b''
