@@ -239,7 +239,7 @@ def test_configs_of_the_package(tmp_path: Path, monkeypatch) -> None:
     args = parser().parse_args(['mmhatnet::retinanet_hatnet.py'])
     cfg = load_config(args)
     assert cfg.model.type == 'RetinaNet' and cfg.work_dir == 'work_dirs/retinanet_hatnet'
-    assert Path(args.config) == ROOT / 'configs' / 'retinanet_hatnet.py'
+    assert Path(args.config).samefile(ROOT / 'configs' / 'retinanet_hatnet.py')
     for name, message in {
         'configs/retinanet_hatnet.py': 'this package has mmhatnet::retinanet_hatnet.py',
         'mmhatnet::retinanet_hatnt.py': 'this package has mmhatnet::retinanet_hatnet.py',

@@ -433,9 +433,10 @@ def test_two_browsers_and_a_file_that_is_no_image(
 
 
 SCRIPT = """
-import tempfile
+import signal, tempfile
 from mmhatnet_cli import main
 tempfile.tempdir = None  # the process was forked from one that may have chosen it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
 main()
 """
 
