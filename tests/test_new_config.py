@@ -201,6 +201,10 @@ def test_trainings_keep_the_best_and_the_last(job: str, run_tool, tmp_path: Path
     command.append('default_hooks.checkpoint.interval=1')
     if job == 'retinanet':  # Of no detections there would be no AP.
         command.append('model.test_cfg.score_thr=0')
+    if job == 'maskrcnn':  # Those of random weights take minutes.
+        command.append('model.train_cfg.rpn_proposal.max_per_img=20')
+        command.append('model.train_cfg.rcnn.sampler.num=8')
+        command.append('model.test_cfg.rpn.max_per_img=20')
     run_tool(*command, ends.format(2))
     assert kept(work_dir) == {f'{unit}_2', f'best_{METRICS[job]}_{unit}'}
     run_tool(*command, ends.format(3), '--resume', '--reapply-settings')
