@@ -145,7 +145,7 @@ def read_sample(
 
     def attempt(path: str) -> object:
         try:
-            with alone if _is_large(path) else nullcontext():
+            with alone if has_more_pixels(path, LARGE) else nullcontext():
                 return read(path)
         except Exception as error:  # each image library has errors of its own
             return error
@@ -167,10 +167,11 @@ def read_sample(
     return {path: one for path, one in found.items() if not isinstance(one, Exception)}
 
 
-def _is_large(path: str) -> bool:
+def has_more_pixels(path: str, number: int) -> bool:
+    """Returns whether the header of an image states more pixels than a number."""
     try:
         with Image.open(path) as image:
-            return image.width * image.height > LARGE
+            return image.width * image.height > number
     except Image.DecompressionBombError:
         return True
     except Exception:  # loaders may know more formats

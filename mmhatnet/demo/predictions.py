@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmhatnet.data_checks.images import has_more_pixels
 from mmhatnet.errors import ImageError, printable
 from mmhatnet.inference import ImageLoader, LoadedImage, predict_loaded
 from mmhatnet.prediction.coco import Numbered, with_ids
@@ -198,7 +199,10 @@ class Predictor:
         return key
 
     def _predict(self, path: str, name: str) -> Prediction:
-        if _is_large(path):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            is_large = has_more_pixels(path, MOST_PIXELS)
+        if is_large:
             raise ImageError(
                 f'has more pixels than the {MOST_PIXELS:,} that this page takes: make it smaller, '
                 'or use mmhatnet predict'
@@ -284,19 +288,6 @@ class Predictor:
             for name, count in sorted(result['pixels'].items(), key=lambda item: -item[1])
         ]
         return label_map, _encoded('.png', self.colors[small][..., ::-1]), legend
-
-
-def _is_large(path: str) -> bool:
-    """Returns whether the header of an image states more pixels than the page takes."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.width * image.height > MOST_PIXELS
-    except Image.DecompressionBombError:
-        return True
-    except Exception:  # the reason is found when the image is loaded
-        return False
 
 
 def as_json(content: object) -> bytes:
