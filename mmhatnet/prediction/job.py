@@ -237,10 +237,9 @@ class Share:
 
     def _record(self, image: LoadedImage, sample: object) -> None:
         name = self.names[image.path]
-        facts = self.outputs.facts(sample)
-        results = self.outputs.results(image, name, sample)
+        record = self.outputs.record(image, name, sample)
         self.outputs.write_visualization(image, name, sample)
-        self.writer.add(image=image.path, size=image.size, **facts, results=results)
+        self.writer.add(**record)
 
     def _frames(self, path: str, fps: float, stated: int) -> Iterator[int]:
         """Predicts the frames of a video, and yields how many after each batch.
@@ -257,18 +256,9 @@ class Share:
                 for group in by_size(batch):
                     for image, sample in zip(group, self._predict(group)):
                         of_frame = f'{name}{image.path.removeprefix(path)}'
-                        facts = self.outputs.facts(sample)
-                        results = self.outputs.results(image, of_frame, sample)
+                        record = self.outputs.record(image, of_frame, sample)
                         show(image, sample)
-                        size = image.size
-                        self.writer.add(
-                            video=path,
-                            frame=number,
-                            image=image.path,
-                            size=size,
-                            **facts,
-                            results=results,
-                        )
+                        self.writer.add(video=path, frame=number, **record)
                         number += 1
                 yield len(batch)
             if number == 0:

@@ -52,9 +52,14 @@ class Outputs:
         self.visualizer.add_image = self._keep
         warnings.filterwarnings('ignore', 'Warning: The (bbox|polygon) is out of bounds')
 
-    def facts(self, sample: object) -> dict[str, float | None]:
-        """Returns what a record has besides the results: the highest score of a detector."""
-        return dict(highest=highest_score(sample)) if self.scope == 'mmdet' else {}
+    def record(self, image: LoadedImage, name: str, sample: object) -> dict[str, object]:
+        """Returns the record of an image, with its results and the highest score of a detector.
+
+        Args and errors are those of ``results``, which removes boxes below the minimum score.
+        """
+        highest = dict(highest=highest_score(sample)) if self.scope == 'mmdet' else {}
+        results = self.results(image, name, sample)
+        return dict(image=image.path, size=image.size, **highest, results=results)
 
     def results(self, image: LoadedImage, name: str, sample: object) -> list[dict]:
         """Returns the results of an image, and writes the label map of a segmentor.
