@@ -4,7 +4,6 @@ import base64
 import html
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from html.parser import HTMLParser
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM
 from mmengine.evaluator import BaseMetric
 from mmengine.structures import InstanceData, PixelData
 from predicting import random_job
@@ -32,9 +32,6 @@ from mmhatnet.report.page import render
 from mmhatnet.report.parts import Section, Table
 from mmhatnet.report.segmentation import SegmentationCollector
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None
-)
 NO_WORKERS = [
     f'{split}_dataloader.{setting}'
     for split in ('train', 'val', 'test')

@@ -39,9 +39,9 @@ from mmhatnet.report.parts import (
     lowest_first,
     shortened,
 )
+from mmhatnet.shown import MOST_SHOWN
 
 MOST_IMAGES = 10_000  # whose predictions are kept
-MOST_BOXES = 30  # in one view
 MOST_LINES = 100  # of classes in a chart
 SCORE = 0.3  # the threshold where no detection is right, as that of `mmhatnet predict`
 SIZES = [0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, np.inf]
@@ -354,13 +354,13 @@ class _Drawer:
         found, right = (sum(flag for _, flag in shown) for shown in (objects, detections))
         note = f'objects found: {found} of {len(objects)}; detections right: {right} of '
         note += f'{len(detections)}'
-        if len(detections) > MOST_BOXES:
-            note += f', of which the {MOST_BOXES} with the highest scores are shown'
+        if len(detections) > MOST_SHOWN:
+            note += f', of which the {MOST_SHOWN} with the highest scores are shown'
         loaded = read(path)
         if loaded is None:
             return Example(path, note, [])
         pixels, size = loaded
-        views = (('truth', objects), ('prediction', detections[:MOST_BOXES]))
+        views = (('truth', objects), ('prediction', detections[:MOST_SHOWN]))
         return Example(
             *(path, note),
             [
