@@ -494,7 +494,6 @@ def test_a_report_that_fails_does_not_fail_the_training(train, monkeypatch, caps
     def fail(*args: object) -> None:
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('mmhatnet.report.page.render', fail)
     monkeypatch.setattr('mmhatnet.report.writing.render', fail)
     report = train('imagenet')
     message = (
